@@ -1,0 +1,1 @@
+//! The ACPI DMAR table: reader, builder, lint and scope resolution.

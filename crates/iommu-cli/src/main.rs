@@ -1,0 +1,3 @@
+//! The host tool `iommu`.
+
+fn main() {}

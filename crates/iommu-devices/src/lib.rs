@@ -1,0 +1,1 @@
+//! Emulated PCI functions over a bus trait.

@@ -1,0 +1,1 @@
+//! The DMA API over any address space, and the lesser IOMMUs.

@@ -1,0 +1,1 @@
+//! PCI topology, DMA aliases, ACS and IOMMU groups with reasons.

@@ -1,0 +1,1 @@
+//! Allocators for I/O virtual addresses.

@@ -1,0 +1,1 @@
+//! Map, unmap and walk translation tables of both stages.

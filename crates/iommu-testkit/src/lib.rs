@@ -1,0 +1,1 @@
+//! Sparse memory, raw table builders and a naive oracle for tests.

@@ -1,0 +1,52 @@
+//! The one thing the DMA API needs of an IOMMU: an address space that maps and unmaps.
+
+use crate::access::Perms;
+use crate::address::{HostPhys, Iova};
+use crate::range::AddrRange;
+
+/// An unmap that was refused before anything changed; the lease comes back.
+#[derive(Debug)]
+pub struct UnmapRefused<E, L> {
+    /// Why.
+    pub error: E,
+    /// What the caller had handed in.
+    pub lease: L,
+}
+
+/// An I/O virtual address space that devices are attached to.
+///
+/// [`Self::unmap`] takes the caller's *lease* on the addresses (whatever stands for the right to use them) and
+/// returns it only through [`Self::flush`], once the hardware has confirmed that no device can use the old
+/// translation. A pending unmap that is dropped keeps addresses and table pages out of circulation for ever:
+/// a leak is safe, early reuse is not.
+pub trait AddressSpace {
+    /// Why mapping or unmapping failed.
+    type Error: core::error::Error;
+    /// An unmap whose invalidation is not yet confirmed; owns the lease and the freed table pages.
+    type Pending<L>;
+
+    /// The addresses this space can translate.
+    fn aperture(&self) -> AddrRange<Iova>;
+
+    /// Maps `len` bytes from `iova` to `phys`; all three are multiples of 4 KiB.
+    ///
+    /// On return devices can use the mapping.
+    ///
+    /// # Errors
+    /// Overlap with an existing mapping, misalignment, addresses out of reach, memory for tables; nothing is
+    /// mapped then.
+    fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), Self::Error>;
+
+    /// Removes the mappings in `range` from the tables. Devices may use them until [`Self::flush`] succeeds.
+    ///
+    /// # Errors
+    /// [`UnmapRefused`] if the range does not consist of whole mappings; nothing changed then.
+    fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<Self::Pending<L>, UnmapRefused<Self::Error, L>>;
+
+    /// Waits until no device can use what was unmapped, frees table pages, returns the lease.
+    ///
+    /// # Errors
+    /// The hardware did not confirm: the pending unmap comes back inside the error and the memory must be
+    /// treated as reachable by devices.
+    fn flush<L>(&self, pending: Self::Pending<L>) -> Result<L, (Self::Error, Self::Pending<L>)>;
+}

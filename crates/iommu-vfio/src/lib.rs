@@ -1,0 +1,1 @@
+//! Containers, groups and devices: VFIO over the software platform.

@@ -1,0 +1,1 @@
+//! A machine in software: units, memory, functions and a PCI fabric.

@@ -1,0 +1,1 @@
+//! A driver for Intel VT-d remapping units.

@@ -1,0 +1,1 @@
+//! One VT-d remapping unit in software.

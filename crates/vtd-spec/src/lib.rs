@@ -1,0 +1,1 @@
+//! Registers, structures, descriptors and fault reasons of Intel VT-d.
