@@ -1,2 +1,79 @@
-//! Development tasks.
-fn main() {}
+//! Development tasks of Portcullis, started as `cargo xtask <task>`.
+//!
+//! `test` is the one to know: it runs every check and judge that this machine can run, and ends with a table of
+//! what ran, what was skipped and why. Nothing outside `target/` is written and no root is needed.
+
+mod bench;
+mod iasl;
+mod layers;
+mod no_std;
+mod rehearsal;
+mod report;
+mod samples;
+mod suite;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of Portcullis")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run the checks, tests and judges; the default takes under ten minutes on two cores
+    Test {
+        /// Everything; a judge that has to be skipped is a failure
+        #[arg(long)]
+        full: bool,
+        /// As --full, with the long forms of property tests
+        #[arg(long)]
+        nightly: bool,
+    },
+    /// Compare our code with its peers, pair by pair in one process
+    Bench {
+        /// Write the rows to this file as JSON
+        #[arg(long, value_name = "FILE")]
+        json: Option<String>,
+        /// Fewer pairs: a smoke test of the benchmarks, not a measurement
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Check that dependencies point down through the layers
+    Layers,
+    /// Check that the layers below std build without it
+    NoStd,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().task {
+        Task::Test { full, nightly } => suite::run(suite::Depth::from_flags(full, nightly)),
+        Task::Bench { json, quick } => bench::run(json.as_deref(), quick),
+        Task::Layers => single("layers", layers::check()),
+        Task::NoStd => single("no_std", no_std::check()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one check outside the suite.
+fn single(name: &str, outcome: report::Outcome) -> Result<(), String> {
+    match outcome {
+        report::Outcome::Passed { detail, .. } => {
+            println!("{name}: {detail}");
+            Ok(())
+        }
+        report::Outcome::Failed(why) => Err(format!("{name}: {why}")),
+        report::Outcome::Skipped(why) => Err(format!("{name}: skipped: {why}")),
+    }
+}

@@ -1,0 +1,38 @@
+//! Our code against its peers.
+//!
+//! Every row runs both sides in this process, alternating batch by batch. Times on a shared machine wander by
+//! half and more between runs; the ratios do not.
+
+mod pair;
+mod row;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+#[command(name = "bench", about = "Compare our code with its peers")]
+struct Arguments {
+    /// Write the rows to this file as a JSON array
+    #[arg(long, value_name = "FILE")]
+    json: Option<std::path::PathBuf>,
+    /// Fewer pairs: shows that the benchmarks run, measures nothing
+    #[arg(long)]
+    quick: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let rows: Vec<row::Row> = Vec::new();
+    row::print(&rows);
+    match arguments
+        .json
+        .map(|file| std::fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap_or_default()))
+    {
+        Some(Err(why)) => {
+            eprintln!("the rows cannot be written: {why}");
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}

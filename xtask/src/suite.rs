@@ -1,0 +1,135 @@
+//! The test command: every check in order, cheap ones first.
+
+use crate::report::{Outcome, Report};
+use crate::tools::{cargo, output};
+use crate::{bench, iasl, layers, no_std, rehearsal, samples};
+
+/// How much to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Depth {
+    /// Under ten minutes on two cores; what cannot run here is skipped and said.
+    Default,
+    /// Everything; a skipped judge fails.
+    Full,
+    /// Everything, with long property tests.
+    Nightly,
+}
+
+impl Depth {
+    /// The depth that the command line asks for.
+    pub(crate) fn from_flags(full: bool, nightly: bool) -> Self {
+        match (full, nightly) {
+            (_, true) => Self::Nightly,
+            (true, false) => Self::Full,
+            (false, false) => Self::Default,
+        }
+    }
+}
+
+/// Runs the suite and prints its table.
+pub(crate) fn run(depth: Depth) -> Result<(), String> {
+    let mut report = Report::new(depth >= Depth::Full);
+    report.check("format", 1, || command(&["fmt", "--all", "--check"], "rustfmt agrees"));
+    report.check("layers", 30, layers::check);
+    report.check("lints", 1, || {
+        command(
+            &[
+                "clippy",
+                "--quiet",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+            "clippy has no warning",
+        )
+    });
+    report.check("tests", 300, || tests(&["test", "--workspace", "--all-targets"], depth));
+    report.check("documentation examples", 8, || {
+        tests(&["test", "--workspace", "--doc"], depth)
+    });
+    report.check("documentation", 1, documentation);
+    report.check("no_std", 9, no_std::check);
+    report.check("build of the tool", 1, || {
+        command(
+            &["build", "--quiet", "--release", "--bin", "iommu"],
+            "target/release/iommu",
+        )
+    });
+    report.check("rehearsal on the sample", 1, rehearsal::check);
+    report.check("real tables", 60, samples::check);
+    report.check("iasl on tables", 2, iasl::check);
+    if depth >= Depth::Full {
+        report.check("benchmarks run", 1, || match bench::run(None, true) {
+            Ok(()) => Outcome::passed(1, "all rows measured (quick form)"),
+            Err(why) => Outcome::Failed(why),
+        });
+    }
+    report.finish()
+}
+
+/// A cargo command that passes by its exit status.
+fn command(arguments: &[&str], detail: &str) -> Outcome {
+    match output(&mut cargo(arguments)) {
+        Ok(_) => Outcome::passed(1, detail),
+        Err(why) => Outcome::Failed(why),
+    }
+}
+
+/// Test binaries of cargo; counts what passed.
+fn tests(arguments: &[&str], depth: Depth) -> Outcome {
+    let mut command = cargo(arguments);
+    if depth == Depth::Nightly {
+        command.env("PROPTEST_CASES", "4096");
+    }
+    let text = match output(&mut command) {
+        Ok(text) => text,
+        Err(why) => return Outcome::Failed(why),
+    };
+    let (passed, ignored) = count(&text);
+    if ignored > 0 {
+        return Outcome::Failed(format!("{ignored} tests are ignored: a test runs or does not exist"));
+    }
+    Outcome::passed(passed, format!("{passed} tests passed"))
+}
+
+/// Sums up the `test result:` lines: passed and ignored.
+fn count(text: &str) -> (usize, usize) {
+    let number_before = |line: &str, word: &str| {
+        line.split([';', '.'])
+            .find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<usize>().ok())
+            .unwrap_or(0)
+    };
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("test result: ok."))
+        .fold((0, 0), |sum, line| {
+            (
+                sum.0 + number_before(line, "passed"),
+                sum.1 + number_before(line, "ignored"),
+            )
+        })
+}
+
+/// Builds all documentation; a broken link is an error.
+fn documentation() -> Outcome {
+    let mut command = cargo(&["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]);
+    command.env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private-intra-doc-links");
+    match output(&mut command) {
+        Ok(_) => Outcome::passed(1, "no broken link"),
+        Err(why) => Outcome::Failed(why),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::count;
+
+    #[test]
+    fn results_of_several_binaries_add_up() {
+        let text = "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out\n\
+                    running 3 tests\n\
+                    test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(count(text), (15, 1));
+    }
+}
