@@ -397,3 +397,6 @@ impl Write<'_> {
         u16::from_le_bytes([byte(at), byte(at + 1)])
     }
 }
+
+#[cfg(test)]
+mod tests;

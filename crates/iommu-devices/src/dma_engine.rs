@@ -422,3 +422,6 @@ fn factorial(n: u32) -> u32 {
     }
     (1..=n).fold(1, u32::wrapping_mul)
 }
+
+#[cfg(test)]
+mod tests;

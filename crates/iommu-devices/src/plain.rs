@@ -80,3 +80,46 @@ impl Function for PlainFunction {
         self.memory = Default::default();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iommu_groups::pci::{PortType, header};
+    use iommu_types::Iova;
+
+    use super::*;
+    use crate::bus::{DmaError, DmaErrorKind, NoBus};
+    use crate::config::Bar;
+
+    #[test]
+    fn bars_are_memory_up_to_a_limit() {
+        let config = ConfigSpace::function(1, 2)
+            .bar(0, Bar::memory64(1 << 40))
+            .build()
+            .unwrap();
+        let mut function = PlainFunction::new(config);
+        let mut back = [7; 4];
+        function.bar_read(0, 0x1000, &mut back);
+        assert_eq!(back, [0; 4]);
+        function.bar_write(0, 0xf_fffe, &[1, 2, 3, 4], &NoBus);
+        function.bar_read(0, 0xf_fffe, &mut back);
+        assert_eq!(back, [1, 2, 0xff, 0xff]);
+        function.bar_write(3, 0, &[1], &NoBus);
+        function.bar_read(9, u64::MAX, &mut back);
+        assert_eq!(back, [0xff; 4]);
+        function.reset(ResetKind::Conventional);
+        function.bar_read(0, 0xf_fffe, &mut back);
+        assert_eq!(back[..2], [0, 0]);
+    }
+
+    #[test]
+    fn a_port_issues_requests_only_as_bus_master() {
+        let config = ConfigSpace::bridge(1, 2).express(PortType::ROOT_PORT).build().unwrap();
+        let mut port = PlainFunction::new(config);
+        let at = Iova::new(0x1000);
+        let refused = port.dma_write(&NoBus, at, &[0; 4]);
+        assert_eq!(refused, Err(DmaError::new(at, DmaErrorKind::BusMasterDisabled)));
+        let _ = port.config_write(header::COMMAND, &[4, 0]);
+        let sent = port.dma_write(&NoBus, at, &[0; 4]);
+        assert_eq!(sent, Err(DmaError::new(at, DmaErrorKind::Unclaimed)));
+    }
+}
