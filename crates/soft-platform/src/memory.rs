@@ -323,7 +323,7 @@ impl MachineMemory {
 
     /// The word at the aligned address `at`, committed.
     fn word(&self, at: HostPhys) -> Result<&AtomicU64, BusError> {
-        if at.raw() % 8 != 0 {
+        if !at.raw().is_multiple_of(8) {
             return Err(BusError { at });
         }
         let (region, offset) = self.region(at).ok_or(BusError { at })?;
@@ -333,7 +333,7 @@ impl MachineMemory {
 
 impl SystemMemory for MachineMemory {
     fn read_u64(&self, at: HostPhys) -> Result<u64, BusError> {
-        if at.raw() % 8 != 0 {
+        if !at.raw().is_multiple_of(8) {
             return Err(BusError { at });
         }
         let (region, offset) = self.region(at).ok_or(BusError { at })?;
@@ -346,7 +346,7 @@ impl SystemMemory for MachineMemory {
     }
 
     fn write_u32(&self, at: HostPhys, value: u32) -> Result<(), BusError> {
-        if at.raw() % 4 != 0 {
+        if !at.raw().is_multiple_of(4) {
             return Err(BusError { at });
         }
         let upper = at.raw() % 8 == 4;
@@ -438,7 +438,10 @@ impl TableMemory for MachineMemory {
             return;
         };
         let mut state = region.state();
-        let (pfn, count) = (frame.base().raw() >> PAGE_SHIFT, 1u64 << frame.order().min(MAX_TABLE_ORDER));
+        let (pfn, count) = (
+            frame.base().raw() >> PAGE_SHIFT,
+            1u64 << frame.order().min(MAX_TABLE_ORDER),
+        );
         // A frame that was not handed out here stays out of circulation.
         if region.unmake_tables(pfn, count) {
             state.free.give(pfn, count);
@@ -618,7 +621,10 @@ mod tests {
         let again = memory
             .allocate(FrameRequest::page(Some(NodeId(1)), HostPhys::MAX))
             .expect("space");
-        assert_eq!(memory.table(again.base()).expect("table")[511].load(Ordering::Relaxed), 0);
+        assert_eq!(
+            memory.table(again.base()).expect("table")[511].load(Ordering::Relaxed),
+            0
+        );
         memory.free(again);
     }
 
