@@ -2,8 +2,11 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
+
 mod bytes;
 mod matching;
+mod owned;
 mod owner;
 mod rule;
 mod scope;
@@ -12,6 +15,10 @@ mod table;
 mod topology;
 
 pub use matching::{Applies, ScopeMatch};
+pub use owned::{
+    BuildError, OwnedAndd, OwnedAtsr, OwnedDmar, OwnedDrhd, OwnedRhsa, OwnedRmrr, OwnedSatc, OwnedScope, OwnedSidp,
+    OwnedStructure, RawStructure,
+};
 pub use owner::{Doubt, Located, Owner, Why};
 pub use rule::{Needs, Rule, Severity};
 pub use scope::{DeviceScope, PathEnd, PathHop, ScopeFlags, ScopeType, Scopes};
