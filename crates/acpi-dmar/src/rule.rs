@@ -42,6 +42,8 @@ pub enum Needs {
     Hpet,
     /// The registers of the units.
     Registers,
+    /// The ACPI namespace.
+    Namespace,
 }
 
 impl fmt::Display for Needs {
@@ -55,6 +57,7 @@ impl fmt::Display for Needs {
             Self::Madt => "the MADT",
             Self::Hpet => "the HPET table",
             Self::Registers => "the units' registers",
+            Self::Namespace => "the ACPI namespace",
         })
     }
 }
