@@ -4,7 +4,9 @@
 //! half and more between runs; the ratios do not.
 
 mod pair;
+mod peers;
 mod row;
+mod translate;
 
 use std::process::ExitCode;
 
@@ -23,12 +25,9 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let rows: Vec<row::Row> = Vec::new();
+    let rows = translate::rows(arguments.quick);
     row::print(&rows);
-    match arguments
-        .json
-        .map(|file| std::fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap_or_default()))
-    {
+    match arguments.json.map(|file| std::fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap_or_default())) {
         Some(Err(why)) => {
             eprintln!("the rows cannot be written: {why}");
             ExitCode::FAILURE

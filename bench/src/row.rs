@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::pair::Comparison;
+
 /// One measured comparison with its target.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
@@ -23,6 +25,35 @@ pub(crate) struct Row {
     pub(crate) target: String,
     /// Whether it was reached; nothing where the row is only reported.
     pub(crate) met: Option<bool>,
+}
+
+impl Row {
+    /// A row whose target is a ratio; it is met when the lower end of the ratio's interval reaches it.
+    pub(crate) fn at_least(
+        id: &'static str,
+        case: String,
+        comparison: &Comparison,
+        peer_name: &'static str,
+        ratio: f64,
+    ) -> Self {
+        let target = format!(">= {ratio}x (low end of the interval {:.2}x)", comparison.ratio_low);
+        Self { target, met: Some(comparison.ratio_low >= ratio), ..Self::reported(id, case, comparison, peer_name) }
+    }
+
+    /// A row without a target.
+    pub(crate) fn reported(id: &'static str, case: String, comparison: &Comparison, peer_name: &'static str) -> Self {
+        Self {
+            id,
+            case,
+            ours: comparison.ours_ns,
+            unit: "ns",
+            peer: comparison.peer_ns,
+            peer_name,
+            ratio: comparison.ratio,
+            target: "reported".to_owned(),
+            met: None,
+        }
+    }
 }
 
 /// Prints the rows as a table.

@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use crate::report::Outcome;
 use crate::samples;
-use crate::tools::{self, output, workspace};
+use crate::tools::{self, Unpacked, output, workspace};
 
 /// Runs the comparison on the sample machine's table and on the real tables.
 pub(crate) fn check() -> Outcome {
-    let iasl = match tools::iasl() {
-        Ok(path) => path,
+    let iasl = match tools::unpack(tools::IASL) {
+        Ok(unpacked) => unpacked,
         Err(why) => return Outcome::Skipped(why),
     };
     let folder = workspace().join("target/iasl");
@@ -26,7 +26,7 @@ pub(crate) fn check() -> Outcome {
     }
     let tool = workspace().join("target/release/iommu");
     let built = folder.join("sample.bin");
-    if let Err(why) = output(Command::new(&tool).args(["run", "--write-dmar"]).arg(&built)) {
+    if let Err(why) = output(Command::new(&tool).args(["dmar", "build", "--output"]).arg(&built)) {
         return Outcome::Failed(why);
     }
     let mut tables = vec![built];
@@ -50,10 +50,14 @@ pub(crate) fn check() -> Outcome {
 }
 
 /// Compares one table; returns the number of fields compared.
-fn compare(iasl: &Path, tool: &Path, table: &Path, folder: &Path) -> Result<usize, String> {
+fn compare(iasl: &Unpacked, tool: &Path, table: &Path, folder: &Path) -> Result<usize, String> {
     let copy = folder.join("table.bin");
     fs::copy(table, &copy).map_err(|e| e.to_string())?;
-    output(Command::new(iasl).current_dir(folder).args(["-d", "table.bin"]))?;
+    output(
+        iasl.command("usr/bin/iasl")
+            .current_dir(folder)
+            .args(["-d", "table.bin"]),
+    )?;
     let listing = fs::read_to_string(folder.join("table.dsl")).map_err(|e| e.to_string())?;
     let ours = Command::new(tool)
         .args(["dmar", "show", "--json"])

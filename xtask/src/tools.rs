@@ -38,60 +38,136 @@ pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     ))
 }
 
-/// Debian's compiler and disassembler of ACPI tables, which knows DMAR.
-///
-/// The error says why it cannot be had; that is a reason to skip, not a failure of the project.
-pub(crate) fn iasl() -> Result<PathBuf, String> {
-    debian_program("acpica-tools", "usr/bin/iasl")
+/// A set of Debian packages with everything they need, unpacked into a root of their own.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    root: PathBuf,
 }
 
-/// A program out of a Debian package: the unpacked one if it is there, else it is fetched.
-fn debian_program(package: &str, program: &str) -> Result<PathBuf, String> {
-    let tools = workspace().join("target/tools");
-    let root = tools.join(package);
-    let path = root.join(program);
-    if path.exists() {
-        return Ok(path);
+/// Which packages to unpack, and from which suites.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Selection {
+    /// The folder below `target/tools`.
+    name: &'static str,
+    /// Suites of the Debian archive.
+    suites: &'static [&'static str],
+    /// The suite to prefer, where it is not the default one.
+    prefer: Option<&'static str>,
+    /// The packages; what they depend on comes along, the C library included.
+    packages: &'static [&'static str],
+}
+
+/// The compiler and disassembler of ACPI tables, which knows DMAR.
+pub(crate) const IASL: Selection = Selection {
+    name: "iasl",
+    suites: &["bookworm"],
+    prefer: None,
+    packages: &["acpica-tools"],
+};
+
+/// QEMU 7.2, whose `intel-iommu` has legacy mode and second-stage scalable mode.
+pub(crate) const QEMU_7: Selection = Selection {
+    name: "qemu-7.2",
+    suites: &["bookworm"],
+    prefer: None,
+    packages: &["qemu-system-x86"],
+};
+
+/// QEMU 11.1, whose `intel-iommu` has first-stage tables too.
+pub(crate) const QEMU_11: Selection = Selection {
+    name: "qemu-11.1",
+    suites: &["trixie", "trixie-backports"],
+    prefer: Some("trixie-backports"),
+    packages: &["qemu-system-x86"],
+};
+
+impl Unpacked {
+    /// A command for a program of the packages, run with their own C library.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let [loader, libraries] = self.loader();
+        let mut command = Command::new(loader);
+        command
+            .arg("--library-path")
+            .arg(libraries)
+            .arg(self.root.join(program));
+        command
     }
-    let apt = tools.join("apt");
-    let config = private_apt(&apt)?;
-    let downloads = tools.join("downloads");
-    fs::create_dir_all(&downloads).map_err(|e| format!("{}: {e}", downloads.display()))?;
-    if !apt.join("updated").exists() {
-        output(
-            Command::new("apt-get")
-                .env("APT_CONFIG", &config)
-                .args(["-q", "update"]),
-        )
-        .map_err(|e| format!("package lists cannot be fetched: {e}"))?;
-        fs::write(apt.join("updated"), "").map_err(|e| e.to_string())?;
+
+    /// The dynamic loader and the library path of the packages. Older suites keep them in `/lib`.
+    fn loader(&self) -> [std::ffi::OsString; 2] {
+        let folders = [
+            self.root.join("usr/lib/x86_64-linux-gnu"),
+            self.root.join("lib/x86_64-linux-gnu"),
+        ];
+        let loader = folders
+            .iter()
+            .map(|f| f.join("ld-linux-x86-64.so.2"))
+            .find(|f| f.exists())
+            .unwrap_or_default();
+        [
+            loader.into_os_string(),
+            std::env::join_paths(&folders).unwrap_or_default(),
+        ]
     }
-    output(
-        Command::new("apt-get")
-            .env("APT_CONFIG", &config)
-            .current_dir(&downloads)
-            .args(["-q", "download", package]),
-    )
-    .map_err(|e| format!("package {package} cannot be fetched: {e}"))?;
-    let archive = fs::read_dir(&downloads)
-        .map_err(|e| e.to_string())?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|p| {
-            p.file_name()
-                .is_some_and(|n| n.to_string_lossy().starts_with(&format!("{package}_")))
-        })
-        .ok_or_else(|| format!("apt-get fetched no archive of {package}"))?;
-    output(Command::new("dpkg").arg("-x").arg(&archive).arg(&root))?;
-    if path.exists() {
-        Ok(path)
-    } else {
-        Err(format!("{package} holds no {program}"))
+
+    /// A small script that starts a program of the packages like [`Self::command`], for programs that take the
+    /// path of another one.
+    pub(crate) fn launcher(&self, program: &str) -> Result<PathBuf, String> {
+        use std::os::unix::fs::PermissionsExt;
+        let script = self.root.with_file_name("launch");
+        let [loader, libraries] = self.loader();
+        let (loader, libraries) = (loader.to_string_lossy(), libraries.to_string_lossy());
+        let root = self.root.display();
+        // QEMU keeps its accelerators in modules and its firmware in `share`.
+        let text = format!(
+            "#!/bin/sh\nexport QEMU_MODULE_DIR='{root}/usr/lib/x86_64-linux-gnu/qemu'\n\
+             exec '{loader}' --library-path '{libraries}' '{root}/{program}' -L '{root}/usr/share/qemu' \"$@\"\n"
+        );
+        let failed = |e: std::io::Error| format!("{}: {e}", script.display());
+        fs::write(&script, text).map_err(failed)?;
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        Ok(script)
     }
+}
+
+/// Unpacks a selection, or finds it unpacked.
+///
+/// The error says why it cannot be had; that is a reason to skip, not a failure of the project.
+pub(crate) fn unpack(selection: Selection) -> Result<Unpacked, String> {
+    let folder = workspace().join("target/tools").join(selection.name);
+    let root = folder.join("root");
+    let complete = folder.join("complete");
+    if !complete.exists() {
+        let config = private_apt(&folder.join("apt"), selection.suites)?;
+        let apt = |arguments: &[&str]| {
+            output(
+                Command::new("apt-get")
+                    .env("APT_CONFIG", &config)
+                    .env("LC_ALL", "C")
+                    .args(["-q", "-y"])
+                    .args(arguments),
+            )
+        };
+        apt(&["update"]).map_err(|e| format!("package lists cannot be fetched: {e}"))?;
+        let mut install = vec!["install", "--download-only"];
+        install.extend(selection.prefer.iter().flat_map(|suite| ["-t", suite]));
+        install.extend(selection.packages);
+        apt(&install).map_err(|e| format!("{} cannot be fetched: {e}", selection.packages.join(", ")))?;
+        let archives = fs::read_dir(folder.join("apt/cache/archives")).map_err(|e| e.to_string())?;
+        for archive in archives
+            .flatten()
+            .map(|e| e.path())
+            .filter(|p| p.extension().is_some_and(|x| x == "deb"))
+        {
+            output(Command::new("dpkg").arg("-x").arg(&archive).arg(&root))?;
+        }
+        fs::write(&complete, "").map_err(|e| e.to_string())?;
+    }
+    Ok(Unpacked { root })
 }
 
 /// A private apt state below `folder`; returns its configuration file.
-fn private_apt(folder: &Path) -> Result<PathBuf, String> {
+fn private_apt(folder: &Path, suites: &[&str]) -> Result<PathBuf, String> {
     let mirror = debian_mirror().ok_or("this system has no Debian package source configured")?;
     for sub in ["state/lists/partial", "cache/archives/partial"] {
         fs::create_dir_all(folder.join(sub)).map_err(|e| format!("{}: {e}", folder.display()))?;
@@ -100,10 +176,8 @@ fn private_apt(folder: &Path) -> Result<PathBuf, String> {
     let write = |name: &str, text: String| {
         fs::write(folder.join(name), text).map_err(|e| format!("{}: {e}", folder.join(name).display()))
     };
-    write(
-        "sources.list",
-        format!("deb [signed-by={keyring}] {mirror} bookworm main\n"),
-    )?;
+    let source = |suite: &&str| format!("deb [signed-by={keyring}] {mirror} {suite} main\n");
+    write("sources.list", suites.iter().map(source).collect())?;
     write("state/status", String::new())?;
     let at = folder.display();
     write(

@@ -1,0 +1,84 @@
+//! How commands end.
+
+use std::fmt;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The answer of a command that could do its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Everything is as it should be.
+    Yes,
+    /// Something was found, or is not as predicted or expected.
+    Findings,
+    /// There is nothing here that this version can work with, and it was said why.
+    Unsupported,
+}
+
+impl From<Verdict> for ExitCode {
+    fn from(verdict: Verdict) -> Self {
+        Self::from(match verdict {
+            Verdict::Yes => 0,
+            Verdict::Findings => 1,
+            Verdict::Unsupported => 4,
+        })
+    }
+}
+
+/// Why a command could not do its work.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// A mistake in what was given: a command line, a machine file, an expectation.
+    Input(String),
+    /// Something could not be read, written or measured.
+    Measure(String),
+}
+
+impl Failure {
+    /// The exit code.
+    pub(crate) fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Input(_) => 2,
+            Self::Measure(_) => 3,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Input(text) | Self::Measure(text) => f.write_str(text),
+        }
+    }
+}
+
+/// The largest file that is read: tables and machine files are a few kilobytes.
+const LARGEST_FILE: u64 = 16 << 20;
+
+/// Reads a whole file.
+pub(crate) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    let failed = |why: &dyn fmt::Display| Failure::Measure(format!("{}: {why}", file.display()));
+    let length = std::fs::metadata(file).map_err(|why| failed(&why))?.len();
+    if length > LARGEST_FILE {
+        return Err(failed(&format!("{length} bytes are more than the {LARGEST_FILE} that any table needs")));
+    }
+    std::fs::read(file).map_err(|why| failed(&why))
+}
+
+/// Reads a whole text file.
+pub(crate) fn read_text(file: &Path) -> Result<String, Failure> {
+    String::from_utf8(read(file)?).map_err(|why| {
+        let at = why.utf8_error().valid_up_to();
+        Failure::Input(format!("{}: byte {at} is not part of a UTF-8 text", file.display()))
+    })
+}
+
+/// Prints to standard output. A reader that went away (a pipe to `head`) is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => Err(Failure::Measure(format!("standard output: {why}"))),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,217 @@
+//! One remapping unit, two makers: the same programs on QEMU's `intel-iommu` and on the model.
+//!
+//! A [`Twin`] is a machine with 512 MiB of memory, one unit and one requester. Programs write tables and
+//! registers as a driver would, let the requester read or write four bytes, and look at what can be observed:
+//! memory, the fault status and the fault record.
+
+use iommu_testkit::SparseMemory;
+use iommu_types::{Access, HostPhys, Iova, SourceId, SystemMemory};
+use vtd_model::{AccessWidth, Request, Unit, UnitConfig};
+use vtd_spec::register::offset;
+use vtd_spec::register::{Capability, ExtendedCapability};
+
+use crate::qtest::{EDU_SOURCE, Qemu, QtestError, UNIT};
+
+/// Memory that programs may use, clear of the legacy holes of a PC.
+pub const MEMORY: (u64, u64) = (0x100_0000, 0x20_0000);
+
+/// A machine of either maker.
+pub trait Twin {
+    /// Reads a word of memory.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn read(&mut self, at: u64) -> Result<u64, QtestError>;
+    /// Writes a word of memory.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn write(&mut self, at: u64, value: u64) -> Result<(), QtestError>;
+    /// Reads a 32-bit register.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn register(&mut self, offset: u32) -> Result<u32, QtestError>;
+    /// Reads a 64-bit register.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn register64(&mut self, offset: u32) -> Result<u64, QtestError>;
+    /// Writes a 32-bit register.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn set_register(&mut self, offset: u32, value: u32) -> Result<(), QtestError>;
+    /// Writes a 64-bit register.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn set_register64(&mut self, offset: u32, value: u64) -> Result<(), QtestError>;
+    /// The requester writes four bytes.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn dma_write(&mut self, iova: u64, value: u32) -> Result<(), QtestError>;
+    /// The requester reads four bytes; [`Self::dma_write_back`] shows which.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn dma_read(&mut self, iova: u64) -> Result<(), QtestError>;
+    /// The requester writes the four bytes it read last.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn dma_write_back(&mut self, iova: u64) -> Result<(), QtestError>;
+}
+
+impl Twin for Qemu {
+    fn read(&mut self, at: u64) -> Result<u64, QtestError> {
+        self.read64(at)
+    }
+    fn write(&mut self, at: u64, value: u64) -> Result<(), QtestError> {
+        self.write64(at, value)
+    }
+    fn register(&mut self, offset: u32) -> Result<u32, QtestError> {
+        self.read32(UNIT + u64::from(offset))
+    }
+    fn register64(&mut self, offset: u32) -> Result<u64, QtestError> {
+        self.read64(UNIT + u64::from(offset))
+    }
+    fn set_register(&mut self, offset: u32, value: u32) -> Result<(), QtestError> {
+        self.write32(UNIT + u64::from(offset), value)
+    }
+    fn set_register64(&mut self, offset: u32, value: u64) -> Result<(), QtestError> {
+        self.write64(UNIT + u64::from(offset), value)
+    }
+    fn dma_write(&mut self, iova: u64, value: u32) -> Result<(), QtestError> {
+        Qemu::dma_write(self, iova, value)
+    }
+    fn dma_read(&mut self, iova: u64) -> Result<(), QtestError> {
+        Qemu::dma_read(self, iova)
+    }
+    fn dma_write_back(&mut self, iova: u64) -> Result<(), QtestError> {
+        Qemu::dma_write_back(self, iova)
+    }
+}
+
+/// The model with memory and a requester.
+#[derive(Debug)]
+pub struct Modelled {
+    unit: Unit,
+    memory: SparseMemory,
+    /// What the requester read last.
+    buffer: u32,
+}
+
+impl Modelled {
+    /// A unit that reports the given capabilities, with 48 address bits as QEMU has them.
+    ///
+    /// # Errors
+    /// The rule that the capabilities break.
+    pub fn resembling(capability: u64, extended: u64) -> Result<Self, vtd_model::ConfigError> {
+        let config = UnitConfig::builder()
+            .resembling(
+                Capability::new_with_raw_value(capability),
+                ExtendedCapability::new_with_raw_value(extended),
+            )
+            .version((1, 0))
+            .host_address_width(48)
+            .build()?;
+        let memory = SparseMemory::builder().data(MEMORY.0, MEMORY.1).build();
+        Ok(Self {
+            unit: Unit::new(config),
+            memory,
+            buffer: 0,
+        })
+    }
+
+    /// Where the request ends up, if it is let through.
+    fn translate(&mut self, iova: u64, access: Access) -> Option<HostPhys> {
+        let request = Request::new(SourceId::from_raw(EDU_SOURCE), Iova::new(iova), 4, access);
+        self.unit
+            .dma(&self.memory, &request)
+            .ok()
+            .map(|translation| translation.phys)
+    }
+}
+
+impl Twin for Modelled {
+    fn read(&mut self, at: u64) -> Result<u64, QtestError> {
+        // Where QEMU has no memory either, reads give zero.
+        Ok(self.memory.read_u64(HostPhys::new(at)).unwrap_or(0))
+    }
+    fn write(&mut self, at: u64, value: u64) -> Result<(), QtestError> {
+        let _ = self.memory.write_u64(HostPhys::new(at), value);
+        Ok(())
+    }
+    fn register(&mut self, offset: u32) -> Result<u32, QtestError> {
+        Ok(u32::try_from(self.unit.read(offset, AccessWidth::Dword)).unwrap_or(u32::MAX))
+    }
+    fn register64(&mut self, offset: u32) -> Result<u64, QtestError> {
+        Ok(self.unit.read(offset, AccessWidth::Qword))
+    }
+    fn set_register(&mut self, offset: u32, value: u32) -> Result<(), QtestError> {
+        self.unit
+            .write(&self.memory, offset, AccessWidth::Dword, u64::from(value));
+        Ok(())
+    }
+    fn set_register64(&mut self, offset: u32, value: u64) -> Result<(), QtestError> {
+        self.unit.write(&self.memory, offset, AccessWidth::Qword, value);
+        Ok(())
+    }
+    fn dma_write(&mut self, iova: u64, value: u32) -> Result<(), QtestError> {
+        if let Some(at) = self.translate(iova, Access::Write) {
+            let _ = self.memory.write(at, &value.to_le_bytes());
+        }
+        Ok(())
+    }
+    fn dma_read(&mut self, iova: u64) -> Result<(), QtestError> {
+        if let Some(at) = self.translate(iova, Access::Read) {
+            let mut bytes = [0; 4];
+            let _ = self.memory.read(at, &mut bytes);
+            self.buffer = u32::from_le_bytes(bytes);
+        }
+        Ok(())
+    }
+    fn dma_write_back(&mut self, iova: u64) -> Result<(), QtestError> {
+        self.dma_write(iova, self.buffer)
+    }
+}
+
+/// What the fault log of a unit with one record shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultLog {
+    /// FSTS without the index of the record, which is 0 with one record.
+    pub status: u32,
+    /// The record's address word.
+    pub information: u64,
+    /// The record's word with source, reason and type.
+    pub details: u64,
+}
+
+impl FaultLog {
+    /// The fault reason.
+    #[must_use]
+    pub const fn reason(&self) -> u8 {
+        self.details.to_be_bytes()[3]
+    }
+}
+
+/// Reads the fault log and clears it, as a driver does.
+///
+/// # Errors
+/// [`QtestError`] if the other process is gone.
+pub fn take_faults(twin: &mut impl Twin) -> Result<FaultLog, QtestError> {
+    let capability = Capability::new_with_raw_value(twin.register64(offset::CAP)?);
+    let record = capability.fault_record_offset(0);
+    let log = FaultLog {
+        status: twin.register(offset::FSTS)? & 0xff,
+        information: twin.register64(record)?,
+        details: twin.register64(record + 8)?,
+    };
+    if log.status != 0 {
+        twin.set_register(record + 12, 0x8000_0000)?;
+        twin.set_register(offset::FSTS, 0xff)?;
+    }
+    Ok(log)
+}
