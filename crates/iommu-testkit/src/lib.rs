@@ -10,6 +10,7 @@
 
 mod clock;
 mod memory;
+pub mod oracle;
 pub mod raw;
 
 pub use clock::TestClock;

@@ -2,7 +2,10 @@
 
 use iommu_types::{HostPhys, PAGE_SIZE, SystemMemory};
 
-use super::{PAGE_SIZE_BIT, SS_READ, SS_WRITE, legacy_root_entry};
+use super::{
+    FS_PRESENT, FS_USER, FS_WRITE, PAGE_SIZE_BIT, SS_READ, SS_WRITE, legacy_root_entry, pasid_directory_entry,
+    scalable_root_half,
+};
 
 /// Builds tables in memory, page after page from a chosen address.
 ///
@@ -120,6 +123,49 @@ impl<'m, M: SystemMemory> RawTables<'m, M> {
         let at = self.entry_at(root, levels, address, level, SS_READ | SS_WRITE);
         let large = if level > 1 { PAGE_SIZE_BIT } else { 0 };
         self.put(at, phys | flags | large);
+        at
+    }
+
+    /// Maps one first-stage page whose tables lie at host addresses. Tables in between allow everything.
+    /// Answers where the leaf entry lies.
+    pub fn first_stage(&mut self, root: u64, levels: u32, address: u64, phys: u64, level: u32, flags: u64) -> u64 {
+        let at = self.entry_at(root, levels, address, level, FS_PRESENT | FS_WRITE | FS_USER);
+        let large = if level > 1 { PAGE_SIZE_BIT } else { 0 };
+        self.put(at, phys | flags | large);
+        at
+    }
+
+    /// Sets the scalable context entry of `sid`; answers where it lies. The half of the bus gets a context table
+    /// if it has none.
+    pub fn scalable_context(&mut self, root: u64, sid: u16, entry: [u64; 4]) -> u64 {
+        let [bus, devfn] = sid.to_be_bytes().map(u64::from);
+        let half = root + 16 * bus + 8 * (devfn >> 7);
+        if self.get(half) & 1 == 0 {
+            let table = self.page();
+            self.put(half, scalable_root_half(table));
+        }
+        let at = (self.get(half) & !0xfff) + 32 * (devfn & 0x7f);
+        self.put_words(at, &entry);
+        at
+    }
+
+    /// Sets the PASID entry of `pasid` under the PASID directory; answers where it lies. The directory entry gets
+    /// a table if it has none.
+    pub fn pasid(&mut self, directory: u64, pasid: u32, entry: [u64; 8]) -> u64 {
+        let link = directory + 8 * u64::from(pasid >> 6);
+        if self.get(link) & 1 == 0 {
+            let table = self.page();
+            self.put(link, pasid_directory_entry(table));
+        }
+        let at = (self.get(link) & !0xfff) + 64 * u64::from(pasid & 0x3f);
+        self.put_words(at, &entry);
+        at
+    }
+
+    /// Sets entry `index` of the interrupt remapping table at `table`; answers where it lies.
+    pub fn irte(&mut self, table: u64, index: u32, entry: [u64; 2]) -> u64 {
+        let at = table + 16 * u64::from(index);
+        self.put_words(at, &entry);
         at
     }
 }

@@ -35,3 +35,37 @@ fn context_entries_of_one_bus_share_a_table() {
     assert_eq!((one, two), (0x10_1100, 0x10_1ff0));
     assert_eq!(tables.get(root + 0x20), 0x10_1001);
 }
+
+#[test]
+fn scalable_entries_match_the_published_examples() {
+    assert_eq!(pasid_second_stage(0xabc000, 2, 5)[..2], [0x00ab_c089, 5]);
+    let first = pasid_first_stage(0xdef000, 4, 6);
+    assert_eq!(first[..3], [0x41, 6, 0x00de_f000]);
+    assert_eq!(scalable_context_entry(0x11_1000, 0, 0, 0)[0], 0x11_1001);
+}
+
+#[test]
+fn interrupt_formats_match_the_published_examples() {
+    assert_eq!(
+        irte(0x31, 0x700, exact_source(0x18)),
+        [0x0000_0700_0031_0001, 0x0004_0018]
+    );
+    assert_eq!(remappable_address(0x1234, false), 0xfee2_4690);
+    assert_eq!(remappable_address(0x8005, true), 0xfee0_00bc);
+    // PDA 31:6 in bits 63:38, PDA 63:32 in bits 127:96.
+    assert_eq!(
+        irte_posted(0x41, 0x12_3456_7fc0, true, 0),
+        [0x3456_7fc0_0041_c001, 0x12_0000_0000]
+    );
+}
+
+#[test]
+fn descriptors_match_the_published_examples() {
+    use super::descriptor as d;
+    assert_eq!(d::context_device(5, 0x18, 0), [0x0000_0018_0005_0031, 0]);
+    assert_eq!(d::iotlb_pages(5, 0x20_0000, 9, false), [0x0005_00f2, 0x20_0009]);
+    assert_eq!(d::interrupt_entries(0x40, 3), [0x0000_0040_1800_0014, 0]);
+    assert_eq!(d::wait_status(0x5000, 2), [0x0000_0002_0000_0025, 0x5000]);
+    assert_eq!(d::pasid_iotlb_pages(5, 0x123, 0, 0)[0], 0x0000_0123_0005_0036);
+    assert_eq!(d::pasid_cache(5, 0x123)[0], 0x0000_0123_0005_0017);
+}
