@@ -46,7 +46,7 @@ impl fmt::Display for ScopeType {
     }
 }
 
-/// The properties byte of a scope entry in an SIDP structure (VT-d §8.10); 0 everywhere else.
+/// The properties byte of a scope entry in an SIDP structure (VT-d §8.9); 0 everywhere else.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ScopeFlags(pub u8);
 

@@ -43,7 +43,7 @@ pub trait BusTopology {
     fn parent_bridge(&self, segment: Segment, bus: u8) -> Upstream;
 
     /// The function whose entry in the table also speaks for `function`: the physical function of an SR-IOV
-    /// virtual function, function 0 of an ARI device (VT-d §8.3.1). `None` when it stands for itself.
+    /// virtual function, function 0 of an ARI device (VT-d §8.3.2, §8.3.3). `None` when it stands for itself.
     fn listed_as(&self, function: Bdf) -> Option<Bdf> {
         let _ = function;
         None
