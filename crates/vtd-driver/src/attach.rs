@@ -1,0 +1,488 @@
+//! Which requester is in which domain: attaching, detaching, and the protocol between them.
+//!
+//! Ownership is recorded before an entry becomes present and removed only after the unit has confirmed that it
+//! forgot the entry, so that a lost acknowledgement can never make an ID look free that is not.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use iommu_types::{AddrRange, DomainId, HostPhys, Iova, Registers, SourceId};
+use thiserror::Error;
+use vtd_spec::entry::{ContextEntry, ContextTranslation};
+
+use crate::domain::{DomainError, MapError};
+use crate::error::{HardwareError, Reachable, TableError, Unconfirmed};
+use crate::ids::DomainIds;
+use crate::invalidate::Invalidation;
+use crate::options::{PassThrough, Requester};
+use crate::shared::{Host, Shared};
+use crate::space::Space;
+use crate::structures::Tables;
+
+/// The identifier with which units tag what they cache about entries that are not present (`VT-d §6.1`).
+const NOT_PRESENT: DomainId = DomainId(0);
+
+/// A device could not be attached. Unless the variant says otherwise it is where it was before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// The requester is attached already.
+    #[error("{requester} is attached to domain {domain} already; detach it first")]
+    AlreadyAttached {
+        /// The requester.
+        requester: SourceId,
+        /// Where it is.
+        domain: DomainId,
+    },
+    /// Another device uses the same ID in another domain: the two cannot be told apart.
+    #[error("requests of {requester} may carry the ID {alias}, which {owner} uses in domain {domain}; attach both to one domain")]
+    AliasInUse {
+        /// The requester.
+        requester: SourceId,
+        /// The shared ID.
+        alias: SourceId,
+        /// Who has it.
+        owner: SourceId,
+        /// Where.
+        domain: DomainId,
+    },
+    /// An earlier detach was not confirmed, so the ID is not free.
+    #[error("{alias} was detached without confirmation; the unit may still use its old entry")]
+    DetachUnconfirmed {
+        /// The ID.
+        alias: SourceId,
+    },
+    /// The domain belongs to another unit.
+    #[error("the domain was created on another unit; create one on the unit that serves the device")]
+    OtherUnit,
+    /// Firmware needs an identity mapping (RMRR) where the domain maps something else.
+    #[error("the reserved region {range} of {requester} cannot be identity-mapped: {cause}")]
+    Reserved {
+        /// The requester.
+        requester: SourceId,
+        /// The region.
+        range: AddrRange<HostPhys>,
+        /// Why.
+        cause: MapError,
+    },
+    /// The policy of the unit forbids pass-through.
+    #[error("pass-through is refused by the unit's options; set UnitOptions::pass_through to allow it")]
+    PassThroughRefused,
+    /// The unit cannot pass through.
+    #[error("the unit has no pass-through (ECAP.PT = 0); use an identity-mapped domain")]
+    NoPassThrough,
+    /// No domain identifier is left.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// Memory for a context table.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The hardware refused before anything changed.
+    #[error(transparent)]
+    Hardware(#[from] HardwareError),
+    /// Something changed, and the unit did not confirm it.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
+}
+
+/// A device could not be detached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DetachError {
+    /// It is not attached.
+    #[error("{requester} is not attached")]
+    NotAttached {
+        /// The requester.
+        requester: SourceId,
+    },
+    /// The device is detached, but not back in the domain that holds its reserved regions: their use is blocked.
+    #[error("{requester} is detached, but its reserved regions could not be given back: {cause}")]
+    ReservedBlocked {
+        /// The requester.
+        requester: SourceId,
+        /// Why.
+        cause: HardwareError,
+    },
+    /// The host's table memory.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The entries are not present any more, but the unit did not confirm that it forgot them. The device
+    /// counts as attached; detaching again repeats the invalidation.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
+}
+
+/// Where a requester's translations come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Target {
+    Space(Arc<Space>),
+    PassThrough(DomainId),
+}
+
+impl Target {
+    fn id(&self) -> DomainId {
+        match self {
+            Self::Space(space) => space.id,
+            Self::PassThrough(id) => *id,
+        }
+    }
+
+    /// The domain as [`Reachable`] names it.
+    fn reported(&self) -> Option<DomainId> {
+        match self {
+            Self::Space(space) => Some(space.id),
+            Self::PassThrough(_) => None,
+        }
+    }
+
+    fn entry<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> ContextEntry {
+        let entry = ContextEntry::DEFAULT.with_p(true).with_domain(self.id());
+        match self {
+            Self::Space(space) => entry
+                .with_tt(ContextTranslation::Untranslated)
+                .with_agaw(space.agaw)
+                .with_second_stage_table(space.table.root()),
+            Self::PassThrough(_) => {
+                // VT-d §9.3: for pass-through the width must be the largest that the unit supports.
+                let entry = entry.with_tt(ContextTranslation::PassThrough);
+                shared.capabilities.cap.largest_agaw().map_or(entry, |agaw| entry.with_agaw(agaw))
+            }
+        }
+    }
+}
+
+/// Who has an ID.
+#[derive(Debug)]
+struct Owner {
+    target: Target,
+    /// The requesters that were attached with this ID; none while it is only parked for its reserved regions.
+    users: Vec<SourceId>,
+    /// The entry is not present any more, and the unit has not confirmed yet that it forgot it.
+    cleared: bool,
+}
+
+/// A reserved region and everybody whose requests may go there.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    pub(crate) range: AddrRange<HostPhys>,
+    pub(crate) ids: Vec<SourceId>,
+    pub(crate) relaxable: bool,
+}
+
+/// Tables, identifiers and owners of one unit.
+#[derive(Debug)]
+pub(crate) struct Structures {
+    pub(crate) tables: Tables,
+    pub(crate) ids: DomainIds,
+    owners: BTreeMap<SourceId, Owner>,
+    /// Where IDs with reserved regions are while nobody has attached them.
+    pub(crate) homes: BTreeMap<SourceId, Arc<Space>>,
+    pub(crate) reserved: Vec<Reserved>,
+    /// The one identifier that all pass-through entries share (rule D10).
+    pass_through: Option<DomainId>,
+}
+
+impl Structures {
+    pub(crate) fn new(tables: Tables, ids: DomainIds) -> Self {
+        Self {
+            tables,
+            ids,
+            owners: BTreeMap::new(),
+            homes: BTreeMap::new(),
+            reserved: Vec::new(),
+            pass_through: None,
+        }
+    }
+
+    /// Whether any ID is in `space`.
+    pub(crate) fn uses(&self, space: &Arc<Space>) -> bool {
+        let here = |target: &Target| matches!(target, Target::Space(other) if Arc::ptr_eq(other, space));
+        self.owners.values().any(|owner| here(&owner.target))
+    }
+
+    /// The target of pass-through entries, if policy and hardware allow it.
+    pub(crate) fn pass_through<R: Registers, P: Host>(&mut self, shared: &Shared<R, P>) -> Result<Target, AttachError> {
+        if shared.options.pass_through != PassThrough::AllowedForTrustedDevices {
+            return Err(AttachError::PassThroughRefused);
+        }
+        if !shared.capabilities.ecap.pt() {
+            return Err(AttachError::NoPassThrough);
+        }
+        let id = match self.pass_through {
+            Some(id) => id,
+            None => self.ids.allocate().map_err(DomainError::from)?,
+        };
+        self.pass_through = Some(id);
+        Ok(Target::PassThrough(id))
+    }
+
+    /// Sends everything of `requester` to `target`.
+    pub(crate) fn attach<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        requester: &Requester,
+        target: &Target,
+    ) -> Result<(), AttachError> {
+        shared.require_health()?;
+        let ids = requester.ids();
+        let fresh = self.claimable(requester, &ids, target)?;
+        let mut new_bus = false;
+        for &id in &fresh {
+            new_bus |= self.tables.add_bus(shared, id)?;
+        }
+        if new_bus {
+            self.root_changed(shared).map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
+        }
+        if let Target::Space(space) = target {
+            self.map_reserved(shared, requester.rid, &ids, space)?;
+        }
+        // IDs that are parked for their reserved regions leave there first.
+        let parked: Vec<SourceId> = fresh.iter().copied().filter(|id| self.owners.contains_key(id)).collect();
+        for &id in &parked {
+            self.clear(shared, id)?;
+        }
+        self.forget(shared, &parked).map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
+        self.remove(shared, &parked)?;
+        self.publish(shared, &fresh, target, Some(requester.rid))?;
+        for id in ids.iter().filter(|id| !fresh.contains(id)) {
+            if let Some(owner) = self.owners.get_mut(id) {
+                owner.users.push(requester.rid);
+            }
+        }
+        Ok(())
+    }
+
+    /// The IDs that have to change for `requester` to get to `target`: all but those that a device in the same
+    /// domain has already.
+    fn claimable(&self, requester: &Requester, ids: &[SourceId], target: &Target) -> Result<Vec<SourceId>, AttachError> {
+        let mut fresh = Vec::new();
+        for &alias in ids {
+            let Some(owner) = self.owners.get(&alias) else {
+                fresh.push(alias);
+                continue;
+            };
+            let domain = owner.target.id();
+            if owner.cleared {
+                return Err(AttachError::DetachUnconfirmed { alias });
+            }
+            if owner.users.contains(&requester.rid) {
+                let requester = requester.rid;
+                return Err(AttachError::AlreadyAttached { requester, domain });
+            }
+            match owner.users.first() {
+                None => fresh.push(alias),
+                Some(_) if domain == target.id() => {}
+                Some(&owner) => {
+                    return Err(AttachError::AliasInUse {
+                        requester: requester.rid,
+                        alias,
+                        owner,
+                        domain,
+                    });
+                }
+            }
+        }
+        Ok(fresh)
+    }
+
+    /// Identity-maps the reserved regions of `ids` in `space` (rule D14).
+    fn map_reserved<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        requester: SourceId,
+        ids: &[SourceId],
+        space: &Arc<Space>,
+    ) -> Result<(), AttachError> {
+        let here = |region: &&Reserved| !region.relaxable && region.ids.iter().any(|id| ids.contains(id));
+        for region in self.reserved.iter().filter(here) {
+            if let Err(cause) = space.map_identity(shared, region.range) {
+                let range = region.range;
+                // What was mapped for this attempt goes again; that the attempt failed is the error to report.
+                let _ = self.release_identity(shared, space);
+                return Err(AttachError::Reserved { requester, range, cause });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes identity mappings out of `space` that no ID in it needs any more.
+    fn release_identity<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        space: &Arc<Space>,
+    ) -> Result<(), Unconfirmed> {
+        let needs = |id: &SourceId| {
+            let owner = self.owners.get(id);
+            owner.is_some_and(|owner| matches!(&owner.target, Target::Space(other) if Arc::ptr_eq(other, space)))
+        };
+        let wanted: Vec<AddrRange<HostPhys>> = self
+            .reserved
+            .iter()
+            .filter(|region| region.ids.iter().any(needs))
+            .map(|region| region.range)
+            .collect();
+        space.keep_identity(shared, &wanted)
+    }
+
+    /// Parks `ids` in `home`, the domain with their reserved regions only.
+    pub(crate) fn park<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        ids: &[SourceId],
+        home: &Arc<Space>,
+    ) -> Result<(), AttachError> {
+        let target = Target::Space(home.clone());
+        let free: Vec<SourceId> = ids.iter().copied().filter(|id| !self.owners.contains_key(id)).collect();
+        let mut new_bus = false;
+        for &id in &free {
+            new_bus |= self.tables.add_bus(shared, id)?;
+        }
+        if new_bus {
+            self.root_changed(shared)?;
+        }
+        self.publish(shared, &free, &target, None)
+    }
+
+    /// Makes the entries of `ids`, none of which is present, lead to `target`.
+    fn publish<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        ids: &[SourceId],
+        target: &Target,
+        user: Option<SourceId>,
+    ) -> Result<(), AttachError> {
+        let Some(&first) = ids.first() else { return Ok(()) };
+        let entry = target.entry(shared);
+        for &id in ids {
+            let owner = Owner {
+                target: target.clone(),
+                users: user.into_iter().collect(),
+                cleared: false,
+            };
+            self.owners.insert(id, owner);
+            self.tables.publish(shared, id, entry)?;
+        }
+        let confirmed = if shared.capabilities.caching_mode() {
+            // VT-d §6.1: the entry was cached as not present under identifier 0, translations under the
+            // domain's own (rule D3).
+            let forget = |&source: &SourceId| Invalidation::ContextDevice {
+                source,
+                domain: NOT_PRESENT,
+            };
+            let batch: Vec<Invalidation> =
+                ids.iter().map(forget).chain([Invalidation::IotlbDomain(target.id())]).collect();
+            shared.invalidate(&batch)
+        } else {
+            shared.flush_write_buffer()
+        };
+        confirmed.map_err(|cause| self.unconfirmed(user.unwrap_or(first), target, cause).into())
+    }
+
+    /// Takes `requester` out of its domain: blocked from then on, or back in the domain of its reserved regions.
+    pub(crate) fn detach<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        requester: &Requester,
+    ) -> Result<(), DetachError> {
+        let rid = requester.rid;
+        let ids = requester.ids();
+        let uses = |owner: &&Owner| owner.users.contains(&rid);
+        let Some(target) = self.owners.get(&rid).filter(uses).map(|owner| owner.target.clone()) else {
+            return Err(DetachError::NotAttached { requester: rid });
+        };
+        // An ID that another device in the domain uses too stays.
+        let (leaving, shared_ids): (Vec<SourceId>, Vec<SourceId>) = ids
+            .iter()
+            .copied()
+            .filter(|id| self.owners.get(id).is_some_and(|owner| owner.users.contains(&rid)))
+            .partition(|id| self.owners.get(id).is_some_and(|owner| owner.users.len() == 1));
+        for &id in &leaving {
+            self.clear(shared, id)?;
+        }
+        self.forget(shared, &leaving).map_err(|cause| self.unconfirmed(rid, &target, cause))?;
+        self.remove(shared, &leaving)?;
+        for id in &shared_ids {
+            if let Some(owner) = self.owners.get_mut(id) {
+                owner.users.retain(|user| *user != rid);
+            }
+        }
+        if let Target::Space(space) = &target {
+            self.release_identity(shared, space)?;
+        }
+        for &id in &leaving {
+            if let Some(home) = self.homes.get(&id).cloned() {
+                self.park(shared, &[id], &home).map_err(|error| DetachError::ReservedBlocked {
+                    requester: rid,
+                    cause: match error {
+                        AttachError::Hardware(cause) => cause,
+                        AttachError::Unconfirmed(Unconfirmed { cause, .. }) => cause,
+                        _ => HardwareError::Poisoned(shared.health()),
+                    },
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// First half of taking an entry away: not present, nothing else changed.
+    fn clear<R: Registers, P: Host>(&mut self, shared: &Shared<R, P>, id: SourceId) -> Result<(), TableError> {
+        self.tables.clear_present(shared, id)?;
+        if let Some(owner) = self.owners.get_mut(&id) {
+            owner.cleared = true;
+        }
+        Ok(())
+    }
+
+    /// Makes the unit forget the entries of `ids`, which were cleared (`VT-d §6.5.3.3`, rule D1): the context
+    /// cache under each ID, then all translations of the domain.
+    fn forget<R: Registers, P: Host>(&self, shared: &Shared<R, P>, ids: &[SourceId]) -> Result<(), HardwareError> {
+        let mut batch = Vec::new();
+        let mut domains = Vec::new();
+        for &source in ids {
+            if let Some(owner) = self.owners.get(&source) {
+                let domain = owner.target.id();
+                batch.push(Invalidation::ContextDevice { source, domain });
+                if !domains.contains(&domain) {
+                    domains.push(domain);
+                }
+            }
+        }
+        batch.extend(domains.into_iter().map(Invalidation::IotlbDomain));
+        if batch.is_empty() { Ok(()) } else { shared.invalidate(&batch) }
+    }
+
+    /// Second half: the unit has forgotten the entries, so they can be zeroed and the IDs are free.
+    fn remove<R: Registers, P: Host>(&mut self, shared: &Shared<R, P>, ids: &[SourceId]) -> Result<(), TableError> {
+        for &id in ids {
+            self.tables.zero(shared, id)?;
+            self.owners.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// A root entry became present.
+    fn root_changed<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> Result<(), HardwareError> {
+        if shared.capabilities.caching_mode() {
+            shared.invalidate(&[Invalidation::ContextGlobal, Invalidation::IotlbGlobal])
+        } else {
+            shared.flush_write_buffer()
+        }
+    }
+
+    fn unconfirmed(&self, requester: SourceId, target: &Target, cause: HardwareError) -> Unconfirmed {
+        let domain = target.reported();
+        Unconfirmed {
+            reachable: Reachable::Requester { requester, domain },
+            cause,
+        }
+    }
+}
+
+/// `range` as addresses that a device issues.
+pub(crate) fn identity(range: AddrRange<HostPhys>) -> AddrRange<Iova> {
+    let pages = range.to_pages();
+    let first = Iova::new(pages.first().raw());
+    AddrRange::new(first, Iova::new(pages.last().raw()))
+        .unwrap_or(AddrRange::page_around(first, iommu_types::PageSize::Size4K))
+}

@@ -1,0 +1,379 @@
+//! Domains: address spaces that devices are attached to.
+
+use core::fmt;
+use core::mem::ManuallyDrop;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use iommu_types::{
+    AddrRange, AddressSpace, DomainId, HostPhys, Iova, OutOfFrames, Perms, Registers, TableFrame, UnmapRefused,
+};
+use thiserror::Error;
+use vtd_spec::Agaw;
+
+use crate::error::{HardwareError, Reachable, Unconfirmed};
+use crate::ids::OutOfIds;
+use crate::invalidate::Invalidation;
+use crate::shared::{Host, Shared};
+use crate::space::Space;
+
+/// What a domain should be able to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainOptions {
+    /// Address bits that devices in the domain use. The domain gets the smallest table depth of the unit that
+    /// has so many, or the largest if none has; [`Domain::aperture`] tells.
+    pub width: u8,
+    /// Whether pages of 2 MiB and 1 GiB are used where the unit, the addresses and the length allow.
+    pub superpages: bool,
+}
+
+impl Default for DomainOptions {
+    /// 48 bits, with superpages.
+    fn default() -> Self {
+        Self {
+            width: 48,
+            superpages: true,
+        }
+    }
+}
+
+/// A domain could not be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DomainError {
+    /// All identifiers of the unit are in use (`CAP_REG.ND`).
+    #[error("all {usable} domain identifiers of the unit are in use; destroy a domain first")]
+    OutOfIds {
+        /// How many there are.
+        usable: u32,
+    },
+    /// The unit translates nothing.
+    #[error("the unit supports no second-stage tables (CAP.SAGAW); it can only remap interrupts")]
+    NoTranslation,
+    /// Memory for the root of the tables.
+    #[error("{0}")]
+    OutOfFrames(OutOfFrames),
+}
+
+impl From<OutOfIds> for DomainError {
+    fn from(error: OutOfIds) -> Self {
+        Self::OutOfIds {
+            usable: error.count - 1,
+        }
+    }
+}
+
+impl From<OutOfFrames> for DomainError {
+    fn from(error: OutOfFrames) -> Self {
+        Self::OutOfFrames(error)
+    }
+}
+
+/// Nothing was mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum MapError {
+    /// Devices in this domain cannot use these addresses.
+    #[error("{range} leaves {aperture}, which is what the domain translates on this unit")]
+    OutsideAperture {
+        /// What was asked for.
+        range: AddrRange<Iova>,
+        /// What there is.
+        aperture: AddrRange<Iova>,
+    },
+    /// The addresses are interrupts on this platform, as input or as output.
+    #[error("{len:#x} bytes from {iova} to {phys} touch fee00000..=feefffff, where writes are interrupts")]
+    InterruptWindow {
+        /// First input address.
+        iova: Iova,
+        /// First output address.
+        phys: HostPhys,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// The tables refused it.
+    #[error(transparent)]
+    Table(#[from] iommu_pagetable::MapError),
+    /// The unit did not confirm that it noticed the new entries. They were taken out again.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
+}
+
+/// Nothing was unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum UnmapError {
+    /// The tables refused it.
+    #[error(transparent)]
+    Table(#[from] iommu_pagetable::UnmapError),
+    /// The range was never mapped by one call, or by several whole ones.
+    #[error("{range} cuts a mapping; unmap whole mappings")]
+    Split {
+        /// What was asked for.
+        range: AddrRange<Iova>,
+    },
+}
+
+/// A flush that did not happen or was not confirmed; the pending unmap comes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum FlushError {
+    /// The token belongs to another domain; nothing was done.
+    #[error("the pending unmap is of another domain; flush it there")]
+    OtherDomain,
+    /// The unit did not confirm.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
+}
+
+/// Any failure of a domain as an address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SpaceError {
+    /// Mapping.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Unmapping.
+    #[error(transparent)]
+    Unmap(#[from] UnmapError),
+    /// Waiting for the unit.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+}
+
+/// A domain that was not destroyed.
+#[derive(Debug, Error)]
+#[error("{cause}")]
+pub struct NotDestroyed<D> {
+    /// Why.
+    #[source]
+    pub cause: DestroyError,
+    /// The domain, as it was.
+    pub domain: D,
+}
+
+/// Why a domain was not destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DestroyError {
+    /// Devices are attached.
+    #[error("devices are attached to domain {0}; detach them first")]
+    Attached(DomainId),
+    /// The unit did not confirm that it forgot the domain.
+    #[error(transparent)]
+    Unconfirmed(#[from] Unconfirmed),
+}
+
+/// An unmap that the unit has not confirmed yet. Devices may still use the old translation.
+///
+/// Owns the caller's lease on the addresses and the table pages that came free. Only a confirmed flush gives
+/// them back; dropping the token keeps both out of circulation for ever, which is safe (rule D4). The lease's
+/// own destructor does not run then.
+#[must_use = "devices can use the unmapped memory until the token is flushed; dropping it leaks the addresses"]
+pub struct PendingFlush<L> {
+    lease: ManuallyDrop<L>,
+    range: AddrRange<Iova>,
+    frames: Vec<TableFrame>,
+    leaf_only: bool,
+    serial: u64,
+}
+
+impl<L> PendingFlush<L> {
+    /// The addresses that were unmapped.
+    #[must_use]
+    pub const fn range(&self) -> AddrRange<Iova> {
+        self.range
+    }
+
+    /// Whether table pages wait for the flush.
+    #[must_use]
+    pub const fn holds_tables(&self) -> bool {
+        !self.leaf_only
+    }
+
+    /// Frees the tables and takes the lease out. The caller has the unit's confirmation.
+    fn confirmed<R: Registers, P: Host>(self, shared: &Shared<R, P>) -> L {
+        for frame in self.frames {
+            shared.host.free(frame);
+        }
+        ManuallyDrop::into_inner(self.lease)
+    }
+}
+
+impl<L> fmt::Debug for PendingFlush<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PendingFlush")
+            .field("range", &self.range)
+            .field("frames", &self.frames.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An address space on one unit, in second-stage tables of its own, under a domain identifier of its own.
+///
+/// All methods take `&self`; tables of disjoint ranges are worked on concurrently. Dropping a domain gives
+/// nothing back: use [`Self::destroy`].
+pub struct Domain<R, P> {
+    pub(crate) shared: Arc<Shared<R, P>>,
+    pub(crate) space: Arc<Space>,
+}
+
+impl<R, P> fmt::Debug for Domain<R, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Domain")
+            .field("id", &self.space.id)
+            .field("agaw", &self.space.agaw)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<R: Registers, P: Host> Domain<R, P> {
+    /// The identifier on the unit.
+    #[must_use]
+    pub fn id(&self) -> DomainId {
+        self.space.id
+    }
+
+    /// The depth of the tables.
+    #[must_use]
+    pub fn agaw(&self) -> Agaw {
+        self.space.agaw
+    }
+
+    /// Where the root of the tables lies.
+    #[must_use]
+    pub fn root(&self) -> HostPhys {
+        self.space.table.root()
+    }
+
+    /// The addresses that devices in the domain can use. The interrupt window inside it cannot be mapped.
+    #[must_use]
+    pub fn aperture(&self) -> AddrRange<Iova> {
+        self.space.aperture
+    }
+
+    /// Maps `len` bytes from `iova` to `phys`, all multiples of 4 KiB. On return devices can use them.
+    ///
+    /// # Errors
+    /// [`MapError`]; nothing is mapped then.
+    pub fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), MapError> {
+        self.space.map(&self.shared, iova, phys, len, perms)
+    }
+
+    /// Takes the mappings of `range` out of the tables.
+    ///
+    /// Devices may use them until [`Self::flush`] succeeds on the token.
+    ///
+    /// # Errors
+    /// [`UnmapRefused`] if the range does not consist of whole mappings; nothing changed then.
+    pub fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<UnmapError, L>> {
+        match self.space.unmap(&self.shared, range) {
+            Ok(unmapped) => {
+                let frames = unmapped.into_frames();
+                Ok(PendingFlush {
+                    lease: ManuallyDrop::new(lease),
+                    range,
+                    leaf_only: frames.is_empty(),
+                    frames,
+                    serial: self.space.serial,
+                })
+            }
+            Err(error) => Err(UnmapRefused { error, lease }),
+        }
+    }
+
+    /// Waits until no device can use what was unmapped; then frees table pages and returns the lease.
+    ///
+    /// # Errors
+    /// The token comes back with [`FlushError`]. If the unit did not confirm, what the token stands for must be
+    /// treated as reachable by the domain's devices.
+    pub fn flush<L>(&self, pending: PendingFlush<L>) -> Result<L, (FlushError, PendingFlush<L>)> {
+        if pending.serial != self.space.serial {
+            return Err((FlushError::OtherDomain, pending));
+        }
+        match self.space.invalidate(&self.shared, pending.range, pending.leaf_only) {
+            Ok(()) => Ok(pending.confirmed(&self.shared)),
+            Err(cause) => Err((self.unconfirmed(pending.range, cause).into(), pending)),
+        }
+    }
+
+    /// Flushes many unmaps by one invalidation of the whole domain: for deferred unmapping.
+    ///
+    /// # Errors
+    /// As [`Self::flush`], with all tokens.
+    pub fn flush_all<L>(&self, pending: Vec<PendingFlush<L>>) -> Result<Vec<L>, (FlushError, Vec<PendingFlush<L>>)> {
+        let Some(first) = pending.first() else {
+            return Ok(Vec::new());
+        };
+        if pending.iter().any(|token| token.serial != self.space.serial) {
+            return Err((FlushError::OtherDomain, pending));
+        }
+        let range = first.range;
+        match self.shared.invalidate(&[Invalidation::IotlbDomain(self.space.id)]) {
+            Ok(()) => Ok(pending.into_iter().map(|token| token.confirmed(&self.shared)).collect()),
+            Err(cause) => Err((self.unconfirmed(range, cause).into(), pending)),
+        }
+    }
+
+    fn unconfirmed(&self, range: AddrRange<Iova>, cause: HardwareError) -> Unconfirmed {
+        let domain = self.space.id;
+        Unconfirmed {
+            reachable: Reachable::Range { domain, range },
+            cause,
+        }
+    }
+
+    /// Gives tables and identifier back, after the unit has forgotten everything under it.
+    ///
+    /// Tokens of unmaps that were not flushed cannot be flushed any more afterwards; flush them before.
+    ///
+    /// # Errors
+    /// [`NotDestroyed`] with the domain, if devices are attached or the unit did not confirm.
+    pub fn destroy(self) -> Result<(), NotDestroyed<Self>> {
+        let mut structures = self.shared.structures.lock();
+        if structures.uses(&self.space) {
+            drop(structures);
+            let cause = DestroyError::Attached(self.space.id);
+            return Err(NotDestroyed { cause, domain: self });
+        }
+        // VT-d §6.2.3.1: before an identifier is reused nothing may be cached under it.
+        let id = self.space.id;
+        if let Err(cause) = self.shared.invalidate(&[Invalidation::ContextDomain(id), Invalidation::IotlbDomain(id)]) {
+            drop(structures);
+            let cause = self.unconfirmed(self.space.aperture, cause).into();
+            return Err(NotDestroyed { cause, domain: self });
+        }
+        let shared = self.shared.clone();
+        // An I/O address space may hold the domain a moment longer; then its tables and identifier are leaked.
+        if let Ok(space) = Arc::try_unwrap(self.space) {
+            space.table.free(&shared.host);
+            structures.ids.release(id);
+        }
+        Ok(())
+    }
+}
+
+impl<R: Registers, P: Host> AddressSpace for Domain<R, P> {
+    type Error = SpaceError;
+    type Pending<L> = PendingFlush<L>;
+
+    fn aperture(&self) -> AddrRange<Iova> {
+        Self::aperture(self)
+    }
+
+    fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), SpaceError> {
+        Ok(Self::map(self, iova, phys, len, perms)?)
+    }
+
+    fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<SpaceError, L>> {
+        Self::unmap(self, range, lease).map_err(|refused| UnmapRefused {
+            error: refused.error.into(),
+            lease: refused.lease,
+        })
+    }
+
+    fn flush<L>(&self, pending: PendingFlush<L>) -> Result<L, (SpaceError, PendingFlush<L>)> {
+        Self::flush(self, pending).map_err(|(error, pending)| (error.into(), pending))
+    }
+}

@@ -1,0 +1,112 @@
+//! What the host tells the driver about a unit.
+
+use iommu_types::{AddrRange, FrameRequest, HostPhys, NodeId, SourceId};
+
+use alloc::vec::Vec;
+
+use crate::wait::Timeouts;
+
+/// Facts and policy for one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitOptions {
+    /// Host address width in bits, from the DMAR table; tables are placed below.
+    pub host_address_width: u8,
+    /// The NUMA node that RHSA names for the unit; tables and queue are placed there if possible.
+    pub node: Option<NodeId>,
+    /// How long to wait for the hardware.
+    pub timeouts: Timeouts,
+    /// Whether devices may be let through untranslated at all.
+    pub pass_through: PassThrough,
+}
+
+impl Default for UnitOptions {
+    /// 39 address bits (every unit has them), no node, default timeouts, no pass-through.
+    fn default() -> Self {
+        Self {
+            host_address_width: 39,
+            node: None,
+            timeouts: Timeouts::default(),
+            pass_through: PassThrough::Refused,
+        }
+    }
+}
+
+impl UnitOptions {
+    /// One page for a table of this unit.
+    pub(crate) fn page(&self) -> FrameRequest {
+        let last = 1u64
+            .checked_shl(u32::from(self.host_address_width))
+            .map_or(u64::MAX, |end| end - 1);
+        FrameRequest::page(self.node, HostPhys::new(last))
+    }
+}
+
+/// Whether a device may reach all of memory untranslated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PassThrough {
+    /// Never.
+    #[default]
+    Refused,
+    /// Where [`crate::Unit::attach_pass_through`] is called for it. A device in pass-through can read and write
+    /// all memory; this is for devices that are trusted as the kernel is.
+    AllowedForTrustedDevices,
+}
+
+/// A device as the unit sees it: the requester ID it has, and every other ID its requests may carry.
+///
+/// Behind a PCIe-to-PCI bridge requests carry the bridge's ID; some functions use the ID of another function.
+/// All of them are attached, detached and flushed together (rule D13).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requester {
+    /// The device's own requester ID.
+    pub rid: SourceId,
+    /// The others, without `rid`; duplicates are harmless.
+    pub aliases: Vec<SourceId>,
+}
+
+impl Requester {
+    /// A device whose requests carry its own ID only.
+    #[must_use]
+    pub const fn new(rid: SourceId) -> Self {
+        Self {
+            rid,
+            aliases: Vec::new(),
+        }
+    }
+
+    /// A device with aliases.
+    #[must_use]
+    pub fn with_aliases(rid: SourceId, aliases: impl IntoIterator<Item = SourceId>) -> Self {
+        Self {
+            rid,
+            aliases: aliases.into_iter().collect(),
+        }
+    }
+
+    /// All IDs, each once, in ascending order.
+    pub(crate) fn ids(&self) -> Vec<SourceId> {
+        let mut ids: Vec<SourceId> = self.aliases.iter().copied().chain([self.rid]).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+impl From<SourceId> for Requester {
+    fn from(rid: SourceId) -> Self {
+        Self::new(rid)
+    }
+}
+
+/// Memory that firmware lets devices use on their own (RMRR of the DMAR table). It is identity-mapped for the
+/// devices it is for, from before translation is enabled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedRegion {
+    /// The memory, both ends included; rounded outwards to pages.
+    pub range: AddrRange<HostPhys>,
+    /// The devices that use it.
+    pub requesters: Vec<Requester>,
+    /// Whether a device keeps access only while nobody has attached it to a domain of their own. For regions
+    /// that serve the boot phase only, such as those of USB and graphics controllers (rule D14).
+    pub relaxable: bool,
+}

@@ -1,0 +1,99 @@
+//! What all handles of one unit share.
+
+use iommu_types::{Clock, Coherence, HostPhys, Registers, TableMemory};
+use spin::Mutex;
+
+use crate::attach::Structures;
+use crate::capabilities::Capabilities;
+use crate::command::{Command, Shadow};
+use crate::error::HardwareError;
+use crate::health::{Health, Loss, Poison};
+use crate::interrupt::InterruptTable;
+use crate::invalidate::{Invalidation, Invalidator};
+use crate::options::UnitOptions;
+
+/// What the driver needs of its host: memory for tables, cache write-back, time.
+///
+/// Implemented for everything that has the three; hosts implement the parts. One value serves one unit, so a
+/// host hands out references or reference-counted handles.
+pub trait Host: TableMemory + Coherence + Clock {}
+
+impl<T: TableMemory + Coherence + Clock> Host for T {}
+
+/// A unit that was taken over.
+///
+/// Lock order: structures or interrupts, then the queue's or the command lock. Page tables need no lock. None
+/// of the locks is taken to look at faults, except the one that keeps two drains apart.
+pub(crate) struct Shared<R, P> {
+    pub(crate) registers: R,
+    pub(crate) host: P,
+    pub(crate) capabilities: Capabilities,
+    pub(crate) options: UnitOptions,
+    pub(crate) command: Mutex<Shadow>,
+    pub(crate) invalidator: Invalidator,
+    /// Where the root table is: for looking at it without the lock.
+    pub(crate) root: HostPhys,
+    pub(crate) structures: Mutex<Structures>,
+    pub(crate) interrupts: Mutex<Option<InterruptTable>>,
+    pub(crate) faults: Mutex<()>,
+    pub(crate) poison: Poison,
+}
+
+impl<R: Registers, P: Host> Shared<R, P> {
+    pub(crate) fn health(&self) -> Health {
+        self.poison.health()
+    }
+
+    /// Fails if the unit has lost something before.
+    pub(crate) fn require_health(&self) -> Result<(), HardwareError> {
+        let health = self.health();
+        if health.is_good() { Ok(()) } else { Err(HardwareError::Poisoned(health)) }
+    }
+
+    /// Remembers what an error means for the unit.
+    pub(crate) fn note<T>(&self, result: Result<T, HardwareError>) -> Result<T, HardwareError> {
+        match &result {
+            Err(HardwareError::Gone { .. }) => self.poison.record(Loss::Gone),
+            Err(HardwareError::CommandTimeout { .. }) => self.poison.record(Loss::Command),
+            Err(
+                HardwareError::InvalidationTimeout { .. }
+                | HardwareError::DescriptorRefused { .. }
+                | HardwareError::InvalidationIgnored { .. }
+                | HardwareError::DeviceTimeout { .. },
+            ) => self.poison.record(Loss::Invalidation),
+            Err(HardwareError::Poisoned(_)) | Ok(_) => {}
+        }
+        result
+    }
+
+    /// Issues one global command and waits for its acknowledgement.
+    pub(crate) fn command(&self, command: Command) -> Result<(), HardwareError> {
+        self.require_health()?;
+        let mut shadow = self.command.lock();
+        let limit = self.options.timeouts.command_ns;
+        let result = shadow.issue(&self.registers, &self.host, command, limit);
+        self.note(result)
+    }
+
+    /// Invalidates, in this order, and waits until the unit has confirmed all of it.
+    pub(crate) fn invalidate(&self, batch: &[Invalidation]) -> Result<(), HardwareError> {
+        self.require_health()?;
+        self.note(self.invalidator.run(self, batch))
+    }
+
+    /// Makes `len` bytes of tables at `at` visible to a unit whose walks do not snoop (rule D11).
+    pub(crate) fn write_back(&self, at: HostPhys, len: u64) {
+        if !self.capabilities.coherent() {
+            self.host.write_back(at, len);
+        }
+    }
+
+    /// What a unit without caching mode needs after an entry became present: the write buffers flushed, if it
+    /// has any that software must care for (`VT-d §6.8`, `CAP_REG.RWBF`).
+    pub(crate) fn flush_write_buffer(&self) -> Result<(), HardwareError> {
+        if self.capabilities.cap.rwbf() {
+            self.command(Command::FlushWriteBuffer)?;
+        }
+        Ok(())
+    }
+}
