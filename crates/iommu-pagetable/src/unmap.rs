@@ -360,7 +360,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
                 .map_err(|table| UnmapError::Damaged { iova, table })?;
             let (child_empty, below) = self.empty_tables(child, slot.span)?;
             tables += below + usize::from(child_empty && slot.whole);
-            empty &= child_empty && slot.whole;
+            empty &= child_empty;
         }
         Ok((empty, tables))
     }

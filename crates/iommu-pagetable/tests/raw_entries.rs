@@ -1,4 +1,5 @@
 //! Entries against numbers typed in from the specification's figures, never built through the types under test.
+#![allow(clippy::expect_used, clippy::panic, reason = "a test reports by panicking")]
 
 use iommu_pagetable::{Config, FirstStage, Format, LeafSizes, Levels, MapError, PageTable, SecondStage};
 use iommu_testkit::SparseMemory;
