@@ -1,0 +1,645 @@
+//! What a unit is able to do, from which its capability registers follow.
+
+use arbitrary_int::{u3, u4, u5, u6, u10};
+use thiserror::Error;
+use vtd_spec::register::{Capability, ExtendedCapability, Version, offset};
+use vtd_spec::{Agaw, UnitFeatures};
+
+use crate::cache::CacheSizes;
+
+/// How a unit behaves where the specification leaves freedom.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Profile {
+    /// Every command is complete when the register write returns, faulting entries are never cached, cached
+    /// translations are tagged with the tables they came from.
+    #[default]
+    Spec,
+    /// As hardware at its least helpful: commands and queue progress only through
+    /// [`crate::Unit::step`], caches are small and keep what they may, paging-structure caches are on,
+    /// caching mode caches faulting entries. A driver that leaves out a step fails here.
+    Silicon,
+}
+
+/// Cache sizes of [`Profile::Spec`]: about half a megabyte, so that a guest cannot make a unit hold more.
+const SPEC_CACHES: CacheSizes = CacheSizes {
+    contexts: 1024,
+    pasids: 1024,
+    pages: 4096,
+    tables: 0,
+    interrupts: 1024,
+};
+
+/// Cache sizes of [`Profile::Silicon`]: small enough to evict in a test, large enough to keep stale entries.
+const SILICON_CACHES: CacheSizes = CacheSizes {
+    contexts: 8,
+    pasids: 8,
+    pages: 64,
+    tables: 32,
+    interrupts: 16,
+};
+
+/// Bytes of one register page; the window is a whole number of them.
+const REGISTER_PAGE: u32 = 0x1000;
+/// Where the invalidate address register goes unless the builder says otherwise: the last free place before
+/// the MTRR block.
+const DEFAULT_IVA: u32 = 0x0F0;
+/// Where fault recording registers go if they fit: behind the MTRR block.
+const DEFAULT_RECORDS: u32 = 0x220;
+/// Bytes of a fault recording register, and of the IVA and IOTLB registers together.
+const RECORD_BYTES: u32 = 16;
+
+/// A combination of settings that no unit can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The host address width is out of range.
+    #[error("a host address width of {0} bits does not exist: choose 32 to 52")]
+    HostWidth(u8),
+    /// The guest address width is out of range.
+    #[error(
+        "a guest address width of {guest} bits: choose at least the host address width ({host}) and at most 64 (VT-d §11.4.2, CAP_REG.MGAW)"
+    )]
+    GuestWidth {
+        /// MGAW asked for.
+        guest: u8,
+        /// Host address width.
+        host: u8,
+    },
+    /// No second-stage width, which only newer units without DMA remapping may report.
+    #[error("no second-stage width: name at least one, or make the version 6.0 or later (VT-d §11.4.2, CAP_REG.SAGAW)")]
+    NoWidth,
+    /// Domain identifiers of an impossible width.
+    #[error("domain identifiers of {0} bits: choose 4, 6, 8, 10, 12, 14 or 16 (VT-d §11.4.2, CAP_REG.ND)")]
+    DomainIdBits(u8),
+    /// 1 GiB without 2 MiB pages.
+    #[error("second-stage pages of 1 GiB need those of 2 MiB (VT-d §11.4.2, CAP_REG.SSLPS)")]
+    LargePages,
+    /// Number of fault recording registers.
+    #[error("{0} fault recording registers: choose 1 to 256 (VT-d §11.4.2, CAP_REG.NFR)")]
+    FaultRecords(u16),
+    /// Address mask value.
+    #[error("a maximum address mask value of {0} does not fit 6 bits (VT-d §11.4.2, CAP_REG.MAMV)")]
+    AddressMask(u8),
+    /// Handle mask value.
+    #[error("a maximum handle mask value of {0} does not fit 4 bits (VT-d §11.4.3, ECAP_REG.MHMV)")]
+    HandleMask(u8),
+    /// Version.
+    #[error(
+        "architecture version {major}.{minor}: both numbers have 4 bits and the major one is at least 1 (VT-d §11.4.1, VER_REG)"
+    )]
+    Version {
+        /// Major version asked for.
+        major: u8,
+        /// Minor version asked for.
+        minor: u8,
+    },
+    /// PASID width.
+    #[error("PASIDs of {0} bits: choose 1 to 20 (VT-d §11.4.3, ECAP_REG.PSS)")]
+    PasidBits(u8),
+    /// A feature without the one it rests on.
+    #[error("{feature} needs {needs} (VT-d {section})")]
+    Needs {
+        /// The feature asked for.
+        feature: &'static str,
+        /// What has to be switched on too.
+        needs: &'static str,
+        /// Where the specification says so.
+        section: &'static str,
+    },
+    /// Two features that exclude each other.
+    #[error("{feature} excludes {other} (VT-d {section})")]
+    Excludes {
+        /// One.
+        feature: &'static str,
+        /// The other.
+        other: &'static str,
+        /// Where the specification says so.
+        section: &'static str,
+    },
+    /// Register blocks that cover each other or lie out of reach.
+    #[error("the {block} block at {at:#x} overlaps other registers, is not 16-byte aligned, or ends past {limit:#x}")]
+    Placement {
+        /// Which block.
+        block: &'static str,
+        /// Its byte offset.
+        at: u32,
+        /// The last reachable byte offset plus one.
+        limit: u32,
+    },
+}
+
+/// The validated description of a unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnitConfig {
+    profile: Profile,
+    version: Version,
+    features: UnitFeatures,
+    caches: CacheSizes,
+    window_len: u32,
+    two_phase_waits: bool,
+    compress_faults: bool,
+}
+
+impl UnitConfig {
+    /// Starts from a unit that serves legacy mode completely: 4-level tables, 2 MiB and 1 GiB pages, queued
+    /// invalidation, interrupt remapping with 32-bit destinations, pass-through, 8 fault records.
+    #[must_use]
+    pub fn builder() -> UnitConfigBuilder {
+        UnitConfigBuilder::default()
+    }
+
+    /// Behaviour where the specification leaves freedom.
+    #[must_use]
+    pub const fn profile(&self) -> Profile {
+        self.profile
+    }
+
+    /// VER_REG.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// CAP_REG.
+    #[must_use]
+    pub const fn capability(&self) -> Capability {
+        self.features.capability
+    }
+
+    /// ECAP_REG.
+    #[must_use]
+    pub const fn extended_capability(&self) -> ExtendedCapability {
+        self.features.extended
+    }
+
+    /// What decides which bits of structures are reserved.
+    #[must_use]
+    pub const fn features(&self) -> &UnitFeatures {
+        &self.features
+    }
+
+    /// Host address width in bits.
+    #[must_use]
+    pub const fn host_address_width(&self) -> u8 {
+        self.features.host_address_width
+    }
+
+    /// The last host address there can be.
+    #[must_use]
+    pub const fn host_address_limit(&self) -> u64 {
+        match u64::MAX.checked_shr(64 - self.features.host_address_width as u32) {
+            Some(limit) => limit,
+            None => 0,
+        }
+    }
+
+    /// Sizes of the caches.
+    #[must_use]
+    pub const fn caches(&self) -> CacheSizes {
+        self.caches
+    }
+
+    /// Length of the register window in bytes, a multiple of 4 KiB.
+    #[must_use]
+    pub const fn window_len(&self) -> u32 {
+        self.window_len
+    }
+
+    /// Whether wait descriptors ask the embedder to drain requests in flight first
+    /// ([`crate::Unit::take_drain`]).
+    #[must_use]
+    pub const fn two_phase_waits(&self) -> bool {
+        self.two_phase_waits
+    }
+
+    /// Whether a fault is folded into a pending record of the same source.
+    #[must_use]
+    pub const fn compress_faults(&self) -> bool {
+        self.compress_faults
+    }
+
+    /// Whether faulting entries are cached: allowed in caching mode (VT-d §6.1), done by `Silicon` only.
+    pub(crate) const fn caches_faults(&self) -> bool {
+        self.features.capability.cm() && matches!(self.profile, Profile::Silicon)
+    }
+
+    /// Whether cached pages are tagged with their tables on top of what the architecture asks for.
+    pub(crate) const fn exact_tags(&self) -> bool {
+        matches!(self.profile, Profile::Spec)
+    }
+}
+
+macro_rules! builder {
+    ($( $(#[$meta:meta])* $name:ident: $type:ty = $default:expr, )*) => {
+        /// Builds a [`UnitConfig`]. Every method replaces one setting; [`Self::build`] judges all of them together.
+        #[derive(Clone, Copy, Debug)]
+        pub struct UnitConfigBuilder {
+            $( $name: $type, )*
+        }
+
+        impl Default for UnitConfigBuilder {
+            fn default() -> Self {
+                Self { $( $name: $default, )* }
+            }
+        }
+
+        impl UnitConfigBuilder {
+            $(
+                $(#[$meta])*
+                #[must_use]
+                pub const fn $name(mut self, $name: $type) -> Self {
+                    self.$name = $name;
+                    self
+                }
+            )*
+        }
+    };
+}
+
+builder! {
+    /// Behaviour where the specification leaves freedom; `Spec` by default.
+    profile: Profile = Profile::Spec,
+    /// Architecture version, major and minor; 5.0 by default. From 6.0 on, register-based invalidation is
+    /// ignored (VT-d §11.4.1, VER_REG).
+    version: (u8, u8) = (5, 0),
+    /// Host address width in bits, 32 to 52; 48 by default. The DMAR table of the platform reports the same.
+    host_address_width: u8 = 48,
+    /// Largest guest address width in bits (CAP.MGAW); `None`, the default, means the widest second-stage width,
+    /// or the host address width if that is more.
+    guest_address_width: Option<u8> = None,
+    /// 3-level second-stage tables, 39 bits; on by default.
+    three_levels: bool = true,
+    /// 4-level second-stage tables, 48 bits; on by default.
+    four_levels: bool = true,
+    /// 5-level second-stage tables, 57 bits; off by default.
+    five_levels: bool = false,
+    /// Second-stage pages of 2 MiB; on by default.
+    pages_2m: bool = true,
+    /// Second-stage pages of 1 GiB; on by default.
+    pages_1g: bool = true,
+    /// Width of domain identifiers in bits: 4, 6 … 16; 16 by default.
+    domain_id_bits: u8 = 16,
+    /// Caching mode (CAP.CM): the unit may cache entries that are not present; off by default.
+    caching_mode: bool = false,
+    /// Software has to flush write buffers (CAP.RWBF); off by default.
+    write_buffer_flush: bool = false,
+    /// Zero-length reads of write-only pages succeed (CAP.ZLR); on by default.
+    zero_length_reads: bool = true,
+    /// Page-selective invalidation (CAP.PSI) up to `2^n` pages (CAP.MAMV); `Some(18)`, 1 GiB, by default.
+    page_selective: Option<u8> = Some(18),
+    /// Number of fault recording registers, 1 to 256; 8 by default.
+    fault_records: u16 = 8,
+    /// Byte offset of the fault recording registers, a multiple of 16; chosen by default.
+    fault_records_at: Option<u32> = None,
+    /// Byte offset of the invalidate address register, a multiple of 16; chosen by default.
+    invalidate_address_at: Option<u32> = None,
+    /// Setting the root table pointer drops all translations by itself (CAP.ESRTPS); off by default.
+    enhanced_root_pointer: bool = false,
+    /// Setting the interrupt table pointer drops all cached entries by itself (CAP.ESIRTPS); off by default.
+    enhanced_interrupt_pointer: bool = false,
+    /// Table walks snoop processor caches (ECAP.C); on by default.
+    coherent: bool = true,
+    /// Queued invalidation (ECAP.QI); on by default.
+    queued_invalidation: bool = true,
+    /// Interrupt remapping (ECAP.IR); on by default.
+    interrupt_remapping: bool = true,
+    /// 32-bit interrupt destinations (ECAP.EIM); on by default.
+    extended_interrupts: bool = true,
+    /// Largest number of interrupt entries, as a power of two, that one command can drop (ECAP.MHMV); 15 by default.
+    handle_mask: u8 = 15,
+    /// Pass-through contexts (ECAP.PT); on by default.
+    pass_through: bool = true,
+    /// Snoop control (ECAP.SC); on by default.
+    snoop_control: bool = true,
+    /// Device-TLBs (ECAP.DT): translation and translated requests; off by default.
+    device_tlb: bool = false,
+    /// Sizes of the caches; `None`, the default, takes those of the profile.
+    cache_sizes: Option<CacheSizes> = None,
+    /// Wait descriptors ask the embedder to drain requests in flight before they complete; off by default. For
+    /// embedders that translate on several threads.
+    two_phase_waits: bool = false,
+    /// A fault of a source that already has a record pending is dropped (VT-d §7.2.1); off by default.
+    compress_faults: bool = false,
+}
+
+impl UnitConfigBuilder {
+    /// Takes over what a real unit reports in CAP_REG and ECAP_REG, as far as this model implements it; the
+    /// rest is not advertised. Settings made later win.
+    #[must_use]
+    pub const fn resembling(mut self, capability: Capability, extended: ExtendedCapability) -> Self {
+        self.three_levels = capability.supports_agaw(Agaw::Bits39);
+        self.four_levels = capability.supports_agaw(Agaw::Bits48);
+        self.five_levels = capability.supports_agaw(Agaw::Bits57);
+        self.guest_address_width = Some(capability.max_guest_address_width());
+        self.pages_2m = capability.second_stage_2m();
+        self.pages_1g = capability.second_stage_1g();
+        self.domain_id_bits = capability.domain_id_bits();
+        self.caching_mode = capability.cm();
+        self.write_buffer_flush = capability.rwbf();
+        self.zero_length_reads = capability.zlr();
+        self.page_selective = if capability.psi() {
+            Some(capability.mamv().value())
+        } else {
+            None
+        };
+        self.fault_records = capability.fault_record_count();
+        self.fault_records_at = Some(capability.fault_record_offset(0));
+        self.invalidate_address_at = Some(extended.invalidate_address_offset());
+        self.enhanced_root_pointer = capability.esrtps();
+        self.enhanced_interrupt_pointer = capability.esirtps();
+        self.coherent = extended.c();
+        self.queued_invalidation = extended.qi();
+        self.interrupt_remapping = extended.ir();
+        self.extended_interrupts = extended.eim();
+        self.handle_mask = extended.max_handle_mask();
+        self.pass_through = extended.pt();
+        self.snoop_control = extended.sc();
+        self.device_tlb = extended.dt();
+        self
+    }
+
+    /// Judges the settings and derives the capability registers.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the setting and the rule that it breaks.
+    pub fn build(self) -> Result<UnitConfig, ConfigError> {
+        self.check_numbers()?;
+        self.check_dependencies()?;
+        let (version, records_at, iva_at) = (self.version_register()?, self.records_at(), self.iva_at());
+        let capability = self.capability(version, records_at)?;
+        let extended = self.extended(iva_at);
+        let window_len = self.check_placement(records_at, iva_at)?;
+        Ok(UnitConfig {
+            profile: self.profile,
+            version,
+            features: UnitFeatures {
+                capability,
+                extended,
+                host_address_width: self.host_address_width,
+            },
+            caches: self.cache_sizes.unwrap_or(match self.profile {
+                Profile::Spec => SPEC_CACHES,
+                Profile::Silicon => SILICON_CACHES,
+            }),
+            window_len,
+            two_phase_waits: self.two_phase_waits,
+            compress_faults: self.compress_faults,
+        })
+    }
+
+    fn check_numbers(&self) -> Result<(), ConfigError> {
+        if !(32..=52).contains(&self.host_address_width) {
+            return Err(ConfigError::HostWidth(self.host_address_width));
+        }
+        if !matches!(self.domain_id_bits, 4 | 6 | 8 | 10 | 12 | 14 | 16) {
+            return Err(ConfigError::DomainIdBits(self.domain_id_bits));
+        }
+        if self.pages_1g && !self.pages_2m {
+            return Err(ConfigError::LargePages);
+        }
+        if !(1..=256).contains(&self.fault_records) {
+            return Err(ConfigError::FaultRecords(self.fault_records));
+        }
+        match self.page_selective {
+            Some(mask) if mask > 63 => return Err(ConfigError::AddressMask(mask)),
+            _ => {}
+        }
+        if self.handle_mask > 15 {
+            return Err(ConfigError::HandleMask(self.handle_mask));
+        }
+        Ok(())
+    }
+
+    fn check_dependencies(&self) -> Result<(), ConfigError> {
+        let section = "§11.4.3, ECAP_REG";
+        let rules = [
+            (
+                self.device_tlb,
+                "device_tlb",
+                self.queued_invalidation,
+                "queued_invalidation",
+            ),
+            (
+                self.interrupt_remapping,
+                "interrupt_remapping",
+                self.queued_invalidation,
+                "queued_invalidation",
+            ),
+            (
+                self.extended_interrupts,
+                "extended_interrupts",
+                self.interrupt_remapping,
+                "interrupt_remapping",
+            ),
+            // From version 6.0 on the registers do not invalidate, so nothing else could.
+            (
+                self.version.0 >= 6,
+                "version 6.0 and later",
+                self.queued_invalidation,
+                "queued_invalidation",
+            ),
+        ];
+        for (wanted, feature, present, needs) in rules {
+            if wanted && !present {
+                return Err(ConfigError::Needs {
+                    feature,
+                    needs,
+                    section,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn version_register(&self) -> Result<Version, ConfigError> {
+        let (major, minor) = self.version;
+        match (u4::try_new(major), u4::try_new(minor)) {
+            (Ok(max), Ok(min)) if major > 0 => Ok(Version::DEFAULT.with_max(max).with_min(min)),
+            _ => Err(ConfigError::Version { major, minor }),
+        }
+    }
+
+    const fn records_at(&self) -> u32 {
+        match self.fault_records_at {
+            Some(at) => at,
+            None if DEFAULT_RECORDS + self.fault_records as u32 * RECORD_BYTES <= offset::PERFCAP => DEFAULT_RECORDS,
+            None => REGISTER_PAGE,
+        }
+    }
+
+    const fn iva_at(&self) -> u32 {
+        match self.invalidate_address_at {
+            Some(at) => at,
+            None => DEFAULT_IVA,
+        }
+    }
+
+    fn capability(&self, version: Version, records_at: u32) -> Result<Capability, ConfigError> {
+        let widths = [
+            (self.three_levels, Agaw::Bits39),
+            (self.four_levels, Agaw::Bits48),
+            (self.five_levels, Agaw::Bits57),
+        ];
+        let sagaw = widths
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .fold(0, |bits, (_, agaw)| bits | 1 << agaw.code());
+        if sagaw == 0 && !version.ignores_register_invalidation() {
+            return Err(ConfigError::NoWidth);
+        }
+        let widest = widths
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, agaw)| agaw.width())
+            .max();
+        let host = self.host_address_width;
+        let guest = self
+            .guest_address_width
+            .unwrap_or_else(|| host.max(widest.unwrap_or(host)));
+        if !(host..=64).contains(&guest) {
+            return Err(ConfigError::GuestWidth { guest, host });
+        }
+        let large = u8::from(self.pages_2m) | u8::from(self.pages_1g) << 1;
+        let records = u8::try_from(self.fault_records - 1).unwrap_or(u8::MAX);
+        Ok(Capability::DEFAULT
+            .with_nd(u3::extract_u8((self.domain_id_bits - 4) / 2, 0))
+            .with_rwbf(self.write_buffer_flush)
+            .with_cm(self.caching_mode)
+            .with_sagaw(u5::extract_u8(sagaw, 0))
+            .with_mgaw(u6::extract_u8(guest - 1, 0))
+            .with_zlr(self.zero_length_reads)
+            .with_fro(u10::extract_u32(records_at / RECORD_BYTES, 0))
+            .with_sslps(u4::extract_u8(large, 0))
+            .with_psi(self.page_selective.is_some())
+            .with_nfr(records)
+            .with_mamv(u6::extract_u8(self.page_selective.unwrap_or(0), 0))
+            .with_dwd(version.always_drains())
+            .with_drd(version.always_drains())
+            .with_esirtps(self.enhanced_interrupt_pointer)
+            .with_esrtps(self.enhanced_root_pointer))
+    }
+
+    fn extended(&self, iva_at: u32) -> ExtendedCapability {
+        ExtendedCapability::DEFAULT
+            .with_c(self.coherent)
+            .with_qi(self.queued_invalidation)
+            .with_dt(self.device_tlb)
+            .with_ir(self.interrupt_remapping)
+            .with_eim(self.extended_interrupts)
+            .with_pt(self.pass_through)
+            .with_sc(self.snoop_control)
+            .with_iro(u10::extract_u32(iva_at / RECORD_BYTES, 0))
+            .with_mhmv(u4::extract_u8(
+                if self.interrupt_remapping { self.handle_mask } else { 0 },
+                0,
+            ))
+    }
+
+    /// VT-d §11.4.2 (CAP_REG.FRO), §11.4.3 (ECAP_REG.IRO): both blocks lie in unused space, in units of 16 bytes.
+    fn check_placement(&self, records_at: u32, iva_at: u32) -> Result<u32, ConfigError> {
+        // FRO and IRO have 10 bits.
+        let limit = (1 << u10::BITS) * RECORD_BYTES;
+        let records_end = records_at.saturating_add(u32::from(self.fault_records) * RECORD_BYTES);
+        let iva_end = iva_at.saturating_add(RECORD_BYTES);
+        // The registers that this model has end with IRTA; the ones that follow in the first page belong to
+        // features that it does not advertise.
+        let fixed_end = offset::IRTA + 8;
+        let bad = |at: u32| !at.is_multiple_of(RECORD_BYTES) || at >= limit || at < fixed_end;
+        if bad(iva_at) {
+            return Err(ConfigError::Placement {
+                block: "IOTLB",
+                at: iva_at,
+                limit,
+            });
+        }
+        if bad(records_at) || (records_at < iva_end && iva_at < records_end) {
+            return Err(ConfigError::Placement {
+                block: "fault recording",
+                at: records_at,
+                limit,
+            });
+        }
+        Ok(records_end.max(iva_end).div_ceil(REGISTER_PAGE) * REGISTER_PAGE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_unit_reports_what_it_serves() {
+        let config = UnitConfig::builder().build().expect("consistent");
+        let (cap, ecap) = (config.capability(), config.extended_capability());
+        assert_eq!(cap.largest_agaw(), Some(Agaw::Bits48));
+        assert_eq!(cap.max_guest_address_width(), 48);
+        assert_eq!(cap.fault_record_count(), 8);
+        assert_eq!(cap.fault_record_offset(0), 0x220);
+        assert!(cap.drd() && cap.dwd() && cap.psi() && !cap.cm() && !cap.esrtps());
+        assert!(ecap.qi() && ecap.ir() && ecap.eim() && ecap.pt() && ecap.c() && !ecap.dt() && !ecap.smts());
+        assert_eq!(config.window_len(), 0x1000);
+        assert_eq!(config.host_address_limit(), (1 << 48) - 1);
+    }
+
+    #[test]
+    fn many_fault_records_move_to_the_second_page() {
+        let config = UnitConfig::builder().fault_records(256).build().expect("consistent");
+        assert_eq!(config.capability().fault_record_offset(0), 0x1000);
+        assert_eq!(config.window_len(), 0x2000);
+    }
+
+    #[test]
+    fn a_real_unit_is_resembled_bit_for_bit_where_the_model_implements_it() {
+        let cap = Capability::new_with_raw_value(0x00D2_008C_4066_0462);
+        let ecap = ExtendedCapability::new_with_raw_value(0x00F0_50DA);
+        let config = UnitConfig::builder()
+            .resembling(cap, ecap)
+            .host_address_width(39)
+            .build()
+            .expect("consistent");
+        // PLMR and PHMR are not advertised (protected memory registers).
+        assert_eq!(config.capability().raw_value() | 0x60, cap.raw_value());
+        assert_eq!(config.extended_capability(), ecap);
+    }
+
+    #[test]
+    fn inconsistent_settings_are_refused_with_their_rule() {
+        let b = UnitConfig::builder();
+        let error = |b: UnitConfigBuilder| b.build().expect_err("refused");
+        assert_eq!(error(b.host_address_width(53)), ConfigError::HostWidth(53));
+        assert_eq!(
+            error(b.guest_address_width(Some(40))),
+            ConfigError::GuestWidth { guest: 40, host: 48 }
+        );
+        assert_eq!(error(b.three_levels(false).four_levels(false)), ConfigError::NoWidth);
+        assert_eq!(error(b.domain_id_bits(5)), ConfigError::DomainIdBits(5));
+        assert_eq!(error(b.pages_2m(false)), ConfigError::LargePages);
+        assert_eq!(error(b.fault_records(0)), ConfigError::FaultRecords(0));
+        assert_eq!(error(b.fault_records(257)), ConfigError::FaultRecords(257));
+        assert_eq!(error(b.page_selective(Some(64))), ConfigError::AddressMask(64));
+        assert_eq!(error(b.handle_mask(16)), ConfigError::HandleMask(16));
+        assert_eq!(error(b.version((0, 1))), ConfigError::Version { major: 0, minor: 1 });
+        assert!(matches!(
+            error(b.interrupt_remapping(false)),
+            ConfigError::Needs {
+                feature: "extended_interrupts",
+                ..
+            }
+        ));
+        assert!(matches!(
+            error(b.queued_invalidation(false)),
+            ConfigError::Needs {
+                needs: "queued_invalidation",
+                ..
+            }
+        ));
+        for (block, bad) in [
+            ("IOTLB", b.invalidate_address_at(Some(0x80))),
+            ("IOTLB", b.invalidate_address_at(Some(0xF8))),
+            ("fault recording", b.fault_records_at(Some(0xF0))),
+            ("fault recording", b.fault_records_at(Some(0x4000))),
+        ] {
+            assert!(matches!(error(bad), ConfigError::Placement { block: b, .. } if b == block));
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Register-based invalidation (VT-d §6.5.1, §11.4.6) and what all invalidations have in common.
+
+use vtd_spec::encoding::{ContextGranularity, IotlbGranularity};
+use vtd_spec::register::{ContextCommand, InvalidateAddress, TranslationTableMode, offset};
+
+use super::Unit;
+use crate::cache::{ContextInvalidation, Invalidation, IotlbInvalidation, PageBlock, TranslationCache};
+
+impl<C: TranslationCache> Unit<C> {
+    /// Software wrote the upper half of CCMD.
+    pub(super) fn context_command(&mut self) {
+        if self.context_register().icc() && !self.is_asynchronous() {
+            self.complete_context_command();
+        }
+    }
+
+    /// Software wrote the upper half of IOTLB_REG.
+    pub(super) fn iotlb_command(&mut self) {
+        if self.iotlb_register().ivt() && !self.is_asynchronous() {
+            self.complete_iotlb_command();
+        }
+    }
+
+    /// The delayed half of a register command; true if there was one.
+    pub(super) fn step_register_invalidation(&mut self) -> bool {
+        if !self.is_asynchronous() {
+            return false;
+        }
+        if self.context_register().icc() {
+            self.complete_context_command();
+            return true;
+        }
+        if self.iotlb_register().ivt() {
+            self.complete_iotlb_command();
+            return true;
+        }
+        false
+    }
+
+    /// Whether the registers invalidate at all: not while the queue is in use, not from version 6 on, not in
+    /// scalable mode (VT-d §6.5.1).
+    fn registers_invalidate(&self) -> bool {
+        !self.status().qies()
+            && !self.config.version().ignores_register_invalidation()
+            && self.latched.root.ttm() == TranslationTableMode::Legacy
+    }
+
+    /// VT-d §11.4.6.1 (CCMD_REG).
+    fn complete_context_command(&mut self) {
+        let command = self.context_register();
+        let scope = match command.cirg() {
+            ContextGranularity::None => None,
+            ContextGranularity::Global => Some(ContextInvalidation::Global),
+            ContextGranularity::Domain => Some(ContextInvalidation::Domain(self.domain(command.did()))),
+            ContextGranularity::Device => Some(ContextInvalidation::Device {
+                source: command.source(),
+                ignore: command.fm().ignored(),
+                domain: self.domain(command.did()),
+            }),
+        };
+        let actual = match scope.filter(|_| self.registers_invalidate()) {
+            Some(scope) => {
+                self.invalidate_context(scope);
+                command.cirg()
+            }
+            None => {
+                self.counters.misuses += 1;
+                ContextGranularity::None
+            }
+        };
+        let done = ContextCommand::new_with_raw_value(command.raw_value())
+            .with_icc(false)
+            .with_caig(actual);
+        self.registers.set64(offset::CCMD, done.raw_value());
+    }
+
+    /// VT-d §11.4.6.3 (IOTLB_REG), §11.4.6.4 (IVA_REG).
+    fn complete_iotlb_command(&mut self) {
+        let command = self.iotlb_register();
+        let cap = self.config.capability();
+        let at = self.config.extended_capability().invalidate_address_offset();
+        let address = InvalidateAddress::new_with_raw_value(self.registers.get64(at));
+        let domain = self.domain(command.did());
+        let (scope, granularity) = match command.iirg() {
+            IotlbGranularity::None => (None, IotlbGranularity::None),
+            IotlbGranularity::Global => (Some(IotlbInvalidation::Global), IotlbGranularity::Global),
+            // Without page-selective invalidation a page request acts on the domain.
+            IotlbGranularity::Page if !cap.psi() => (Some(IotlbInvalidation::Domain(domain)), IotlbGranularity::Domain),
+            IotlbGranularity::Domain => (Some(IotlbInvalidation::Domain(domain)), IotlbGranularity::Domain),
+            IotlbGranularity::Page if address.am().value() > cap.max_address_mask() => (None, IotlbGranularity::None),
+            IotlbGranularity::Page => {
+                let pages = PageBlock::new(address.address().raw(), address.am().value(), address.ih());
+                (Some(IotlbInvalidation::Pages { domain, pages }), IotlbGranularity::Page)
+            }
+        };
+        let actual = match scope.filter(|_| self.registers_invalidate()) {
+            Some(scope) => {
+                self.invalidate_iotlb(scope);
+                granularity
+            }
+            None => {
+                self.counters.misuses += 1;
+                IotlbGranularity::None
+            }
+        };
+        let done = command.with_ivt(false).with_iaig(actual);
+        self.registers
+            .set64(self.config.extended_capability().iotlb_offset(), done.raw_value());
+    }
+
+    /// A domain identifier with the bits that the unit implements; the others are ignored (VT-d §6.5).
+    pub(super) fn domain(&self, raw: u16) -> iommu_types::DomainId {
+        let bits = self.config.capability().domain_id_bits();
+        iommu_types::DomainId(raw & u16::MAX.checked_shr(16 - u32::from(bits)).unwrap_or(u16::MAX))
+    }
+
+    pub(super) fn invalidate_context(&mut self, what: ContextInvalidation) {
+        self.counters.invalidations.context += 1;
+        self.cache.invalidate(&Invalidation::Context(what));
+    }
+
+    pub(super) fn invalidate_iotlb(&mut self, what: IotlbInvalidation) {
+        self.counters.invalidations.iotlb += 1;
+        self.drain_needed = true;
+        self.cache.invalidate(&Invalidation::Iotlb(what));
+    }
+}

@@ -1,0 +1,268 @@
+//! Queued invalidation (VT-d §6.5.2, §11.4.9).
+
+use iommu_types::SystemMemory;
+use vtd_spec::descriptor::{
+    ContextCacheInvalidation, DescriptorType, InterruptEntryInvalidation, IotlbInvalidation as IotlbDescriptor,
+    WaitDescriptor,
+};
+use vtd_spec::encoding::{ContextGranularity, InterruptGranularity, IotlbGranularity};
+use vtd_spec::register::{
+    DescriptorWidth, InvalidationCompletionStatus, InvalidationQueueErrorRecord, InvalidationQueueHead,
+    InvalidationQueueTail, QueueError, TranslationTableMode, offset,
+};
+
+use super::{EventSource, Unit};
+use crate::cache::{
+    ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PageBlock, TranslationCache,
+};
+
+/// Descriptors that one register write processes at most; what is left, [`Unit::step`] does.
+const DESCRIPTORS_PER_WRITE: u32 = 4096;
+
+/// Names one request to drain: every memory access that was translated before it was issued has to be complete when
+/// it is reported back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DrainToken(pub u64);
+
+/// A wait descriptor that waits for the embedder.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct DrainState {
+    /// The drain that has to be reported before the queue goes on.
+    awaited: Option<DrainToken>,
+    /// Whether the embedder has been told.
+    announced: bool,
+    /// The descriptor under the head needs no further drain.
+    done: bool,
+}
+
+impl<C: TranslationCache> Unit<C> {
+    /// Processes the queue as far as one register write may; asynchronous profiles leave it to [`Unit::step`].
+    pub(super) fn run_queue<M: SystemMemory>(&mut self, memory: &M) {
+        if self.is_asynchronous() {
+            return;
+        }
+        for _ in 0..DESCRIPTORS_PER_WRITE {
+            if !self.step_queue(memory) {
+                return;
+            }
+        }
+    }
+
+    /// The drain that the embedder has to carry out now, told once ([`crate::UnitConfig::two_phase_waits`]).
+    pub fn take_drain(&mut self) -> Option<DrainToken> {
+        if self.drain.announced {
+            return None;
+        }
+        self.drain.announced = true;
+        self.drain.awaited
+    }
+
+    /// The embedder reports that the accesses in flight at the time of `token` are complete; the wait descriptor
+    /// completes and the queue goes on. A token that is not awaited is ignored.
+    pub fn drained<M: SystemMemory>(&mut self, memory: &M, token: DrainToken) {
+        if self.drain.awaited == Some(token) {
+            self.drain = DrainState {
+                done: true,
+                ..DrainState::default()
+            };
+            self.drain_needed = false;
+            self.run_queue(memory);
+        }
+    }
+
+    /// Processes one descriptor (VT-d §6.5.2); false if there is none, or the queue has stopped.
+    pub(super) fn step_queue<M: SystemMemory>(&mut self, memory: &M) -> bool {
+        let status = self.fault_status();
+        if !self.status().qies() || status.iqe() || status.ite() || self.drain.awaited.is_some() {
+            return false;
+        }
+        let head = InvalidationQueueHead::new_with_raw_value(self.registers.get64(offset::IQH)).byte_offset();
+        let tail = InvalidationQueueTail::new_with_raw_value(self.registers.get64(offset::IQT));
+        if head == tail.byte_offset() {
+            return false;
+        }
+        match self.descriptor(memory, head, tail) {
+            Ok(true) => {
+                self.counters.descriptors += 1;
+                let next = head + self.queue.dw().bytes();
+                let next = if next >= self.queue.byte_len() { 0 } else { next };
+                let next = InvalidationQueueHead::DEFAULT.with_byte_offset(next);
+                self.registers.set64(offset::IQH, next.raw_value());
+                true
+            }
+            // The wait at the head has asked for a drain.
+            Ok(false) => true,
+            Err(error) => {
+                self.stop_queue(error);
+                true
+            }
+        }
+    }
+
+    /// Checks, fetches and carries out the descriptor at `head`. `Ok(false)` leaves it there to be looked at again.
+    fn descriptor<M: SystemMemory>(
+        &mut self,
+        memory: &M,
+        head: u64,
+        tail: InvalidationQueueTail,
+    ) -> Result<bool, QueueError> {
+        let (queue, ecap) = (self.queue, self.config.extended_capability());
+        // IQT first (VT-d §11.4.9.2): it is checked when it is written.
+        if tail.byte_offset() >= queue.byte_len() {
+            return Err(QueueError::TAIL_OUT_OF_RANGE);
+        }
+        if !tail.is_aligned(queue.dw()) {
+            return Err(QueueError::TAIL_MISALIGNED);
+        }
+        // Then what the mode accepts (VT-d §6.5.2, table of descriptor types).
+        let wide = queue.dw() == DescriptorWidth::Bits256;
+        match self.latched.root.ttm() {
+            TranslationTableMode::Reserved => return Err(QueueError::INVALID_TABLE_MODE),
+            TranslationTableMode::Scalable | TranslationTableMode::AbortDma if !wide => {
+                return Err(QueueError::INVALID_WIDTH);
+            }
+            _ if wide && !ecap.smts() && !ecap.adms() => return Err(QueueError::INVALID_WIDTH),
+            _ => {}
+        }
+        let at = queue.base().checked_add(head).ok_or(QueueError::FETCH_FAILED)?;
+        let words = if wide {
+            memory.read_words::<4>(at)
+        } else {
+            memory.read_words::<2>(at).map(|[low, high]| [low, high, 0, 0])
+        };
+        let [low, high, rest @ ..] = words.map_err(|_| QueueError::FETCH_FAILED)?;
+        let kind = DescriptorType::of(low);
+        let legacy = self.latched.root.ttm() == TranslationTableMode::Legacy;
+        if kind.needs_256_bits() && (legacy || !wide) {
+            return Err(QueueError::INVALID_TYPE);
+        }
+        let words = [low, high];
+        let upper_clear = rest == [0, 0];
+        match kind {
+            DescriptorType::CONTEXT_CACHE => {
+                self.context_descriptor(ContextCacheInvalidation::from_words(words), upper_clear)?;
+            }
+            DescriptorType::IOTLB => self.iotlb_descriptor(IotlbDescriptor::from_words(words), upper_clear)?,
+            DescriptorType::INTERRUPT_ENTRY if ecap.ir() => {
+                self.interrupt_descriptor(InterruptEntryInvalidation::from_words(words), upper_clear)?;
+            }
+            DescriptorType::WAIT => {
+                return self.wait_descriptor(memory, WaitDescriptor::from_words(words), upper_clear);
+            }
+            _ => return Err(QueueError::INVALID_TYPE),
+        }
+        Ok(true)
+    }
+
+    /// VT-d §6.5.2.1.
+    fn context_descriptor(&mut self, d: ContextCacheInvalidation, upper_clear: bool) -> Result<(), QueueError> {
+        check(upper_clear && d.raw_value() & ContextCacheInvalidation::RESERVED == 0)?;
+        let domain = self.domain(d.did());
+        self.invalidate_context(match d.g() {
+            // The specification names no code for a reserved granularity; a reserved field is what it is.
+            ContextGranularity::None => return Err(QueueError::RESERVED_FIELD),
+            ContextGranularity::Global => ContextInvalidation::Global,
+            ContextGranularity::Domain => ContextInvalidation::Domain(domain),
+            ContextGranularity::Device => ContextInvalidation::Device {
+                source: d.source(),
+                ignore: d.fm().ignored(),
+                domain,
+            },
+        });
+        Ok(())
+    }
+
+    /// VT-d §6.5.2.3.
+    fn iotlb_descriptor(&mut self, d: IotlbDescriptor, upper_clear: bool) -> Result<(), QueueError> {
+        check(upper_clear && d.raw_value() & IotlbDescriptor::RESERVED == 0)?;
+        let cap = self.config.capability();
+        let domain = self.domain(d.did());
+        self.invalidate_iotlb(match d.g() {
+            IotlbGranularity::Global => IotlbInvalidation::Global,
+            IotlbGranularity::Domain => IotlbInvalidation::Domain(domain),
+            // Page-selective without CAP.PSI, or more pages than CAP.MAMV allows: refused, so that a driver that
+            // relies on it finds out.
+            IotlbGranularity::Page if cap.psi() && d.am().value() <= cap.max_address_mask() => {
+                IotlbInvalidation::Pages {
+                    domain,
+                    pages: PageBlock::new(d.address().raw(), d.am().value(), d.ih()),
+                }
+            }
+            IotlbGranularity::None | IotlbGranularity::Page => return Err(QueueError::RESERVED_FIELD),
+        });
+        Ok(())
+    }
+
+    /// VT-d §6.5.2.8.
+    fn interrupt_descriptor(&mut self, d: InterruptEntryInvalidation, upper_clear: bool) -> Result<(), QueueError> {
+        check(upper_clear && d.raw_value() & InterruptEntryInvalidation::RESERVED == 0)?;
+        let what = match d.g() {
+            InterruptGranularity::Global => InterruptInvalidation::Global,
+            InterruptGranularity::Index => {
+                let mask = d.im().value();
+                check(mask <= self.config.extended_capability().max_handle_mask())?;
+                let low = 1u16.checked_shl(u32::from(mask)).map_or(u16::MAX, |size| size - 1);
+                InterruptInvalidation::Indexes {
+                    first: d.iidx() & !low,
+                    last: d.iidx() | low,
+                }
+            }
+        };
+        self.counters.invalidations.interrupt += 1;
+        self.drain_needed = true;
+        self.cache.invalidate(&Invalidation::Interrupt(what));
+        Ok(())
+    }
+
+    /// VT-d §6.5.2.9. Everything before the wait is complete when it is reached, so a fence needs nothing more.
+    fn wait_descriptor<M: SystemMemory>(
+        &mut self,
+        memory: &M,
+        d: WaitDescriptor,
+        upper_clear: bool,
+    ) -> Result<bool, QueueError> {
+        check(upper_clear && d.raw_value() & WaitDescriptor::RESERVED == 0)?;
+        // PD is reserved without ECAP.PDS.
+        check(!d.pd() || self.config.extended_capability().pds())?;
+        if self.config.two_phase_waits() && self.drain_needed && !self.drain.done {
+            self.next_token += 1;
+            self.drain = DrainState {
+                awaited: Some(DrainToken(self.next_token)),
+                ..DrainState::default()
+            };
+            return Ok(false);
+        }
+        self.drain_needed = false;
+        self.drain = DrainState::default();
+        if d.sw() {
+            // An address that is not memory is the software's mistake and has no defined effect.
+            let at = iommu_types::HostPhys::new(d.status_address().raw() & self.config.host_address_limit());
+            if memory.write_u32(at, d.status_data()).is_err() {
+                self.counters.misuses += 1;
+            }
+        }
+        if d.r#if() && !self.has_status(EventSource::InvalidationCompletion) {
+            let status = InvalidationCompletionStatus::DEFAULT.with_iwc(true);
+            self.registers.set32(offset::ICS, status.raw_value());
+            self.raise_event(EventSource::InvalidationCompletion);
+        }
+        self.counters.waits += 1;
+        Ok(true)
+    }
+
+    /// VT-d §6.5.2.10, §11.4.9.9 (IQERCD_REG): the head stays at the descriptor, an event is raised.
+    fn stop_queue(&mut self, error: QueueError) {
+        let record = InvalidationQueueErrorRecord::new_with_raw_value(self.registers.get64(offset::IQERCD));
+        self.registers
+            .set64(offset::IQERCD, record.with_error(error).raw_value());
+        let quiet = !self.has_status(EventSource::Fault);
+        self.set_fault_status(self.fault_status().with_iqe(true));
+        if quiet {
+            self.raise_event(EventSource::Fault);
+        }
+    }
+}
+
+fn check(holds: bool) -> Result<(), QueueError> {
+    if holds { Ok(()) } else { Err(QueueError::RESERVED_FIELD) }
+}
