@@ -5,9 +5,25 @@ use iommu_types::Pasid;
 /// Adds conversions between a 128-bit structure and its two 64-bit words in memory order.
 macro_rules! words128 {
     ($name:ident) => {
+        words128!($name, 16);
+    };
+    // A structure of 32 bytes whose upper half is reserved.
+    ($name:ident padded) => {
+        words128!($name, 32);
+
+        impl $name {
+            /// The four words of the structure in memory; the upper two are reserved and 0.
+            #[must_use]
+            pub const fn to_words_256(self) -> [u64; 4] {
+                let [low, high] = self.to_words();
+                [low, high, 0, 0]
+            }
+        }
+    };
+    ($name:ident, $bytes:literal) => {
         impl $name {
             /// Number of bytes of the structure in memory.
-            pub const BYTES: u64 = 16;
+            pub const BYTES: u64 = $bytes;
 
             /// From the 64-bit words, lowest address first.
             #[must_use]
@@ -78,6 +94,25 @@ macro_rules! source_field {
             #[must_use]
             pub const fn $with(self, source: iommu_types::SourceId) -> Self {
                 self.$with_field(source.raw())
+            }
+        }
+    };
+}
+
+/// Adds accessors that show a 20-bit number as a PASID.
+macro_rules! pasid_field {
+    ($name:ident, $(#[$meta:meta])* $get:ident, $with:ident => $field:ident, $with_field:ident) => {
+        impl $name {
+            $(#[$meta])*
+            #[must_use]
+            pub const fn $get(self) -> iommu_types::Pasid {
+                $crate::layout::pasid(self.$field())
+            }
+
+            $(#[$meta])*
+            #[must_use]
+            pub const fn $with(self, pasid: iommu_types::Pasid) -> Self {
+                self.$with_field(arbitrary_int::u20::extract_u32(pasid.raw(), 0))
             }
         }
     };

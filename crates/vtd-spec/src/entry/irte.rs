@@ -22,7 +22,7 @@ pub enum SourceValidation {
 
 /// Interrupt remapping table entry in remapped form (IM = 0), 16 bytes. VT-d §9.9 (IRTE for Remapped Interrupts).
 ///
-/// IM says which form an entry has; for IM = 1 see `PostedIrte`.
+/// IM says which form an entry has; for IM = 1 see [`PostedIrte`](crate::entry::PostedIrte).
 #[bitfield(u128, default = 0, forbid_overlaps, introspect, debug)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct Irte {
