@@ -36,7 +36,9 @@ pub enum AttachError {
         domain: DomainId,
     },
     /// Another device uses the same ID in another domain: the two cannot be told apart.
-    #[error("requests of {requester} may carry the ID {alias}, which {owner} uses in domain {domain}; attach both to one domain")]
+    #[error(
+        "requests of {requester} may carry the ID {alias}, which {owner} uses in domain {domain}; attach both to one domain"
+    )]
     AliasInUse {
         /// The requester.
         requester: SourceId,
@@ -146,7 +148,11 @@ impl Target {
             Self::PassThrough(_) => {
                 // VT-d §9.3: for pass-through the width must be the largest that the unit supports.
                 let entry = entry.with_tt(ContextTranslation::PassThrough);
-                shared.capabilities.cap.largest_agaw().map_or(entry, |agaw| entry.with_agaw(agaw))
+                shared
+                    .capabilities
+                    .cap
+                    .largest_agaw()
+                    .map_or(entry, |agaw| entry.with_agaw(agaw))
             }
         }
     }
@@ -232,17 +238,23 @@ impl Structures {
             new_bus |= self.tables.add_bus(shared, id)?;
         }
         if new_bus {
-            self.root_changed(shared).map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
+            self.root_changed(shared)
+                .map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
         }
         if let Target::Space(space) = target {
             self.map_reserved(shared, requester.rid, &ids, space)?;
         }
         // IDs that are parked for their reserved regions leave there first.
-        let parked: Vec<SourceId> = fresh.iter().copied().filter(|id| self.owners.contains_key(id)).collect();
+        let parked: Vec<SourceId> = fresh
+            .iter()
+            .copied()
+            .filter(|id| self.owners.contains_key(id))
+            .collect();
         for &id in &parked {
             self.clear(shared, id)?;
         }
-        self.forget(shared, &parked).map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
+        self.forget(shared, &parked)
+            .map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
         self.remove(shared, &parked)?;
         self.publish(shared, &fresh, target, Some(requester.rid))?;
         for id in ids.iter().filter(|id| !fresh.contains(id)) {
@@ -255,7 +267,12 @@ impl Structures {
 
     /// The IDs that have to change for `requester` to get to `target`: all but those that a device in the same
     /// domain has already.
-    fn claimable(&self, requester: &Requester, ids: &[SourceId], target: &Target) -> Result<Vec<SourceId>, AttachError> {
+    fn claimable(
+        &self,
+        requester: &Requester,
+        ids: &[SourceId],
+        target: &Target,
+    ) -> Result<Vec<SourceId>, AttachError> {
         let mut fresh = Vec::new();
         for &alias in ids {
             let Some(owner) = self.owners.get(&alias) else {
@@ -300,7 +317,11 @@ impl Structures {
                 let range = region.range;
                 // What was mapped for this attempt goes again; that the attempt failed is the error to report.
                 let _ = self.release_identity(shared, space);
-                return Err(AttachError::Reserved { requester, range, cause });
+                return Err(AttachError::Reserved {
+                    requester,
+                    range,
+                    cause,
+                });
             }
         }
         Ok(())
@@ -370,8 +391,11 @@ impl Structures {
                 source,
                 domain: NOT_PRESENT,
             };
-            let batch: Vec<Invalidation> =
-                ids.iter().map(forget).chain([Invalidation::IotlbDomain(target.id())]).collect();
+            let batch: Vec<Invalidation> = ids
+                .iter()
+                .map(forget)
+                .chain([Invalidation::IotlbDomain(target.id())])
+                .collect();
             shared.invalidate(&batch)
         } else {
             shared.flush_write_buffer()
@@ -400,7 +424,8 @@ impl Structures {
         for &id in &leaving {
             self.clear(shared, id)?;
         }
-        self.forget(shared, &leaving).map_err(|cause| self.unconfirmed(rid, &target, cause))?;
+        self.forget(shared, &leaving)
+            .map_err(|cause| self.unconfirmed(rid, &target, cause))?;
         self.remove(shared, &leaving)?;
         for id in &shared_ids {
             if let Some(owner) = self.owners.get_mut(id) {
@@ -412,14 +437,15 @@ impl Structures {
         }
         for &id in &leaving {
             if let Some(home) = self.homes.get(&id).cloned() {
-                self.park(shared, &[id], &home).map_err(|error| DetachError::ReservedBlocked {
-                    requester: rid,
-                    cause: match error {
-                        AttachError::Hardware(cause) => cause,
-                        AttachError::Unconfirmed(Unconfirmed { cause, .. }) => cause,
-                        _ => HardwareError::Poisoned(shared.health()),
-                    },
-                })?;
+                self.park(shared, &[id], &home)
+                    .map_err(|error| DetachError::ReservedBlocked {
+                        requester: rid,
+                        cause: match error {
+                            AttachError::Hardware(cause) => cause,
+                            AttachError::Unconfirmed(Unconfirmed { cause, .. }) => cause,
+                            _ => HardwareError::Poisoned(shared.health()),
+                        },
+                    })?;
             }
         }
         Ok(())
@@ -449,7 +475,11 @@ impl Structures {
             }
         }
         batch.extend(domains.into_iter().map(Invalidation::IotlbDomain));
-        if batch.is_empty() { Ok(()) } else { shared.invalidate(&batch) }
+        if batch.is_empty() {
+            Ok(())
+        } else {
+            shared.invalidate(&batch)
+        }
     }
 
     /// Second half: the unit has forgotten the entries, so they can be zeroed and the IDs are free.

@@ -33,7 +33,11 @@ impl Capabilities {
         // Fault records and IOTLB registers lie where the capabilities say, which may be past the first 4 KiB.
         let window = registers.window_len();
         let fault_end = this.cap.fault_record_offset(this.cap.nfr()) + 16;
-        let mut blocks = [("fault recording registers", fault_end), ("fixed registers", offset::IRTA + 8)].to_vec();
+        let mut blocks = [
+            ("fault recording registers", fault_end),
+            ("fixed registers", offset::IRTA + 8),
+        ]
+        .to_vec();
         if this.register_invalidation() {
             blocks.push(("IOTLB registers", this.ecap.iotlb_offset() + 8));
         }
@@ -64,7 +68,11 @@ impl Capabilities {
 
     /// The largest address mask of page-selective invalidation; `None` if the unit has none (`CAP_REG.PSI`).
     pub(crate) const fn page_selective(&self) -> Option<u8> {
-        if self.cap.psi() { Some(self.cap.max_address_mask()) } else { None }
+        if self.cap.psi() {
+            Some(self.cap.max_address_mask())
+        } else {
+            None
+        }
     }
 
     /// The largest page that second-stage leaves can map.

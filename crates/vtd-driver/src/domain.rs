@@ -107,7 +107,7 @@ pub enum UnmapError {
     /// The tables refused it.
     #[error(transparent)]
     Table(#[from] iommu_pagetable::UnmapError),
-    /// The range was never mapped by one call, or by several whole ones.
+    /// The range holds a part of what one call mapped.
     #[error("{range} cuts a mapping; unmap whole mappings")]
     Split {
         /// What was asked for.
@@ -316,6 +316,11 @@ impl<R: Registers, P: Host> Domain<R, P> {
         }
     }
 
+    /// Whether a token is of this domain.
+    pub(crate) fn issued<L>(&self, pending: &PendingFlush<L>) -> bool {
+        pending.serial == self.space.serial
+    }
+
     fn unconfirmed(&self, range: AddrRange<Iova>, cause: HardwareError) -> Unconfirmed {
         let domain = self.space.id;
         Unconfirmed {
@@ -339,7 +344,10 @@ impl<R: Registers, P: Host> Domain<R, P> {
         }
         // VT-d §6.2.3.1: before an identifier is reused nothing may be cached under it.
         let id = self.space.id;
-        if let Err(cause) = self.shared.invalidate(&[Invalidation::ContextDomain(id), Invalidation::IotlbDomain(id)]) {
+        if let Err(cause) = self
+            .shared
+            .invalidate(&[Invalidation::ContextDomain(id), Invalidation::IotlbDomain(id)])
+        {
             drop(structures);
             let cause = self.unconfirmed(self.space.aperture, cause).into();
             return Err(NotDestroyed { cause, domain: self });

@@ -68,7 +68,8 @@ impl<R: Registers, P: Host> Shared<R, P> {
         drained.more = status.ppf();
         if status.pfo() && !status.ppf() {
             // Last, when every record is free: recording resumes with this write.
-            self.registers.write32(offset::FSTS, FaultStatus::DEFAULT.with_pfo(true).raw_value());
+            self.registers
+                .write32(offset::FSTS, FaultStatus::DEFAULT.with_pfo(true).raw_value());
         }
         Ok(drained)
     }
@@ -125,14 +126,15 @@ pub(crate) fn record<R: Registers>(
 }
 
 /// Frees every fault record and clears every status that a previous owner left.
-pub(crate) fn clear_all<R: Registers>(
-    registers: &R,
-    cap: vtd_spec::register::Capability,
-) -> Result<(), HardwareError> {
+pub(crate) fn clear_all<R: Registers>(registers: &R, cap: vtd_spec::register::Capability) -> Result<(), HardwareError> {
     for index in 0..u32::from(cap.fault_record_count()) {
         record(registers, cap, index)?;
     }
-    let all = FaultStatus::DEFAULT.with_pfo(true).with_iqe(true).with_ice(true).with_ite(true);
+    let all = FaultStatus::DEFAULT
+        .with_pfo(true)
+        .with_iqe(true)
+        .with_ice(true)
+        .with_ite(true);
     registers.write32(offset::FSTS, all.raw_value());
     fault_status(registers).map(|_| ())
 }

@@ -40,12 +40,17 @@ impl DomainIds {
     }
 
     fn get(&self, id: u32) -> bool {
-        let word = usize::try_from(id / u64::BITS).ok().and_then(|word| self.used.get(word));
+        let word = usize::try_from(id / u64::BITS)
+            .ok()
+            .and_then(|word| self.used.get(word));
         word.is_none_or(|word| word >> (id % u64::BITS) & 1 != 0)
     }
 
     fn set(&mut self, id: u32, used: bool) {
-        if let Some(word) = usize::try_from(id / u64::BITS).ok().and_then(|word| self.used.get_mut(word)) {
+        if let Some(word) = usize::try_from(id / u64::BITS)
+            .ok()
+            .and_then(|word| self.used.get_mut(word))
+        {
             let bit = 1 << (id % u64::BITS);
             *word = if used { *word | bit } else { *word & !bit };
         }
@@ -54,11 +59,15 @@ impl DomainIds {
     /// Takes a free identifier.
     pub(crate) fn allocate(&mut self) -> Result<DomainId, OutOfIds> {
         let start = self.next;
-        let free = (start..self.count).chain(1..start.min(self.count)).find(|&id| !self.get(id));
+        let free = (start..self.count)
+            .chain(1..start.min(self.count))
+            .find(|&id| !self.get(id));
         let id = free.ok_or(OutOfIds { count: self.count })?;
         self.set(id, true);
         self.next = if id + 1 < self.count { id + 1 } else { 1 };
-        u16::try_from(id).map(DomainId).map_err(|_| OutOfIds { count: self.count })
+        u16::try_from(id)
+            .map(DomainId)
+            .map_err(|_| OutOfIds { count: self.count })
     }
 
     /// Gives an identifier back. The caller states that nothing cached carries it any more.

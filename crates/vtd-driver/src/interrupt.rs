@@ -164,7 +164,11 @@ impl InterruptBlock {
     /// The table index of interrupt `number`, for I/O APIC entries.
     #[must_use]
     pub const fn index(&self, number: u16) -> Option<u16> {
-        if number < self.count { self.first.checked_add(number) } else { None }
+        if number < self.count {
+            self.first.checked_add(number)
+        } else {
+            None
+        }
     }
 }
 
@@ -238,9 +242,11 @@ impl InterruptTable {
     fn find(&self, count: u16) -> Option<usize> {
         let wanted = usize::from(count);
         let step = wanted.next_power_of_two();
-        (0..self.used.len())
-            .step_by(step)
-            .find(|&first| self.used.get(first..first + wanted).is_some_and(|run| run.iter().all(|used| !used)))
+        (0..self.used.len()).step_by(step).find(|&first| {
+            self.used
+                .get(first..first + wanted)
+                .is_some_and(|run| run.iter().all(|used| !used))
+        })
     }
 
     fn mark(&mut self, first: u16, count: u16, used: bool) {
@@ -343,7 +349,9 @@ impl<R: Registers, P: Host> Shared<R, P> {
             return Err(InterruptError::OtherUnit);
         }
         let count = block.count;
-        let index = block.index(number).ok_or(InterruptError::OutOfBlock { number, count })?;
+        let index = block
+            .index(number)
+            .ok_or(InterruptError::OutOfBlock { number, count })?;
         self.require_health()?;
         let extended = table.mode == ApicMode::X2Apic;
         let entry = match target {
@@ -369,10 +377,11 @@ impl<R: Registers, P: Host> Shared<R, P> {
         self.write_back(at, Irte::BYTES);
         // The entry comes before the doorbell.
         fence(Ordering::SeqCst);
-        self.invalidate(&[Invalidation::Interrupts { first: index, mask: 0 }]).map_err(|cause| {
-            let reachable = Reachable::Interrupts { first: index, count: 1 };
-            Unconfirmed { reachable, cause }.into()
-        })
+        self.invalidate(&[Invalidation::Interrupts { first: index, mask: 0 }])
+            .map_err(|cause| {
+                let reachable = Reachable::Interrupts { first: index, count: 1 };
+                Unconfirmed { reachable, cause }.into()
+            })
     }
 
     /// Blocks all interrupts of the block; the entries are free once the unit has confirmed.

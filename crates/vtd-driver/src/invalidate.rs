@@ -23,12 +23,22 @@ const MAX_RETRIES: u32 = 2;
 pub(crate) enum Invalidation {
     ContextGlobal,
     ContextDomain(DomainId),
-    ContextDevice { source: SourceId, domain: DomainId },
+    ContextDevice {
+        source: SourceId,
+        domain: DomainId,
+    },
     IotlbGlobal,
     IotlbDomain(DomainId),
-    IotlbPages { domain: DomainId, block: Block, leaf_only: bool },
+    IotlbPages {
+        domain: DomainId,
+        block: Block,
+        leaf_only: bool,
+    },
     InterruptsGlobal,
-    Interrupts { first: u16, mask: u8 },
+    Interrupts {
+        first: u16,
+        mask: u8,
+    },
 }
 
 impl Invalidation {
@@ -41,16 +51,20 @@ impl Invalidation {
         let interrupt = InterruptEntryInvalidation::DEFAULT;
         match self {
             Self::ContextGlobal => context.with_g(ContextGranularity::Global).to_words_256(),
-            Self::ContextDomain(domain) => {
-                context.with_g(ContextGranularity::Domain).with_domain(domain).to_words_256()
-            }
+            Self::ContextDomain(domain) => context
+                .with_g(ContextGranularity::Domain)
+                .with_domain(domain)
+                .to_words_256(),
             Self::ContextDevice { source, domain } => context
                 .with_g(ContextGranularity::Device)
                 .with_source(source)
                 .with_domain(domain)
                 .to_words_256(),
             Self::IotlbGlobal => iotlb.with_g(IotlbGranularity::Global).to_words_256(),
-            Self::IotlbDomain(domain) => iotlb.with_g(IotlbGranularity::Domain).with_domain(domain).to_words_256(),
+            Self::IotlbDomain(domain) => iotlb
+                .with_g(IotlbGranularity::Domain)
+                .with_domain(domain)
+                .to_words_256(),
             Self::IotlbPages {
                 domain,
                 block,
@@ -92,7 +106,9 @@ impl Invalidator {
         match self {
             Self::Queue(queue) => {
                 let words: Vec<Words> = batch.iter().map(|one| one.descriptor(shared)).collect();
-                words.chunks(MAX_BATCH).try_for_each(|chunk| queued(queue, shared, chunk))
+                words
+                    .chunks(MAX_BATCH)
+                    .try_for_each(|chunk| queued(queue, shared, chunk))
             }
             Self::Registers => batch.iter().try_for_each(|one| by_register(shared, *one)),
         }
@@ -121,17 +137,23 @@ fn by_register<R: Registers, P: Host>(shared: &Shared<R, P>, what: Invalidation)
         .with_dw(shared.capabilities.cap.dwd());
     match what {
         Invalidation::ContextGlobal => context_command(shared, context.with_cirg(ContextGranularity::Global)),
-        Invalidation::ContextDomain(domain) => {
-            context_command(shared, context.with_cirg(ContextGranularity::Domain).with_domain(domain))
-        }
+        Invalidation::ContextDomain(domain) => context_command(
+            shared,
+            context.with_cirg(ContextGranularity::Domain).with_domain(domain),
+        ),
         Invalidation::ContextDevice { source, domain } => {
-            let command = context.with_cirg(ContextGranularity::Device).with_source(source).with_domain(domain);
+            let command = context
+                .with_cirg(ContextGranularity::Device)
+                .with_source(source)
+                .with_domain(domain);
             context_command(shared, command)
         }
         Invalidation::IotlbGlobal => iotlb_command(shared, None, iotlb.with_iirg(IotlbGranularity::Global)),
-        Invalidation::IotlbDomain(domain) => {
-            iotlb_command(shared, None, iotlb.with_iirg(IotlbGranularity::Domain).with_domain(domain))
-        }
+        Invalidation::IotlbDomain(domain) => iotlb_command(
+            shared,
+            None,
+            iotlb.with_iirg(IotlbGranularity::Domain).with_domain(domain),
+        ),
         Invalidation::IotlbPages {
             domain,
             block,
@@ -141,7 +163,11 @@ fn by_register<R: Registers, P: Host>(shared: &Shared<R, P>, what: Invalidation)
                 .with_address(block.address)
                 .with_am(u6::extract_u8(block.mask, 0))
                 .with_ih(leaf_only);
-            iotlb_command(shared, Some(address), iotlb.with_iirg(IotlbGranularity::Page).with_domain(domain))
+            iotlb_command(
+                shared,
+                Some(address),
+                iotlb.with_iirg(IotlbGranularity::Page).with_domain(domain),
+            )
         }
         // There is no register form: interrupt remapping is not enabled on a unit without a queue.
         Invalidation::InterruptsGlobal | Invalidation::Interrupts { .. } => {
@@ -168,7 +194,9 @@ fn iotlb_command<R: Registers, P: Host>(
     let _one_at_a_time = shared.command.lock();
     let ecap = shared.capabilities.ecap;
     if let Some(address) = address {
-        shared.registers.write64(ecap.invalidate_address_offset(), address.raw_value());
+        shared
+            .registers
+            .write64(ecap.invalidate_address_offset(), address.raw_value());
     }
     let answer = register_command(shared, ecap.iotlb_offset(), command.raw_value(), |raw| {
         !IotlbInvalidate::new_with_raw_value(raw).ivt()
@@ -185,9 +213,11 @@ fn register_command<R: Registers, P: Host>(
     done: impl Fn(u64) -> bool,
 ) -> Result<u64, HardwareError> {
     shared.registers.write64(at, command);
-    poll(&shared.host, shared.options.timeouts.invalidation_ns, || match shared.registers.read64(at) {
-        u64::MAX => Some(Err(HardwareError::Gone { offset: at })),
-        raw => done(raw).then_some(Ok(raw)),
+    poll(&shared.host, shared.options.timeouts.invalidation_ns, || {
+        match shared.registers.read64(at) {
+            u64::MAX => Some(Err(HardwareError::Gone { offset: at })),
+            raw => done(raw).then_some(Ok(raw)),
+        }
     })
     .unwrap_or_else(|waited_ns| Err(HardwareError::InvalidationTimeout { waited_ns }))
 }

@@ -1,4 +1,82 @@
 //! A driver for Intel VT-d remapping units.
+//!
+//! # Purpose
+//!
+//! Takes remapping units over from firmware, blocks every device, and then lets each reach what it is given and
+//! nothing else: for kernels, hypervisors and anything else that owns the machine. What hardware has not confirmed
+//! is treated as reachable by devices; the rules that other drivers learnt from bugs are types here, or tests.
+//!
+//! # Place in the stack
+//!
+//! Layer 3: `no_std` with `alloc`, above `vtd-spec` (which knows the bits), `iommu-pagetable` (which writes
+//! second-stage tables) and `iommu-types`. It reaches hardware only through the traits of `iommu-types`: a register
+//! window, memory for tables, cache write-back and a clock. It allocates no IOVAs: that is the caller's, whose
+//! *lease* on addresses travels through [`Domain::unmap`] and [`Domain::flush`].
+//!
+//! # Bring-up
+//!
+//! [`Unit::found`] looks, [`Unit::take_over`] turns off what was left on and installs clean tables,
+//! [`Unit::reserve`] keeps what firmware needs, [`Unit::enable`] switches translation on. There is no way to attach
+//! a device to a unit that was not taken over.
+//!
+//! # Example
+//!
+//! ```
+//! use iommu_types::{AddrRange, Clock, Coherence, HostPhys, Iova, Perms, Registers, TableMemory};
+//! use vtd_driver::{BringUpError, DomainOptions, Requester, Unit, UnitOptions};
+//!
+//! fn isolate<R: Registers, P: TableMemory + Coherence + Clock>(
+//!     registers: R,
+//!     host: P,
+//! ) -> Result<(), Box<dyn std::error::Error>> {
+//!     let unit = Unit::found(registers, host, UnitOptions::default())?;
+//!     let unit = unit.take_over().map_err(|error| error.cause)?;
+//!     let unit = unit.enable().map_err(|error| error.cause)?;
+//!
+//!     // A network card gets an address space with one buffer in it.
+//!     let nic = Requester::new("02:00.0".parse()?);
+//!     let domain = unit.create_domain(DomainOptions::default())?;
+//!     domain.map(Iova::new(0x10_0000), HostPhys::new(0x4000_0000), 0x2000, Perms::READ_WRITE)?;
+//!     unit.attach(&nic, &domain)?;
+//!
+//!     // The buffer's addresses come back only when the card cannot reach it any more.
+//!     let buffer = AddrRange::from_base_len(Iova::new(0x10_0000), 0x2000).ok_or("no range")?;
+//!     let pending = domain.unmap(buffer, "the lease").map_err(|refused| refused.error)?;
+//!     let lease = domain.flush(pending).map_err(|(error, _still_reachable)| error)?;
+//!     assert_eq!(lease, "the lease");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Choices where the specification leaves freedom
+//!
+//! | matter | choice |
+//! |---|---|
+//! | TE of a previous owner | turned off before the new root table is set: with TE on, the old and the new table would have to agree (VT-d §11.4.5) |
+//! | domain identifier 0 | never used, with or without caching mode |
+//! | context entry replaced | not present, flushed, then the new one: requests in between are blocked. No 128-bit store is asked of the host |
+//! | ITE | every batch in flight is submitted again, at most twice |
+//! | IQE | the refused descriptor becomes a wait without effect, its batch fails, the unit counts as poisoned |
+//! | tables of several units | never shared: see [`Ioas`] |
+//! | empty context tables | kept until the unit is given up |
+//! | snoop control | set on every leaf where the unit has it |
+//!
+//! # What it does not do
+//!
+//! No IOVA allocation (`iommu-iova`), no DMA API (`iommu-dma`), no parsing of firmware tables (`acpi-dmar`), no
+//! groups (`iommu-groups`). It must not be called from an interrupt handler that can interrupt another call on the
+//! same unit: its locks spin. [`Unit::drain_faults`] takes a lock of its own only.
+//!
+//! # Map to the specification
+//!
+//! | here | VT-d |
+//! |---|---|
+//! | [`Unit::take_over`], [`Unit::enable`] | §11.4.4 (GCMD_REG), §11.4.5 (RTADDR_REG) |
+//! | [`Unit::attach`], [`Unit::detach`] | §3.4, §6.5.3.3 (Guidance to Software for Invalidations) |
+//! | [`Domain`] | §3.7, §6.1 (Caching Mode), §6.2.3.1 (domain identifiers), §6.8 (Write Buffer Flushing) |
+//! | the queue behind all of it | §6.5.2 |
+//! | [`Unit::drain_faults`] | §7.2.1, §11.4.7 |
+//! | [`Unit::start_interrupt_remapping`] | §5.1, §9.9 (IRTE) |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -14,6 +92,7 @@ mod health;
 mod ids;
 mod interrupt;
 mod invalidate;
+mod ioas;
 mod options;
 mod pages;
 mod queue;
@@ -33,9 +112,8 @@ pub use domain::{
 pub use error::{HardwareError, Reachable, TableError, Unconfirmed, UnitError};
 pub use fault::{Drained, EventMessage, FaultReport};
 pub use health::Health;
-pub use interrupt::{
-    ApicMode, InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget,
-};
+pub use interrupt::{ApicMode, InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget};
+pub use ioas::{Ioas, IoasPending, JoinError};
 pub use options::{PassThrough, Requester, ReservedRegion, UnitOptions};
 pub use shared::Host;
 pub use unit::{Blocked, BringUpError, Found, ReserveError, State, TakenOver, Translating, Unit};

@@ -108,7 +108,11 @@ mod tests {
                 address: Iova::new(page << PAGE_SHIFT),
                 mask,
             };
-            assert_eq!(Block::covering(pages(first, count)), expected, "{count} pages from {first:#x}");
+            assert_eq!(
+                Block::covering(pages(first, count)),
+                expected,
+                "{count} pages from {first:#x}"
+            );
         }
     }
 

@@ -12,10 +12,10 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
+use arbitrary_int::u3;
 use iommu_types::sync::{Ordering, fence};
 use iommu_types::{Clock, FrameRequest, HostPhys, PAGE_SIZE, Registers, SourceId, TABLE_ENTRIES, TableMemory};
 use spin::Mutex;
-use arbitrary_int::u3;
 use vtd_spec::descriptor::WaitDescriptor;
 use vtd_spec::register::{
     DescriptorWidth, FaultStatus, InvalidationQueueAddress, InvalidationQueueErrorRecord, InvalidationQueueHead,
@@ -165,7 +165,11 @@ impl Queue {
     pub(crate) fn address_register(&self) -> InvalidationQueueAddress {
         InvalidationQueueAddress::DEFAULT
             .with_base(self.base)
-            .with_dw(if self.stride == 4 { DescriptorWidth::Bits256 } else { DescriptorWidth::Bits128 })
+            .with_dw(if self.stride == 4 {
+                DescriptorWidth::Bits256
+            } else {
+                DescriptorWidth::Bits128
+            })
             .with_qs(u3::extract_u8(RING_ORDER, 0))
     }
 

@@ -47,7 +47,11 @@ impl<R: Registers, P: Host> Shared<R, P> {
     /// Fails if the unit has lost something before.
     pub(crate) fn require_health(&self) -> Result<(), HardwareError> {
         let health = self.health();
-        if health.is_good() { Ok(()) } else { Err(HardwareError::Poisoned(health)) }
+        if health.is_good() {
+            Ok(())
+        } else {
+            Err(HardwareError::Poisoned(health))
+        }
     }
 
     /// Remembers what an error means for the unit.

@@ -53,11 +53,22 @@ impl Space {
             size_1g: options.superpages && capabilities.cap.second_stage_1g(),
         };
         let page = shared.options.page();
-        let config = Config::new(levels).leaf_sizes(sizes).last_phys(page.last).node(page.node);
-        let config = if capabilities.coherent() { config } else { config.non_coherent() };
+        let config = Config::new(levels)
+            .leaf_sizes(sizes)
+            .last_phys(page.last)
+            .node(page.node);
+        let config = if capabilities.coherent() {
+            config
+        } else {
+            config.non_coherent()
+        };
         let format = SecondStage::default();
         // SNP is reserved on units without snoop control: every access would fault.
-        let format = if capabilities.ecap.sc() { format.force_snoop() } else { format };
+        let format = if capabilities.ecap.sc() {
+            format.force_snoop()
+        } else {
+            format
+        };
         // VT-d §3.6: input addresses are limited by the tables' width and by the unit's MGAW.
         let bits = agaw.width().min(capabilities.cap.max_guest_address_width());
         let last = 1u64.checked_shl(u32::from(bits)).map_or(u64::MAX, |end| end - 1);
@@ -106,7 +117,11 @@ impl Space {
     }
 
     /// What a unit needs to notice that entries became present (`VT-d §6.1`, `§6.8`, rule D3).
-    fn mapped<R: Registers, P: Host>(&self, shared: &Shared<R, P>, range: AddrRange<Iova>) -> Result<(), HardwareError> {
+    fn mapped<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        range: AddrRange<Iova>,
+    ) -> Result<(), HardwareError> {
         if shared.capabilities.caching_mode() {
             // Upper tables may have been missing before, and that may be cached too: no hint.
             self.invalidate(shared, range, false)
@@ -158,7 +173,11 @@ impl Space {
         let mut pieces = [identity(region)].to_vec();
         // At most the number of regions mapped so far, each of which cuts a piece in two at most.
         for &other in mapped.iter() {
-            pieces = pieces.into_iter().flat_map(|piece| without(piece, other)).flatten().collect();
+            pieces = pieces
+                .into_iter()
+                .flat_map(|piece| without(piece, other))
+                .flatten()
+                .collect();
         }
         for piece in pieces {
             let len = piece.len().filter(|len| *len <= MAX_RESERVED_BYTES);
@@ -166,7 +185,13 @@ impl Space {
                 range: piece,
                 aperture: self.aperture,
             })?;
-            self.map(shared, piece.first(), HostPhys::new(piece.first().raw()), len, Perms::READ_WRITE)?;
+            self.map(
+                shared,
+                piece.first(),
+                HostPhys::new(piece.first().raw()),
+                len,
+                Perms::READ_WRITE,
+            )?;
             mapped.push(piece);
         }
         Ok(())
@@ -189,7 +214,10 @@ impl Space {
                 continue;
             };
             match self.invalidate(shared, range, false) {
-                Ok(()) => unmapped.into_frames().into_iter().for_each(|frame| shared.host.free(frame)),
+                Ok(()) => unmapped
+                    .into_frames()
+                    .into_iter()
+                    .for_each(|frame| shared.host.free(frame)),
                 Err(cause) => {
                     let reachable = Reachable::Range { domain: self.id, range };
                     result = Err(Unconfirmed { reachable, cause });
@@ -211,9 +239,15 @@ fn without(piece: AddrRange<Iova>, other: AddrRange<Iova>) -> [Option<AddrRange<
     if !piece.overlaps(other) {
         return [Some(piece), None];
     }
-    let below = other.first().checked_sub(PAGE_SIZE).map(|before| before.raw() | (PAGE_SIZE - 1));
+    let below = other
+        .first()
+        .checked_sub(PAGE_SIZE)
+        .map(|before| before.raw() | (PAGE_SIZE - 1));
     let below = below.and_then(|last| AddrRange::new(piece.first(), Iova::new(last)));
-    let above = other.last().checked_add(1).and_then(|first| AddrRange::new(first, piece.last()));
+    let above = other
+        .last()
+        .checked_add(1)
+        .and_then(|first| AddrRange::new(first, piece.last()));
     [below, above]
 }
 

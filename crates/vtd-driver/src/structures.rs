@@ -69,7 +69,9 @@ impl Tables {
         entry: ContextEntry,
     ) -> Result<(), TableError> {
         let at = self.root.base();
-        let words = self.context(&shared.host, source).unwrap_or(Err(TableError::NotTableMemory { at }))?;
+        let words = self
+            .context(&shared.host, source)
+            .unwrap_or(Err(TableError::NotTableMemory { at }))?;
         words.publish(shared, entry.to_words());
         Ok(())
     }
@@ -93,7 +95,11 @@ impl Tables {
     }
 
     /// Zeroes an entry that is not present and that the unit has been made to forget.
-    pub(crate) fn zero<R: Registers, P: Host>(&self, shared: &Shared<R, P>, source: SourceId) -> Result<(), TableError> {
+    pub(crate) fn zero<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+    ) -> Result<(), TableError> {
         if let Some(words) = self.context(&shared.host, source) {
             let words = words?;
             words.low.store(0, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_types::{HostPhys, PAGE_SIZE, Registers, SourceId};
+use iommu_types::{AddrRange, HostPhys, PAGE_SIZE, Registers, SourceId};
 use spin::Mutex;
 use thiserror::Error;
 use vtd_spec::register::{
@@ -73,7 +73,9 @@ pub struct Owned<R, P>(Arc<Shared<R, P>>);
 
 impl<R, P> fmt::Debug for Discovered<R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Discovered").field("capabilities", &self.capabilities).finish_non_exhaustive()
+        f.debug_struct("Discovered")
+            .field("capabilities", &self.capabilities)
+            .finish_non_exhaustive()
     }
 }
 
@@ -337,8 +339,12 @@ fn drain_foreign_queue<R: Registers, P: Host>(registers: &R, host: &P, limit_ns:
 /// Switches the driver's own queue and tables in.
 fn install<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<(), UnitError> {
     if let Invalidator::Queue(queue) = &shared.invalidator {
-        shared.registers.write64(offset::IQT, InvalidationQueueTail::DEFAULT.raw_value());
-        shared.registers.write64(offset::IQA, queue.address_register().raw_value());
+        shared
+            .registers
+            .write64(offset::IQT, InvalidationQueueTail::DEFAULT.raw_value());
+        shared
+            .registers
+            .write64(offset::IQA, queue.address_register().raw_value());
         shared.command(Command::Queue(true))?;
     }
     // Translation structures exist only on units that translate.
@@ -369,7 +375,11 @@ impl<R: Registers, P: Host> Unit<R, P, Blocked> {
     pub fn reserve(&mut self, region: &ReservedRegion) -> Result<(), ReserveError> {
         let shared = &self.data.0;
         let first = region.range.first();
-        let fits = region.range.to_pages().len().is_some_and(|len| len <= MAX_RESERVED_BYTES);
+        let fits = region
+            .range
+            .to_pages()
+            .len()
+            .is_some_and(|len| len <= MAX_RESERVED_BYTES);
         if !fits {
             let limit = MAX_RESERVED_BYTES;
             return Err(ReserveError::TooLarge { first, limit });
@@ -391,11 +401,12 @@ impl<R: Registers, P: Host> Unit<R, P, Blocked> {
                     Arc::new(Space::new(shared, id, DomainOptions::default())?)
                 }
             };
-            home.map_identity(shared, region.range).map_err(|cause| AttachError::Reserved {
-                requester: requester.rid,
-                range: region.range,
-                cause,
-            })?;
+            home.map_identity(shared, region.range)
+                .map_err(|cause| AttachError::Reserved {
+                    requester: requester.rid,
+                    range: region.range,
+                    cause,
+                })?;
             for id in &ids {
                 structures.homes.entry(*id).or_insert_with(|| home.clone());
             }
@@ -471,7 +482,7 @@ impl<R: Registers, P: Host> Unit<R, P, Translating> {
 }
 
 impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
-    fn shared(&self) -> &Arc<Shared<R, P>> {
+    pub(crate) fn shared(&self) -> &Arc<Shared<R, P>> {
         S::shared(&self.data).0
     }
 
@@ -528,6 +539,21 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
         }
         let target = Target::Space(domain.space.clone());
         shared.structures.lock().attach(shared, requester, &target)
+    }
+
+    /// What stays identity-mapped wherever the device is attached: the reserved regions for any of its IDs that
+    /// are not relaxable. These addresses cannot be mapped to anything else in its domain.
+    #[must_use]
+    pub fn reserved_regions(&self, requester: &Requester) -> Vec<AddrRange<HostPhys>> {
+        let ids = requester.ids();
+        let structures = self.shared().structures.lock();
+        let here = |region: &&Reserved| !region.relaxable && region.ids.iter().any(|id| ids.contains(id));
+        structures
+            .reserved
+            .iter()
+            .filter(here)
+            .map(|region| region.range.to_pages())
+            .collect()
     }
 
     /// Lets a trusted device reach all memory untranslated. Refused unless
