@@ -26,7 +26,7 @@ proptest! {
 
     #[test]
     fn requests_never_cross_a_page(request in request(&[SID], raw_address(64))) {
-        prop_assert_eq!(request.address >> 12, (request.address + u64::from(request.len) - 1) >> 12);
+        prop_assert_eq!(request.address >> 12, (request.address + (u64::from(request.len) - 1)) >> 12);
         prop_assert!(request.pasid.is_some() || !request.privileged);
     }
 
@@ -52,7 +52,7 @@ proptest! {
             kept.push(mapping);
         }
         let in_interrupts = |at: u64| at >> 20 == 0xfee;
-        let ends = kept.iter().flat_map(|m| [m.iova.raw(), m.iova.raw() + m.size.bytes() - 1]);
+        let ends = kept.iter().flat_map(|m| [m.iova.raw(), m.iova.raw() + (m.size.bytes() - 1)]);
         for at in ends.chain([stray]).filter(|at| !in_interrupts(*at)) {
             let holder = kept.iter().find(|m| covers(m, at));
             let outcome = judge(&memory, &UNIT, &OracleRequest::new(SID, at, OracleAccess::Write)).outcome;

@@ -186,9 +186,13 @@ fn addresses_end_at_the_smaller_of_mgaw_and_agaw() {
 #[test]
 fn pass_through_is_bounded_by_the_host_width_and_blocks_other_kinds() {
     let memory = SparseMemory::new(1 << 24);
-    let _b = bench(&memory, 2);
+    let b = bench(&memory, 2);
     assert_eq!(write(&memory, (1 << 39) - 8), Ok((1 << 39) - 8));
     assert_eq!(write(&memory, 1 << 39), Err((4, false)));
+    // The pointer is not used, hence not judged.
+    b.tables.flip(b.context, 45);
+    assert_eq!(write(&memory, 0x7000), Ok(0x7000));
+    b.tables.flip(b.context, 45);
     let ask = OracleRequest::translation(SID, 0x7000);
     assert_eq!(brief(translate(&memory, &UNIT, &ask)), Err((0x0d, false)));
     let without = OracleUnit {
@@ -284,4 +288,23 @@ fn modes_the_unit_lacks_block_everything() {
     assert_eq!(brief(tagged), Err((0x31, false)));
     let tagged = OracleRequest::translated(SID, 0x7000, OracleAccess::Read).with_pasid(3);
     assert_eq!(translate(&memory, &UNIT, &tagged), OracleOutcome::Refused);
+}
+
+#[test]
+fn domain_ids_wider_than_the_unit_knows_are_reserved() {
+    let memory = SparseMemory::new(1 << 24);
+    let b = bench(&memory, 0);
+    let unit = OracleUnit {
+        cap: CAP & !7 | 2,
+        ..UNIT
+    };
+    let send = || {
+        let request = OracleRequest::new(SID, 0x7000, OracleAccess::Read);
+        brief(translate(&memory, &unit, &request))
+    };
+    b.tables.put(b.context + 8, 0xff << 8 | 2);
+    assert_eq!(send(), Err((6, false)));
+    b.tables.put(b.context + 8, 0x100 << 8 | 2);
+    assert_eq!(send(), Err((0x0b, false)));
+    assert_eq!(read(&memory, 0x7000), Err((6, false)), "sixteen bits take it");
 }

@@ -239,6 +239,16 @@ fn nested_takes_each_guest_address_through_the_second_stage() {
         untranslated_only: false,
     };
     assert_eq!(b.ask(0x7000), completion);
+    // A guest page of 1 GiB over host pages of 2 MiB: the smaller counts.
+    put(0x10_1000 + 8, 0x87);
+    let completion = OracleOutcome::Completion {
+        host: 0xa0_0000,
+        page_shift: 21,
+        read: true,
+        write: true,
+        untranslated_only: false,
+    };
+    assert_eq!(b.ask(0x4020_0000), completion);
     // A guest table whose page may not be read.
     let leaf = b.tables.entry_at(b.pages, 4, 0, 2, 3);
     b.tables.flip(leaf, 0);
@@ -352,4 +362,90 @@ fn the_host_permission_table_gates_translated_requests() {
     assert_eq!(send(1 << 49, OracleAccess::Read), Err((0x60, false)));
     b.tables.put(tables[3], 4);
     assert_eq!(send(0x1_0000, OracleAccess::Read), Err((0xa1, false)));
+}
+
+#[test]
+fn a_page_without_write_right_never_gets_dirty() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, DTE);
+    let mut words = raw::pasid_second_stage(b.pages, 2, 5);
+    words[0] |= 1 << 9;
+    words[1] |= 1 << 23;
+    b.tables.pasid(b.directory, 0, words);
+    let leaf = b.tables.second_stage(b.pages, 4, 0x7000, 0x20_3000, 1, raw::SS_READ);
+    let judged = judge(&memory, &UNIT, &OracleRequest::translation(SID, 0x7000));
+    assert!(judged.updates.contains(&FlagUpdate { at: leaf, set: 0x100 }));
+    let refused = judge(&memory, &UNIT, &OracleRequest::new(SID, 0x7000, OracleAccess::Write));
+    assert_eq!(refused.updates, []);
+}
+
+#[test]
+fn a_translated_page_must_not_hold_the_interrupt_range() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, DTE);
+    b.tables.pasid(b.directory, 0, raw::pasid_second_stage(b.pages, 2, 5));
+    b.tables.second_stage(b.pages, 4, 0x4000_0000, 0xc000_0000, 3, 3);
+    // An access is judged by its own address, a completion by the whole page.
+    assert_eq!(b.write(0x4000_0000), Ok(0xc000_0000));
+    assert_eq!(b.write(0x7ee0_0000), Err((0x87, false)));
+    let abort = OracleOutcome::Fault {
+        reason: 0x87,
+        suppressed: false,
+        condition: "SGN.8.2",
+        response: Response::CompleterAbort,
+    };
+    assert_eq!(b.ask(0x4000_0000), abort);
+    // With a PASID the interrupt range is an address like any other, unless it comes out again.
+    b.tables.flip(b.context, 3);
+    b.tables.pasid(b.directory, 1, raw::pasid_second_stage(b.pages, 2, 5));
+    b.tables.second_stage(b.pages, 4, 0xfee0_0000, 0x20_3000, 1, 3);
+    b.tables.pasid(b.directory, 2, raw::pasid_pass_through(5));
+    let with = |pasid| b.send(OracleRequest::new(SID, 0xfee0_0000, OracleAccess::Write).with_pasid(pasid));
+    assert_eq!(with(1), Ok(0x20_3000));
+    assert_eq!(with(2), Err((0x87, false)));
+}
+
+#[test]
+fn translation_requests_hear_of_absent_entries_but_not_of_pages() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, DTE);
+    let nothing = OracleOutcome::Completion {
+        host: 0,
+        page_shift: 12,
+        read: false,
+        write: false,
+        untranslated_only: false,
+    };
+    assert_eq!(b.ask(0x7000), nothing, "no PASID directory entry: SPD.2");
+    let entry = b.tables.pasid(b.directory, 0, raw::pasid_second_stage(b.pages, 2, 5));
+    assert_eq!(b.ask(0x7000), nothing, "no page: SSS.2");
+    assert_eq!(b.ask(1 << 50), nothing, "out of reach: SGN.5");
+    b.tables.flip(entry, 5);
+    let abort = OracleOutcome::Fault {
+        reason: 0x5a,
+        suppressed: false,
+        condition: "SPT.3",
+        response: Response::CompleterAbort,
+    };
+    assert_eq!(b.ask(0x7000), abort);
+    b.tables.flip(b.context, 2);
+    let unsupported = OracleOutcome::Fault {
+        reason: 0x44,
+        suppressed: false,
+        condition: "SCT.5",
+        response: Response::UnsupportedRequest,
+    };
+    assert_eq!(b.ask(0x7000), unsupported);
+}
+
+#[test]
+fn execution_is_refused_by_version() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, PASIDE);
+    b.tables.pasid(b.directory, 1, raw::pasid_pass_through(5));
+    let mut request = OracleRequest::new(SID, 0x7000, OracleAccess::Read).with_pasid(1);
+    request.execute = true;
+    assert_eq!(b.send(request), Err((0x5c, false)));
+    let newer = OracleUnit { ver: 0x80, ..UNIT };
+    assert_eq!(brief(translate(&memory, &newer, &request)), Err((0x34, false)));
 }
