@@ -4,18 +4,30 @@
 //! code and nothing else. Bits that no field names are reserved: `RESERVED` of each type, whose violation is
 //! [`QueueError::RESERVED_FIELD`](crate::register::QueueError::RESERVED_FIELD).
 
+mod any;
 mod context_cache;
 mod device_tlb;
+mod host_permission;
 mod interrupt_entry;
 mod iotlb;
 mod kind;
+mod page_group_response;
+mod pasid_cache;
+mod pasid_device_tlb;
+mod pasid_iotlb;
 mod wait;
 
+pub use any::Descriptor;
 pub use context_cache::ContextCacheInvalidation;
 pub use device_tlb::DeviceTlbInvalidation;
+pub use host_permission::HostPermissionInvalidation;
 pub use interrupt_entry::InterruptEntryInvalidation;
 pub use iotlb::IotlbInvalidation;
 pub use kind::DescriptorType;
+pub use page_group_response::{PageGroupResponse, ResponseCode};
+pub use pasid_cache::PasidCacheInvalidation;
+pub use pasid_device_tlb::PasidDeviceTlbInvalidation;
+pub use pasid_iotlb::PasidIotlbInvalidation;
 pub use wait::WaitDescriptor;
 
 /// Adds what every descriptor type has in common.
