@@ -191,6 +191,8 @@ fn hardware_that_does_not_snoop_sees_only_lines_that_were_written_back() {
 
     // What hardware writes, both see.
     assert_eq!(hardware.compare_exchange_u64(at(64), 8, 9), Ok(0));
+    assert_eq!(hardware.compare_exchange_u64(at(64), 0, 9), Ok(0));
+    assert_eq!((hardware.read_u64(at(64)), memory.read_u64(at(64))), (Ok(9), Ok(9)));
     hardware.write_u64(at(64), 10).expect("memory");
     assert_eq!(memory.read_u64(at(64)), Ok(10));
     assert_eq!(memory.take_write_backs().len(), 2);
@@ -202,4 +204,19 @@ fn hardware_that_does_not_snoop_sees_only_lines_that_were_written_back() {
     memory.write_u64(HostPhys::new(0x100), 3).expect("memory");
     assert_eq!(hardware.read_u64(HostPhys::new(0x100)), Ok(3));
     memory.free(frame);
+}
+
+#[test]
+fn frames_that_came_back_merge_into_larger_ones() {
+    let memory = SparseMemory::new(0x4000);
+    let any = FrameRequest::page(None, HostPhys::MAX);
+    let frames: Vec<TableFrame> = (0..4).map(|_| memory.allocate(any).expect("four pages")).collect();
+    let whole = FrameRequest { order: 2, ..any };
+    assert!(memory.allocate(whole).is_err());
+    // Neither order nor neighbours matter.
+    let [top, third, second, first] = <[TableFrame; 4]>::try_from(frames).expect("four");
+    for frame in [third, first, second, top] {
+        memory.free(frame);
+    }
+    assert_eq!(memory.allocate(whole).map(|f| f.base()), Ok(HostPhys::new(0)));
 }

@@ -1,3 +1,5 @@
+use iommu_types::HostPhys;
+
 use super::*;
 use crate::SparseMemory;
 use crate::raw::{self, RawTables, exact_source, remappable_address};
@@ -196,4 +198,38 @@ fn posting_sets_the_vector_and_notifies_once() {
     assert_eq!(send(&memory, &UNIT, 0, 0), fault(0x27, false, 0));
 }
 
-use iommu_types::HostPhys;
+#[test]
+fn addresses_beyond_the_host_width_are_told_apart() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut tables = table(&memory);
+    // The last entries of a table at the top of the address space lie beyond it.
+    let top = OracleInterruptUnit {
+        irta: ((1 << 39) - 0x1000) | 15,
+        ..UNIT
+    };
+    assert_eq!(send(&memory, &top, 0, 0xff), fault(0x23, false, 0xff));
+    assert_eq!(send(&memory, &top, 0, 0x100), fault(0x21, false, 0x100));
+    tables.irte(TABLE, 0, raw::irte_posted(0x41, 1 << 38, false, 0));
+    assert_eq!(send(&memory, &UNIT, 0, 0), fault(0x27, false, 0));
+    tables.irte(TABLE, 0, raw::irte_posted(0x41, 1 << 39, false, 0));
+    assert_eq!(send(&memory, &UNIT, 0, 0), fault(0x24, false, 0));
+}
+
+#[test]
+fn notification_destinations_have_the_width_of_the_mode() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut tables = table(&memory);
+    tables.irte(TABLE, 0, raw::irte_posted(0x41, 0x20_0000, false, 0));
+    tables.put_words(0x20_0000, &raw::posted_descriptor(0xf2, 0x1_0300));
+    assert_eq!(send(&memory, &UNIT, 0, 0), fault(0x28, false, 0));
+    let extended = OracleInterruptUnit {
+        irta: UNIT.irta | 1 << 11,
+        ..UNIT
+    };
+    let outcome = send(&memory, &extended, 0, 0);
+    let destination = match outcome {
+        InterruptOutcome::Posted(posting) => posting.notify.map(|n| n.destination),
+        _ => None,
+    };
+    assert_eq!(destination, Some(0x1_0300));
+}

@@ -360,6 +360,14 @@ fn the_host_permission_table_gates_translated_requests() {
     assert_eq!(send(0x1_0000, OracleAccess::Atomic), Ok(0x1_0000));
     assert_eq!(send(0x1_1000, OracleAccess::Read), Err((0xa5, false)));
     assert_eq!(send(1 << 49, OracleAccess::Read), Err((0x60, false)));
+    // A zero-length read passes with any right.
+    let zero = |address| {
+        let mut request = OracleRequest::translated(SID, address, OracleAccess::Read);
+        request.zero_length = true;
+        brief(translate(&memory, &unit, &request))
+    };
+    assert_eq!(zero(0x20_0000), Ok(0x20_0000));
+    assert_eq!(zero(0x1_1000), Err((0xa3, false)));
     b.tables.put(tables[3], 4);
     assert_eq!(send(0x1_0000, OracleAccess::Read), Err((0xa1, false)));
 }
@@ -448,4 +456,72 @@ fn execution_is_refused_by_version() {
     assert_eq!(b.send(request), Err((0x5c, false)));
     let newer = OracleUnit { ver: 0x80, ..UNIT };
     assert_eq!(brief(translate(&memory, &newer, &request)), Err((0x34, false)));
+}
+
+/// Each field of the PASID entry that a capability unlocks: word, bits, capability bit of ECAP.
+#[test]
+fn fields_of_absent_capabilities_are_reserved() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, 0);
+    let all = ECAP | 1 << 25 | 1 << 55;
+    let entry = b.tables.pasid(b.directory, 0, raw::pasid_pass_through(1));
+    let send = |ecap| {
+        let request = OracleRequest::new(SID, 0x7000, OracleAccess::Read);
+        brief(translate(&memory, &OracleUnit { ecap, ..UNIT }, &request))
+    };
+    for (word, bits, capability) in [
+        (0, 1 << 2, 46),
+        (0, 1 << 9, 45),
+        (0, 1 << 9, 46),
+        (0, 0x1000, 46),
+        (1, 1 << 23, 48),
+        (1, 1 << 24, 7),
+        (1, 1 << 25, 25),
+        (1, 1 << 26, 25),
+        (1, 6 << 32, 25),
+        (2, 1, 31),
+        (2, 1 << 2, 47),
+        (2, 1 << 4, 47),
+        (2, 1 << 7, 34),
+        (2, 0x1000, 47),
+        (4, 3, 55),
+        (4, 0x1000, 55),
+        (5, 1, 55),
+    ] {
+        let at = entry + 8 * word;
+        let before = b.tables.get(at);
+        b.tables.put(at, before | bits);
+        assert_eq!(send(all), Ok(0x7000), "word {word}, bits {bits:#x}");
+        assert_eq!(
+            send(all & !(1 << capability)),
+            Err((0x5a, false)),
+            "word {word}, bits {bits:#x}"
+        );
+        b.tables.put(at, before);
+    }
+    b.tables.put(entry + 8, 8 << 32 | 1);
+    assert_eq!(send(all), Err((0x5a, false)), "bit 3 of a PAT entry");
+}
+
+#[test]
+fn pasids_in_translated_requests_need_eptr_which_needs_paside() {
+    let memory = SparseMemory::new(1 << 24);
+    let unit = OracleUnit {
+        ecap: ECAP | 1 << 56,
+        ..UNIT
+    };
+    let b = bench(&memory, DTE | PASIDE | 1 << 6);
+    let send = |request: OracleRequest| brief(translate(&memory, &unit, &request));
+    let tagged = OracleRequest::translated(SID, 0x7000, OracleAccess::Read).with_pasid(1);
+    let untagged = OracleRequest::translated(SID, 0x7000, OracleAccess::Read);
+    assert_eq!(send(tagged), Ok(0x7000));
+    b.tables.flip(b.context, 6);
+    assert_eq!(send(tagged), Err((0x49, false)));
+    assert_eq!(send(untagged), Ok(0x7000));
+    b.tables.flip(b.context, 6);
+    b.tables.flip(b.context, 3);
+    assert_eq!(send(tagged), Err((0x43, false)));
+    assert_eq!(send(untagged), Err((0x43, false)));
+    let plain = OracleRequest::new(SID, 0x7000, OracleAccess::Read).with_pasid(1);
+    assert_eq!(send(plain), Err((0x45, false)));
 }
