@@ -211,7 +211,8 @@ impl Qemu {
         Err(QtestError::Stuck)
     }
 
-    /// The device writes `value` at `iova`, at once: its MSI is aimed there.
+    /// The device writes `value` (16 bits, as the data of an MSI; the upper half of the four bytes is zero) at
+    /// `iova`, at once: its MSI is aimed there.
     ///
     /// # Errors
     /// [`QtestError`] if QEMU is gone.

@@ -7,6 +7,7 @@ mod bench;
 mod iasl;
 mod layers;
 mod no_std;
+mod qemu;
 mod rehearsal;
 mod report;
 mod samples;

@@ -6,7 +6,7 @@ use crate::report::Outcome;
 use crate::tools::{self, Selection, cargo, output};
 
 /// Runs the differential test against one QEMU.
-pub(crate) fn check(selection: Selection, operations: u32) -> Outcome {
+pub(crate) fn check(selection: Selection, dmas: u32) -> Outcome {
     let qemu = match tools::unpack(selection) {
         Ok(unpacked) => unpacked,
         Err(why) => return Outcome::Skipped(why),
@@ -15,11 +15,25 @@ pub(crate) fn check(selection: Selection, operations: u32) -> Outcome {
         Ok(path) => path,
         Err(why) => return Outcome::Failed(why),
     };
-    let mut command = cargo(&["test", "--release", "--package", "e2e", "--test", "qemu", "--", "--nocapture"]);
-    command.env("PORTCULLIS_QEMU", launcher).env("PORTCULLIS_QEMU_DMAS", operations.to_string());
+    let mut command = cargo(&[
+        "test",
+        "--release",
+        "--package",
+        "e2e",
+        "--test",
+        "qemu",
+        "--",
+        "--nocapture",
+    ]);
+    command
+        .env("PORTCULLIS_QEMU", launcher)
+        .env("PORTCULLIS_QEMU_DMAS", dmas.to_string());
     match output(&mut command) {
         Ok(text) => {
-            let line = text.lines().find_map(|line| line.strip_prefix("compared: ")).unwrap_or_default();
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("compared: "))
+                .unwrap_or_default();
             let count = line.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
             Outcome::passed(count, line)
         }

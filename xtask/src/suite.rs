@@ -2,7 +2,7 @@
 
 use crate::report::{Outcome, Report};
 use crate::tools::{cargo, output};
-use crate::{bench, iasl, layers, no_std, rehearsal, samples};
+use crate::{bench, iasl, layers, no_std, qemu, rehearsal, samples, tools};
 
 /// How much to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +60,14 @@ pub(crate) fn run(depth: Depth) -> Result<(), String> {
     report.check("rehearsal on the sample", 1, rehearsal::check);
     report.check("real tables", 60, samples::check);
     report.check("iasl on tables", 2, iasl::check);
+    let dmas = match depth {
+        Depth::Default => 20_000,
+        Depth::Full => 200_000,
+        Depth::Nightly => 1_000_000,
+    };
+    report.check("model against QEMU 11.1", 20_000, || qemu::check(tools::QEMU_11, dmas));
     if depth >= Depth::Full {
+        report.check("model against QEMU 7.2", 20_000, || qemu::check(tools::QEMU_7, dmas));
         report.check("benchmarks run", 1, || match bench::run(None, true) {
             Ok(()) => Outcome::passed(1, "all rows measured (quick form)"),
             Err(why) => Outcome::Failed(why),

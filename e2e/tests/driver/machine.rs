@@ -1,0 +1,207 @@
+//! A machine with one unit: the model on one side, the driver's host traits on the other.
+
+use std::cell::{Cell, RefCell};
+
+use iommu_testkit::SparseMemory;
+use iommu_testkit::oracle::{OracleAccess, OracleOutcome, OracleRequest, OracleUnit, translate};
+use iommu_types::{
+    Access, AddrRange, Clock, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PAGE_SIZE, Registers, SourceId,
+    Table, TableFrame, TableMemory,
+};
+use vtd_driver::{Blocked, BringUpError, Domain, Found, Timeouts, Translating, Unit, UnitOptions};
+use vtd_model::{AccessWidth, Interrupt, InterruptRequest, Request, UnitConfig};
+use vtd_spec::register::offset;
+
+/// Bytes of memory: table frames come from the top, the pages that devices are given lie below `TABLES`.
+const MEMORY: u64 = 1 << 36;
+
+/// Nanoseconds that a turn of a polling loop takes.
+const TURN_NS: u64 = 1_000;
+
+/// The unit, its memory, and what the test looks at.
+pub struct Machine {
+    pub memory: SparseMemory,
+    unit: RefCell<vtd_model::Unit>,
+    now: Cell<u64>,
+    /// Register writes since the last look: offset and value.
+    writes: RefCell<Vec<(u32, u64)>>,
+    /// Whether the unit takes steps while the driver waits.
+    pub frozen: Cell<bool>,
+    /// Whether every register reads all-ones.
+    pub gone: Cell<bool>,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Machine")
+    }
+}
+
+impl Machine {
+    pub fn new(config: UnitConfig) -> Self {
+        let memory = SparseMemory::builder().ram(0, MEMORY);
+        let memory = if config.extended_capability().c() {
+            memory
+        } else {
+            memory.non_coherent()
+        };
+        Self {
+            memory: memory.build(),
+            unit: RefCell::new(vtd_model::Unit::new(config)),
+            now: Cell::new(0),
+            writes: RefCell::default(),
+            frozen: Cell::new(false),
+            gone: Cell::new(false),
+        }
+    }
+
+    pub fn options(&self) -> UnitOptions {
+        UnitOptions {
+            host_address_width: self.unit.borrow().config().host_address_width(),
+            timeouts: Timeouts {
+                command_ns: 10_000 * TURN_NS,
+                invalidation_ns: 10_000 * TURN_NS,
+            },
+            ..UnitOptions::default()
+        }
+    }
+
+    pub fn found(&self) -> Unit<&Self, &Self, Found> {
+        Unit::found(self, self, self.options()).expect("a unit answers")
+    }
+
+    pub fn blocked(&self) -> Unit<&Self, &Self, Blocked> {
+        self.found()
+            .take_over()
+            .map_err(|error: BringUpError<_>| error.cause)
+            .expect("taken over")
+    }
+
+    pub fn translating(&self) -> Unit<&Self, &Self, Translating> {
+        self.blocked().enable().map_err(|error| error.cause).expect("enabled")
+    }
+
+    /// What the device gets: the host address, or the fault reason.
+    pub fn dma(&self, source: SourceId, at: Iova, access: Access) -> Result<HostPhys, u8> {
+        let request = Request::new(source, at, 8, access);
+        let answer = self.unit.borrow_mut().dma(&self.memory.hardware(), &request);
+        answer
+            .map(|translation| translation.phys)
+            .map_err(|fault| fault.reason.0)
+    }
+
+    /// What the tables say, with no cache in between.
+    pub fn oracle(&self, source: SourceId, at: Iova, access: Access) -> Result<HostPhys, u8> {
+        let config = *self.unit.borrow().config();
+        let unit = OracleUnit {
+            rtaddr: self.register64(offset::RTADDR),
+            cap: config.capability().raw_value(),
+            ecap: config.extended_capability().raw_value(),
+            ver: config.version().raw_value(),
+            haw: config.host_address_width().into(),
+        };
+        let access = OracleAccess::from(access);
+        let request = OracleRequest::new(source.raw(), at.raw(), access);
+        match translate(&self.memory.hardware(), &unit, &request) {
+            OracleOutcome::Pass { host, .. } => Ok(HostPhys::new(host)),
+            OracleOutcome::Fault { reason, .. } => Err(reason),
+            other => panic!("{source} at {at}: {other:?}"),
+        }
+    }
+
+    pub fn interrupt(&self, source: SourceId, address: u64, data: u32) -> Result<Interrupt, u8> {
+        let request = InterruptRequest { source, address, data };
+        let answer = self.unit.borrow_mut().interrupt(&self.memory.hardware(), &request);
+        answer.map_err(|fault| fault.reason.0)
+    }
+
+    pub fn register32(&self, at: u32) -> u32 {
+        u32::try_from(self.unit.borrow_mut().read(at, AccessWidth::Dword)).expect("32 bits")
+    }
+
+    pub fn register64(&self, at: u32) -> u64 {
+        self.unit.borrow_mut().read(at, AccessWidth::Qword)
+    }
+
+    /// Register writes since the last call.
+    pub fn take_writes(&self) -> Vec<(u32, u64)> {
+        self.writes.take()
+    }
+
+    /// Lets the unit finish what it was told.
+    pub fn settle(&self) {
+        while self.unit.borrow_mut().step(&self.memory.hardware()) {}
+    }
+
+    fn write(&self, at: u32, width: AccessWidth, value: u64) {
+        if self.gone.get() {
+            return;
+        }
+        self.writes.borrow_mut().push((at, value));
+        if at == offset::IQA {
+            // The queue is always snooped (VT-d §11.4.3, ECAP_REG.C).
+            let base = HostPhys::new(value & !(PAGE_SIZE - 1));
+            self.memory
+                .snoop(AddrRange::from_base_len(base, PAGE_SIZE).expect("a page"));
+        }
+        self.unit.borrow_mut().write(&self.memory.hardware(), at, width, value);
+    }
+}
+
+impl Registers for &Machine {
+    fn read32(&self, at: u32) -> u32 {
+        if self.gone.get() { u32::MAX } else { self.register32(at) }
+    }
+    fn read64(&self, at: u32) -> u64 {
+        if self.gone.get() { u64::MAX } else { self.register64(at) }
+    }
+    fn write32(&self, at: u32, value: u32) {
+        self.write(at, AccessWidth::Dword, value.into());
+    }
+    fn write64(&self, at: u32, value: u64) {
+        self.write(at, AccessWidth::Qword, value);
+    }
+    fn window_len(&self) -> u32 {
+        self.unit.borrow().window_len()
+    }
+}
+
+impl TableMemory for Machine {
+    fn allocate(&self, request: FrameRequest) -> Result<TableFrame, OutOfFrames> {
+        self.memory.allocate(request)
+    }
+    fn free(&self, frame: TableFrame) {
+        self.memory.free(frame);
+    }
+    fn table(&self, at: HostPhys) -> Option<&Table> {
+        self.memory.table(at)
+    }
+}
+
+impl Coherence for Machine {
+    fn write_back(&self, at: HostPhys, len: u64) {
+        self.memory.write_back(at, len);
+    }
+}
+
+impl Clock for Machine {
+    fn now_ns(&self) -> u64 {
+        self.now.get()
+    }
+    fn relax(&self) {
+        self.now.set(self.now.get() + TURN_NS);
+        if !self.frozen.get() {
+            self.unit.borrow_mut().step(&self.memory.hardware());
+        }
+    }
+}
+
+pub type TestDomain<'m> = Domain<&'m Machine, &'m Machine>;
+
+pub fn source(text: &str) -> SourceId {
+    text.parse().expect("a source")
+}
+
+pub fn range(base: u64, len: u64) -> AddrRange<Iova> {
+    AddrRange::from_base_len(Iova::new(base), len).expect("a range")
+}
