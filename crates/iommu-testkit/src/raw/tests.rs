@@ -68,4 +68,13 @@ fn descriptors_match_the_published_examples() {
     assert_eq!(d::wait_status(0x5000, 2), [0x0000_0002_0000_0025, 0x5000]);
     assert_eq!(d::pasid_iotlb_pages(5, 0x123, 0, 0)[0], 0x0000_0123_0005_0036);
     assert_eq!(d::pasid_cache(5, 0x123)[0], 0x0000_0123_0005_0017);
+    assert_eq!(d::CONTEXT_GLOBAL, [0x11, 0]);
+    assert_eq!(d::IOTLB_GLOBAL, [0xd2, 0]);
+    assert_eq!(d::iotlb_domain(5), [0x5_00e2, 0]);
+    assert_eq!(d::device_tlb_all(0x18), [0x0000_0018_0000_0003, 0x7fff_ffff_ffff_f001]);
+    assert_eq!(
+        d::pasid_device_tlb_all(0x18, 1),
+        [0x0000_0001_0018_0008, 0x7fff_ffff_ffff_f800]
+    );
+    assert_eq!(d::wide(d::WAIT_FENCE), [0x45, 0, 0, 0]);
 }

@@ -525,3 +525,67 @@ fn pasids_in_translated_requests_need_eptr_which_needs_paside() {
     let plain = OracleRequest::new(SID, 0x7000, OracleAccess::Read).with_pasid(1);
     assert_eq!(send(plain), Err((0x45, false)));
 }
+
+#[test]
+fn five_levels_and_huge_pages_of_the_first_stage_need_their_capabilities() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, 0);
+    let entry = b.tables.pasid(b.directory, 0, raw::pasid_first_stage(b.pages, 5, 6));
+    b.tables.flip(entry + 8, 23);
+    b.tables.first_stage(b.pages, 5, 1 << 52, 0x4000_0000, 3, 7);
+    let read = |cap, address| {
+        let request = OracleRequest::new(SID, address, OracleAccess::Read);
+        brief(translate(&memory, &OracleUnit { cap, ..UNIT }, &request))
+    };
+    assert_eq!(read(CAP, 1 << 52), Err((0x5b, false)));
+    assert_eq!(read(CAP | 1 << 60, (1 << 52) + 0x123_4560), Ok(0x4123_4560));
+    assert_eq!(read(CAP | 1 << 60, 1 << 56), Err((0x80, false)));
+    assert_eq!(read((CAP | 1 << 60) & !(1 << 56), 1 << 52), Err((0x72, false)));
+    b.tables.put(entry + 16, b.pages | 2 << 2);
+    assert_eq!(read(CAP | 1 << 60, 1 << 52), Err((0x5b, false)));
+}
+
+#[test]
+fn the_extended_accessed_flag_is_set_when_enabled() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, 0);
+    let entry = b.tables.pasid(b.directory, 0, raw::pasid_first_stage(b.pages, 4, 6));
+    b.tables.flip(entry + 8, 23);
+    b.tables.flip(entry + 16, 7);
+    let leaf = b
+        .tables
+        .first_stage(b.pages, 4, 0x5000, 0x20_4000, 1, 7 | raw::FS_ACCESSED);
+    let judged = judge(&memory, &UNIT, &OracleRequest::new(SID, 0x5000, OracleAccess::Read));
+    assert_eq!(judged.updates.len(), 4);
+    assert_eq!(judged.updates.last(), Some(&FlagUpdate { at: leaf, set: 1 << 10 }));
+}
+
+#[test]
+fn io_permission_bits_replace_the_others_under_ssirwe() {
+    let memory = SparseMemory::new(1 << 24);
+    let mut b = bench(&memory, 0);
+    b.tables.pasid(b.directory, 0, raw::pasid_second_stage(b.pages, 1, 5));
+    // 39 bits, three levels; bits 0 and 1 everywhere, then bit 61 too.
+    let leaf = b.tables.second_stage(b.pages, 3, 0x7000, 0x20_3000, 1, 3);
+    let unit = OracleUnit {
+        rtaddr: UNIT.rtaddr | 1 << 7,
+        ecap: ECAP | 1 << 57,
+        ..UNIT
+    };
+    let send = |access| brief(translate(&memory, &unit, &OracleRequest::new(SID, 0x7000, access)));
+    assert_eq!(b.read(0x7000), Ok(0x20_3000));
+    assert_eq!(send(OracleAccess::Read), Err((0x79, false)));
+    for level in 1..=3 {
+        let at = b.tables.entry_at(b.pages, 3, 0x7000, level, 3);
+        b.tables.flip(at, 61);
+    }
+    assert_eq!(send(OracleAccess::Read), Ok(0x20_3000));
+    assert_eq!(send(OracleAccess::Write), Err((0x85, false)));
+    b.tables.put(leaf, b.tables.get(leaf) & !3 | 1 << 62);
+    assert_eq!(
+        send(OracleAccess::Write),
+        Err((0x85, false)),
+        "W of the upper levels is missing"
+    );
+    assert_eq!(send(OracleAccess::Read), Ok(0x20_3000));
+}
