@@ -3,6 +3,7 @@
 mod check;
 mod dmar;
 mod file;
+mod from_dmar;
 mod value;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use std::path::Path;
 
 use iommu_types::{AddrRange, Bdf, HostPhys, NodeId, Segment};
 
+pub use self::from_dmar::Assumption;
 pub use self::value::{BusRange, ScopePath};
 use crate::memory::MemoryRange;
 

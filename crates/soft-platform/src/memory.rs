@@ -315,6 +315,14 @@ impl MachineMemory {
         }
     }
 
+    /// How many of `len` bytes from `at` lie in memory without a gap.
+    pub(crate) fn reach(&self, at: HostPhys, len: u64) -> u64 {
+        self.region(at).map_or(0, |(region, _)| {
+            let last = region.range().last().raw();
+            len.min((last - at.raw()).saturating_add(1))
+        })
+    }
+
     fn region(&self, at: HostPhys) -> Option<(&Region, usize)> {
         self.regions
             .iter()
