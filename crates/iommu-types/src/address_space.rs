@@ -49,4 +49,30 @@ pub trait AddressSpace {
     /// The hardware did not confirm: the pending unmap comes back inside the error and the memory must be
     /// treated as reachable by devices.
     fn flush<L>(&self, pending: Self::Pending<L>) -> Result<L, (Self::Error, Self::Pending<L>)>;
+
+    /// [`Self::flush`] for many at once. What is confirmed gives its lease to `confirmed`, what is not goes to `kept`.
+    ///
+    /// Implementations that can cover several ranges with one invalidation override this; here each waits for
+    /// its own.
+    ///
+    /// # Errors
+    /// The first error; everything was tried.
+    fn flush_all<L>(
+        &self,
+        pending: impl Iterator<Item = Self::Pending<L>>,
+        mut confirmed: impl FnMut(L),
+        mut kept: impl FnMut(Self::Pending<L>),
+    ) -> Result<(), Self::Error> {
+        let mut done = Ok(());
+        for pending in pending {
+            match self.flush(pending) {
+                Ok(lease) => confirmed(lease),
+                Err((error, pending)) => {
+                    kept(pending);
+                    done = done.and(Err(error));
+                }
+            }
+        }
+        done
+    }
 }
