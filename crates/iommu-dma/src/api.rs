@@ -1,0 +1,633 @@
+//! The interface that drivers use.
+
+use alloc::vec::Vec;
+
+use iommu_iova::IovaRequest;
+use iommu_types::sync::{AtomicUsize, Ordering};
+use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, SystemMemory};
+
+use crate::backend::{Backend, Kind, When};
+use crate::bounce::{BouncePool, MAX_RUN, Place, SLOT, copy, zero};
+use crate::counters::Counters;
+use crate::device::{Buffer, Device, Direction, Trust};
+use crate::error::DmaError;
+use crate::layout::{Layout, Piece, Segments, round_up};
+use crate::mapping::{Bounce, Mapping, Unconfirmed, UnmapError};
+
+/// The DMA interface over a [`Backend`], with memory to copy in and, if given, a pool to copy through.
+#[derive(Debug)]
+pub struct DmaApi<B, M> {
+    backend: B,
+    memory: M,
+    pool: Option<BouncePool>,
+    next_area: AtomicUsize,
+}
+
+/// What a core (or thread) keeps to itself. Every call that maps or unmaps passes it.
+#[derive(Debug)]
+#[must_use = "addresses in a core's cache are lost when it is dropped; give it back with DmaApi::retire"]
+pub struct DmaCore<C> {
+    inner: C,
+    area: usize,
+    counters: Counters,
+}
+
+/// A list of buffers on its way to becoming a mapping.
+struct Prepared {
+    pieces: Vec<Piece>,
+    bounces: Vec<Bounce>,
+}
+
+impl<B: Backend, M: SystemMemory> DmaApi<B, M>
+where
+    B::Error: 'static,
+{
+    /// The interface without bounce buffers: what would need one is refused.
+    pub const fn new(backend: B, memory: M) -> Self {
+        Self {
+            backend,
+            memory,
+            pool: None,
+            next_area: AtomicUsize::new(0),
+        }
+    }
+
+    /// Copies through `pool` where a device cannot or must not reach a buffer itself.
+    #[must_use]
+    pub fn with_pool(mut self, pool: BouncePool) -> Self {
+        self.pool = Some(pool);
+        self
+    }
+
+    /// What stands between devices and memory. Print it: it says loudly when that is nothing.
+    pub fn kind(&self) -> Kind {
+        self.backend.kind()
+    }
+
+    /// What stands between devices and memory, itself.
+    pub const fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The pool, if there is one.
+    pub const fn pool(&self) -> Option<&BouncePool> {
+        self.pool.as_ref()
+    }
+
+    /// What a new core needs.
+    pub fn new_core(&self) -> DmaCore<B::Core> {
+        DmaCore {
+            inner: self.backend.new_core(),
+            area: self.next_area.fetch_add(1, Ordering::Relaxed),
+            counters: Counters::default(),
+        }
+    }
+
+    /// What a core has done so far.
+    pub fn counters(&self, core: &DmaCore<B::Core>) -> Counters {
+        Counters {
+            invalidations: self.backend.invalidations(&core.inner),
+            ..core.counters
+        }
+    }
+
+    /// Gives everything back that a core holds; for a core that goes away.
+    ///
+    /// # Errors
+    /// The hardware did not confirm unmaps that were put off: their addresses stay out of use.
+    pub fn retire(&self, core: DmaCore<B::Core>) -> Result<Counters, B::Error> {
+        let counters = self.counters(&core);
+        self.backend.retire(core.inner)?;
+        Ok(counters)
+    }
+
+    /// Has every unmap of this core confirmed that was put off. Call it from a timer, and before memory that was
+    /// unmapped changes its owner.
+    ///
+    /// # Errors
+    /// The hardware did not confirm all of them; the rest stays queued.
+    pub fn flush(&self, core: &mut DmaCore<B::Core>) -> Result<(), B::Error> {
+        self.backend.flush(&mut core.inner)
+    }
+
+    /// Lets a device use one buffer, once (a streaming mapping).
+    ///
+    /// The buffer belongs to the device until [`Self::unmap`], or between [`Self::sync_for_device`] and
+    /// [`Self::sync_for_cpu`].
+    ///
+    /// # Errors
+    /// [`DmaError`]; the device can reach nothing of it then.
+    pub fn map(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        device: &Device,
+        buffer: Buffer,
+        direction: Direction,
+    ) -> Result<Mapping<B>, DmaError<B::Error>> {
+        self.map_sg(core, device, &[buffer], direction)
+    }
+
+    /// Lets a device use a list of buffers, once.
+    ///
+    /// Where addresses are translated, all of them become one block, and buffers that begin and end on page
+    /// boundaries become one segment. [`Mapping::segments`] honours the device's limits; there are at most as many
+    /// segments as buffers if every buffer by itself honours them.
+    ///
+    /// # Errors
+    /// [`DmaError`]; the device can reach nothing of it then.
+    pub fn map_sg(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        device: &Device,
+        buffers: &[Buffer],
+        direction: Direction,
+    ) -> Result<Mapping<B>, DmaError<B::Error>> {
+        self.check(buffers)?;
+        let mapping = if self.backend.translates(device, buffers) {
+            let natural = device.boundary != u64::MAX;
+            self.map_translated(core, device, buffers, direction, natural)?
+        } else {
+            self.map_untranslated(core, device, buffers, direction)?
+        };
+        core.counters.buffers += u64::try_from(buffers.len()).unwrap_or(0);
+        Ok(Self::count(core, mapping))
+    }
+
+    /// Lets a device use memory for long, at the same time as the processor (a coherent mapping): rings, mailboxes.
+    ///
+    /// The pages become one block of addresses, aligned to its size rounded up to a power of two. Nothing is ever
+    /// copied, so [`Self::sync_for_cpu`] is never needed.
+    ///
+    /// # Errors
+    /// [`DmaError::NotPages`] if a buffer is not whole pages; [`DmaError::Unreachable`] if nothing translates and the
+    /// memory is not one run that the device can address.
+    pub fn map_coherent(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        device: &Device,
+        pages: &[Buffer],
+    ) -> Result<Mapping<B>, DmaError<B::Error>> {
+        self.check(pages)?;
+        for page in pages {
+            if page.phys.page_offset() != 0 || !page.len.is_multiple_of(PAGE_SIZE) {
+                let Buffer { phys, len } = *page;
+                return Err(DmaError::NotPages { phys, len });
+            }
+        }
+        // Limits on segments are for lists; this is one piece of memory, however long.
+        let device = Device {
+            max_segment: u64::MAX,
+            boundary: u64::MAX,
+            ..*device
+        };
+        let mapping = if self.backend.translates(&device, pages) {
+            self.map_translated(core, &device, pages, Direction::Bidirectional, true)?
+        } else {
+            let mut segments = Segments::new(&device);
+            for page in pages {
+                segments.push(Iova::new(page.phys.raw()), page.len);
+            }
+            let segments = segments.finish();
+            let reachable = pages.iter().all(|&page| device.reaches(page));
+            if segments.as_slice().len() != 1 || !reachable {
+                let (phys, len) = pages.first().map_or((HostPhys::ZERO, 0), |page| (page.phys, page.len));
+                let mask = device.mask;
+                return Err(DmaError::Unreachable { phys, len, mask });
+            }
+            Mapping {
+                segments,
+                direction: Direction::Bidirectional,
+                held: None,
+                bounces: Vec::new(),
+                len: pages.iter().map(|page| page.len).sum(),
+                when: When::Now,
+            }
+        };
+        Ok(Self::count(core, mapping))
+    }
+
+    /// Gives `len` bytes from byte `from` of a mapping to the processor: what the device wrote becomes visible.
+    ///
+    /// # Errors
+    /// [`BusError`] if a copy failed.
+    pub fn sync_for_cpu(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        mapping: &Mapping<B>,
+        from: u64,
+        len: u64,
+    ) -> Result<(), BusError> {
+        if !mapping.direction.device_writes() {
+            return Ok(());
+        }
+        self.sync(core, mapping, from, len, |bounce, at| {
+            (bounce.copy, bounce.original, at)
+        })
+    }
+
+    /// Gives `len` bytes from byte `from` of a mapping to the device: what the processor wrote becomes visible.
+    ///
+    /// # Errors
+    /// [`BusError`] if a copy failed.
+    pub fn sync_for_device(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        mapping: &Mapping<B>,
+        from: u64,
+        len: u64,
+    ) -> Result<(), BusError> {
+        self.sync(core, mapping, from, len, |bounce, at| {
+            (bounce.original, bounce.copy, at)
+        })
+    }
+
+    /// Takes the memory back: ends the device's access and brings what it wrote to the caller's buffers.
+    ///
+    /// With [`crate::Invalidation::Deferred`] a trusted device may keep its access until [`Self::flush`].
+    ///
+    /// # Errors
+    /// [`UnmapError::Unconfirmed`]: the hardware did not confirm. The memory must not be used for anything else until
+    /// [`Self::retry`] succeeds.
+    pub fn unmap(&self, core: &mut DmaCore<B::Core>, mapping: Mapping<B>) -> Result<(), UnmapError<B>> {
+        let Mapping {
+            held,
+            bounces,
+            direction,
+            when,
+            ..
+        } = mapping;
+        core.counters.unmaps += 1;
+        if let Some(held) = held
+            && let Err((error, stuck)) = self.backend.unmap(&mut core.inner, held, when)
+        {
+            return Err(UnmapError::Unconfirmed(Unconfirmed {
+                error,
+                stuck,
+                bounces,
+                direction,
+            }));
+        }
+        self.release(core, bounces, direction)
+    }
+
+    /// Tries again to finish an unmap.
+    ///
+    /// # Errors
+    /// As [`Self::unmap`].
+    pub fn retry(&self, core: &mut DmaCore<B::Core>, unconfirmed: Unconfirmed<B>) -> Result<(), UnmapError<B>> {
+        let Unconfirmed {
+            stuck,
+            bounces,
+            direction,
+            ..
+        } = unconfirmed;
+        match self.backend.retry(&mut core.inner, stuck) {
+            Ok(()) => self.release(core, bounces, direction),
+            Err((error, stuck)) => Err(UnmapError::Unconfirmed(Unconfirmed {
+                error,
+                stuck,
+                bounces,
+                direction,
+            })),
+        }
+    }
+
+    fn check(&self, buffers: &[Buffer]) -> Result<(), DmaError<B::Error>> {
+        if buffers.is_empty() {
+            return Err(DmaError::Empty { index: 0 });
+        }
+        for (index, &Buffer { phys, len }) in buffers.iter().enumerate() {
+            if len == 0 {
+                return Err(DmaError::Empty { index });
+            }
+            // The last page must have an end, too.
+            let end = phys.page_offset().checked_add(len).and_then(round_up);
+            if end.and_then(|len| phys.page().checked_add(len - 1)).is_none() {
+                return Err(DmaError::Wraps { phys, len });
+            }
+        }
+        Ok(())
+    }
+
+    fn count(core: &mut DmaCore<B::Core>, mapping: Mapping<B>) -> Mapping<B> {
+        let counters = &mut core.counters;
+        counters.maps += 1;
+        counters.bytes += mapping.len;
+        counters.segments += u64::try_from(mapping.segments().len()).unwrap_or(0);
+        counters.iovas += u64::from(mapping.held.is_some());
+        mapping
+    }
+
+    /// One block of translated addresses for all buffers.
+    fn map_translated(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        device: &Device,
+        buffers: &[Buffer],
+        direction: Direction,
+        natural: bool,
+    ) -> Result<Mapping<B>, DmaError<B::Error>> {
+        let no_memory = || DmaError::NoMemory { buffers: buffers.len() };
+        let mut prepared = Prepared {
+            pieces: Vec::new(),
+            bounces: Vec::new(),
+        };
+        // An untrusted device costs a buffer at most two copied pages besides what it reaches.
+        let most = if device.trust == Trust::Untrusted { 3 } else { 1 };
+        prepared
+            .pieces
+            .try_reserve_exact(buffers.len() * most)
+            .map_err(|_| no_memory())?;
+
+        let mut layout = Layout::new(device.boundary);
+        let (mut len, mut result) = (0, Ok(()));
+        for &buffer in buffers {
+            let room = round_up(buffer.phys.page_offset() + buffer.len).unwrap_or(u64::MAX);
+            let Some(offset) = layout.place(room) else {
+                let Buffer { phys, len } = buffer;
+                result = Err(DmaError::Wraps { phys, len });
+                break;
+            };
+            result = self.prepare(core, device, buffer, offset, len, &mut prepared);
+            if result.is_err() {
+                break;
+            }
+            len += buffer.len;
+        }
+        let mapped = result.and_then(|()| {
+            let request = IovaRequest::bytes(layout.len()).below(device.mask);
+            let request = if natural { request.naturally_aligned() } else { request };
+            let request = if device.low_first { request.low_first() } else { request };
+            let mapped = self
+                .backend
+                .map(&mut core.inner, request, &prepared.pieces, direction.perms());
+            mapped.map_err(DmaError::Backend)
+        });
+        let (base, held) = match mapped {
+            Ok(mapped) => mapped,
+            Err(error) => {
+                // Nothing was mapped: no device has seen the copies.
+                self.free_slots(prepared.bounces);
+                return Err(error);
+            }
+        };
+        let mut segments = Segments::new(device);
+        let mut layout = Layout::new(device.boundary);
+        for buffer in buffers {
+            let room = round_up(buffer.phys.page_offset() + buffer.len).unwrap_or(u64::MAX);
+            // The same sums as above, which had a result; the block lies inside the address space.
+            let offset = layout.place(room).unwrap_or(0) + buffer.phys.page_offset();
+            segments.push(base.checked_add(offset).unwrap_or(base), buffer.len);
+        }
+        let bounced = !prepared.bounces.is_empty();
+        Ok(Mapping {
+            segments: segments.finish(),
+            direction,
+            held: Some(held),
+            bounces: prepared.bounces,
+            len,
+            when: if bounced || device.trust == Trust::Untrusted {
+                When::Now
+            } else {
+                When::Later
+            },
+        })
+    }
+
+    /// Decides what of a buffer the device reaches itself and what is copied: for untrusted devices, the first and the
+    /// last page if they hold other data as well.
+    fn prepare(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        device: &Device,
+        buffer: Buffer,
+        offset: u64,
+        at: u64,
+        prepared: &mut Prepared,
+    ) -> Result<(), DmaError<B::Error>> {
+        let head = buffer.phys.page_offset();
+        let pages = round_up(head + buffer.len).unwrap_or(u64::MAX);
+        let tail = pages - head - buffer.len;
+        let mut direct = Piece {
+            offset,
+            phys: buffer.phys.page(),
+            len: pages,
+        };
+        if device.trust == Trust::Trusted || (head == 0 && tail == 0) {
+            prepared.pieces.push(direct);
+            return Ok(());
+        }
+        core.counters.bounced_buffers += 1;
+        let first = (head != 0 || pages == PAGE_SIZE).then(|| buffer.len.min(PAGE_SIZE - head));
+        if let Some(len) = first {
+            let phys = self.bounce_page(core, buffer.phys, len, at, prepared)?;
+            prepared.pieces.push(Piece {
+                offset,
+                phys,
+                len: PAGE_SIZE,
+            });
+            direct.offset += PAGE_SIZE;
+            direct.phys = direct.phys.checked_add(PAGE_SIZE).unwrap_or(direct.phys);
+            direct.len -= PAGE_SIZE;
+        }
+        let last = (tail != 0 && direct.len != 0).then_some(PAGE_SIZE - tail);
+        if last.is_some() {
+            direct.len -= PAGE_SIZE;
+        }
+        if direct.len != 0 {
+            prepared.pieces.push(direct);
+        }
+        if let Some(len) = last {
+            let original = direct.phys.checked_add(direct.len).unwrap_or(direct.phys);
+            let phys = self.bounce_page(core, original, len, at + buffer.len - len, prepared)?;
+            let offset = direct.offset + direct.len;
+            prepared.pieces.push(Piece {
+                offset,
+                phys,
+                len: PAGE_SIZE,
+            });
+        }
+        Ok(())
+    }
+
+    /// Copies a part of a page to the same place in a page of the pool, with zeroes around it.
+    fn bounce_page(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        original: HostPhys,
+        len: u64,
+        at: u64,
+        prepared: &mut Prepared,
+    ) -> Result<HostPhys, DmaError<B::Error>> {
+        let Some(pool) = &self.pool else {
+            return Err(DmaError::NoPool { phys: original, len });
+        };
+        let place = Place {
+            len: PAGE_SIZE,
+            pages: true,
+            last: u64::MAX,
+            boundary: u64::MAX,
+        };
+        if prepared.bounces.try_reserve(1).is_err() {
+            return Err(DmaError::NoMemory { buffers: 1 });
+        }
+        let slots = pool
+            .allocate(core.area, place)
+            .ok_or(DmaError::PoolFull { len, mask: Iova::MAX })?;
+        let page = slots.phys();
+        let copy = page.checked_add(original.page_offset()).unwrap_or(page);
+        prepared.bounces.push(Bounce {
+            slots,
+            copy,
+            original,
+            len,
+            at,
+        });
+        zero(&self.memory, page, PAGE_SIZE)?;
+        self.copy_in(core, original, copy, len)?;
+        Ok(page)
+    }
+
+    /// The memory's own addresses, and copies where the device cannot drive those.
+    fn map_untranslated(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        device: &Device,
+        buffers: &[Buffer],
+        direction: Direction,
+    ) -> Result<Mapping<B>, DmaError<B::Error>> {
+        let mut segments = Segments::new(device);
+        let mut bounces = Vec::new();
+        let mut len = 0;
+        for &buffer in buffers {
+            let start = if device.reaches(buffer) {
+                Ok(buffer.phys)
+            } else {
+                self.bounce_whole(core, device, buffer, len, &mut bounces)
+            };
+            match start {
+                Ok(start) => segments.push(Iova::new(start.raw()), buffer.len),
+                Err(error) => {
+                    // The device was told nothing of the copies made so far.
+                    self.free_slots(bounces);
+                    return Err(error);
+                }
+            }
+            len += buffer.len;
+        }
+        Ok(Mapping {
+            segments: segments.finish(),
+            direction,
+            held: None,
+            bounces,
+            len,
+            when: When::Now,
+        })
+    }
+
+    /// Copies a buffer to slots that the device can address.
+    fn bounce_whole(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        device: &Device,
+        buffer: Buffer,
+        at: u64,
+        bounces: &mut Vec<Bounce>,
+    ) -> Result<HostPhys, DmaError<B::Error>> {
+        let Buffer { phys, len } = buffer;
+        let mask = device.mask;
+        let Some(pool) = &self.pool else {
+            return Err(DmaError::Unreachable { phys, len, mask });
+        };
+        let offset = phys.raw() & device.min_align_mask;
+        let max = MAX_RUN * SLOT - offset;
+        if len > max {
+            return Err(DmaError::BounceTooLarge { phys, len, max });
+        }
+        if bounces.try_reserve(1).is_err() {
+            return Err(DmaError::NoMemory { buffers: 1 });
+        }
+        let place = Place {
+            len: offset + len,
+            // Address bits at and above a slot's size are kept by beginning on a page.
+            pages: device.min_align_mask >= SLOT,
+            last: mask.raw(),
+            boundary: device.boundary,
+        };
+        let slots = pool
+            .allocate(core.area, place)
+            .ok_or(DmaError::PoolFull { len, mask })?;
+        let start = slots.phys();
+        let copy = start.checked_add(offset).unwrap_or(start);
+        bounces.push(Bounce {
+            slots,
+            copy,
+            original: phys,
+            len,
+            at,
+        });
+        core.counters.bounced_buffers += 1;
+        self.copy_in(core, phys, copy, len)?;
+        Ok(copy)
+    }
+
+    /// Fills a copy, whatever the direction: a device may write a part only, and the rest must neither be lost nor be
+    /// what another mapping left there.
+    fn copy_in(&self, core: &mut DmaCore<B::Core>, from: HostPhys, to: HostPhys, len: u64) -> Result<(), BusError> {
+        core.counters.bounced_bytes += len;
+        copy(&self.memory, from, to, len)
+    }
+
+    /// Copies the parts of `from..from + len` that are bounced, between the places that `ends` names.
+    fn sync(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        mapping: &Mapping<B>,
+        from: u64,
+        len: u64,
+        ends: impl Fn(&Bounce, u64) -> (HostPhys, HostPhys, u64),
+    ) -> Result<(), BusError> {
+        let end = from.saturating_add(len).min(mapping.len);
+        for bounce in &mapping.bounces {
+            let first = bounce.at.max(from);
+            let last = (bounce.at + bounce.len).min(end);
+            if first >= last {
+                continue;
+            }
+            let (source, target, offset) = ends(bounce, first - bounce.at);
+            let (source, target) = (source.checked_add(offset), target.checked_add(offset));
+            let at = bounce.copy;
+            let (source, target) = (source.ok_or(BusError { at })?, target.ok_or(BusError { at })?);
+            core.counters.bounced_bytes += last - first;
+            copy(&self.memory, source, target, last - first)?;
+        }
+        Ok(())
+    }
+
+    /// Brings what the device wrote to the caller's buffers and gives the slots back. The device has no access any
+    /// more (or never was kept from anything).
+    fn release(
+        &self,
+        core: &mut DmaCore<B::Core>,
+        bounces: Vec<Bounce>,
+        direction: Direction,
+    ) -> Result<(), UnmapError<B>> {
+        let mut done = Ok(());
+        if direction.device_writes() {
+            for bounce in &bounces {
+                core.counters.bounced_bytes += bounce.len;
+                done = done.and(copy(&self.memory, bounce.copy, bounce.original, bounce.len));
+            }
+        }
+        self.free_slots(bounces);
+        done.map_err(UnmapError::Lost)
+    }
+
+    fn free_slots(&self, bounces: Vec<Bounce>) {
+        if let Some(pool) = &self.pool {
+            for bounce in bounces {
+                pool.free(bounce.slots);
+            }
+        }
+    }
+}
