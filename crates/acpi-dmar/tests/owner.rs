@@ -380,6 +380,27 @@ fn contradicting_bus_numbers_are_unknown_and_loops_end() {
 }
 
 #[test]
+fn a_path_is_not_followed_to_a_bus_above_its_bridge() {
+    let scope = OwnedScope::endpoint(at("05:01.0")).hop(devfn(0, 1));
+    let bytes = build([unit(0x1000).scope(scope), unit(0x2000).include_pci_all()]);
+    let table = Dmar::parse(&bytes).expect("a header");
+    for secondary in [4, 5] {
+        let topology = Contradiction {
+            at: Seen::Bridge {
+                secondary,
+                subordinate: 9,
+            },
+            up: Upstream::Root,
+        };
+        let function = Bdf::new(SEGMENT, SourceId::new(secondary, devfn(0, 1)));
+        assert_eq!(
+            table.owner(function, &topology),
+            Owner::Unknown(Doubt::Path { scope: 0x40 })
+        );
+    }
+}
+
+#[test]
 fn a_virtual_function_is_served_like_its_physical_function() {
     struct WithVf(Vec<PciFunction>);
     impl BusTopology for WithVf {
