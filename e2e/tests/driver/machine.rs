@@ -19,16 +19,16 @@ const MEMORY: u64 = 1 << 36;
 const TURN_NS: u64 = 1_000;
 
 /// The unit, its memory, and what the test looks at.
-pub struct Machine {
-    pub memory: SparseMemory,
+pub(crate) struct Machine {
+    pub(crate) memory: SparseMemory,
     unit: RefCell<vtd_model::Unit>,
     now: Cell<u64>,
     /// Register writes since the last look: offset and value.
     writes: RefCell<Vec<(u32, u64)>>,
     /// Whether the unit takes steps while the driver waits.
-    pub frozen: Cell<bool>,
+    pub(crate) frozen: Cell<bool>,
     /// Whether every register reads all-ones.
-    pub gone: Cell<bool>,
+    pub(crate) gone: Cell<bool>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -38,7 +38,7 @@ impl std::fmt::Debug for Machine {
 }
 
 impl Machine {
-    pub fn new(config: UnitConfig) -> Self {
+    pub(crate) fn new(config: UnitConfig) -> Self {
         let memory = SparseMemory::builder().ram(0, MEMORY);
         let memory = if config.extended_capability().c() {
             memory
@@ -55,7 +55,7 @@ impl Machine {
         }
     }
 
-    pub fn options(&self) -> UnitOptions {
+    pub(crate) fn options(&self) -> UnitOptions {
         UnitOptions {
             host_address_width: self.unit.borrow().config().host_address_width(),
             timeouts: Timeouts {
@@ -66,23 +66,23 @@ impl Machine {
         }
     }
 
-    pub fn found(&self) -> Unit<&Self, &Self, Found> {
+    pub(crate) fn found(&self) -> Unit<&Self, &Self, Found> {
         Unit::found(self, self, self.options()).expect("a unit answers")
     }
 
-    pub fn blocked(&self) -> Unit<&Self, &Self, Blocked> {
+    pub(crate) fn blocked(&self) -> Unit<&Self, &Self, Blocked> {
         self.found()
             .take_over()
             .map_err(|error: BringUpError<_>| error.cause)
             .expect("taken over")
     }
 
-    pub fn translating(&self) -> Unit<&Self, &Self, Translating> {
+    pub(crate) fn translating(&self) -> Unit<&Self, &Self, Translating> {
         self.blocked().enable().map_err(|error| error.cause).expect("enabled")
     }
 
     /// What the device gets: the host address, or the fault reason.
-    pub fn dma(&self, source: SourceId, at: Iova, access: Access) -> Result<HostPhys, u8> {
+    pub(crate) fn dma(&self, source: SourceId, at: Iova, access: Access) -> Result<HostPhys, u8> {
         let request = Request::new(source, at, 8, access);
         let answer = self.unit.borrow_mut().dma(&self.memory.hardware(), &request);
         answer
@@ -91,7 +91,7 @@ impl Machine {
     }
 
     /// What the tables say, with no cache in between.
-    pub fn oracle(&self, source: SourceId, at: Iova, access: Access) -> Result<HostPhys, u8> {
+    pub(crate) fn oracle(&self, source: SourceId, at: Iova, access: Access) -> Result<HostPhys, u8> {
         let config = *self.unit.borrow().config();
         let unit = OracleUnit {
             rtaddr: self.register64(offset::RTADDR),
@@ -109,27 +109,27 @@ impl Machine {
         }
     }
 
-    pub fn interrupt(&self, source: SourceId, address: u64, data: u32) -> Result<Interrupt, u8> {
+    pub(crate) fn interrupt(&self, source: SourceId, address: u64, data: u32) -> Result<Interrupt, u8> {
         let request = InterruptRequest { source, address, data };
         let answer = self.unit.borrow_mut().interrupt(&self.memory.hardware(), &request);
         answer.map_err(|fault| fault.reason.0)
     }
 
-    pub fn register32(&self, at: u32) -> u32 {
+    pub(crate) fn register32(&self, at: u32) -> u32 {
         u32::try_from(self.unit.borrow_mut().read(at, AccessWidth::Dword)).expect("32 bits")
     }
 
-    pub fn register64(&self, at: u32) -> u64 {
+    pub(crate) fn register64(&self, at: u32) -> u64 {
         self.unit.borrow_mut().read(at, AccessWidth::Qword)
     }
 
     /// Register writes since the last call.
-    pub fn take_writes(&self) -> Vec<(u32, u64)> {
+    pub(crate) fn take_writes(&self) -> Vec<(u32, u64)> {
         self.writes.take()
     }
 
     /// Lets the unit finish what it was told.
-    pub fn settle(&self) {
+    pub(crate) fn settle(&self) {
         while self.unit.borrow_mut().step(&self.memory.hardware()) {}
     }
 
@@ -196,12 +196,12 @@ impl Clock for Machine {
     }
 }
 
-pub type TestDomain<'m> = Domain<&'m Machine, &'m Machine>;
+pub(crate) type TestDomain<'m> = Domain<&'m Machine, &'m Machine>;
 
-pub fn source(text: &str) -> SourceId {
+pub(crate) fn source(text: &str) -> SourceId {
     text.parse().expect("a source")
 }
 
-pub fn range(base: u64, len: u64) -> AddrRange<Iova> {
+pub(crate) fn range(base: u64, len: u64) -> AddrRange<Iova> {
     AddrRange::from_base_len(Iova::new(base), len).expect("a range")
 }
