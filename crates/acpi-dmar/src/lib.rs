@@ -16,7 +16,8 @@
 //!
 //! # Place in the stack
 //!
-//! Layer 1: `no_std`, above `iommu-types` only. Reading allocates nothing; the builder and `lint` use `alloc`.
+//! Layer 1: `no_std`, above `iommu-types` only. Reading allocates nothing; the builder and `lint` need the feature `alloc`, which is on
+//! by default.
 //!
 //! # Example
 //!
@@ -69,11 +70,14 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "alloc")]
 extern crate alloc;
 
 mod bytes;
+#[cfg(feature = "alloc")]
 pub mod lint;
 mod matching;
+#[cfg(feature = "alloc")]
 mod owned;
 mod owner;
 mod rule;
@@ -83,6 +87,7 @@ mod table;
 mod topology;
 
 pub use matching::{Applies, ScopeMatch};
+#[cfg(feature = "alloc")]
 pub use owned::{
     BuildError, OwnedAndd, OwnedAtsr, OwnedDmar, OwnedDrhd, OwnedRhsa, OwnedRmrr, OwnedSatc, OwnedScope, OwnedSidp,
     OwnedStructure, RawStructure,
