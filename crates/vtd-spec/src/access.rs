@@ -339,4 +339,90 @@ mod tests {
         assert!(present(offset::VER) && present(offset::IQT));
         assert!(!present(offset::IEUADDR) && !present(offset::PQH) && !present(offset::IRTA));
     }
+
+    /// Access masks and layouts were typed apart from each other; here they must name the same bits.
+    #[test]
+    fn masks_name_the_fields_of_the_layouts() {
+        use crate::register::{
+            ContextCommand as Ccmd, EnhancedCommand as Ecmd, EventAddress, EventControl, EventData,
+            FaultRecord as Frcd, FaultStatus as Fsts, GlobalCommand as Gcmd, InterruptRemapTableAddress as Irta,
+            InvalidateAddress as Iva, InvalidationCompletionStatus as Ics, InvalidationQueueAddress as Iqa,
+            InvalidationQueueErrorRecord as Iqercd, InvalidationQueueTail as Iqt, IotlbInvalidate as Iotlb,
+            MtrrDefaultType, MtrrVariableBase, MtrrVariableMask, PageRequestQueueAddress as Pqa,
+            PageRequestQueueHead as Pqh, PageRequestQueueTail as Pqt, PageRequestStatus as Prs,
+            PerfCounterConfig as Cfg, PerfInterruptStatus, ProtectedMemoryEnable as Pmen, RdtConfig as Rdtc,
+            RootTableAddress as Rtaddr, VirtualCommand as Vcmd,
+        };
+
+        let masks = |offset| {
+            let AccessMasks { rw, w1c, wo } = RegisterSpec::at(offset).expect("fixed").masks;
+            (rw, w1c, wo)
+        };
+        let gcmd = Gcmd::te_mask()
+            | Gcmd::srtp_mask()
+            | Gcmd::wbf_mask()
+            | Gcmd::qie_mask()
+            | Gcmd::ire_mask()
+            | Gcmd::sirtp_mask()
+            | Gcmd::cfi_mask();
+        assert_eq!(masks(offset::GCMD), (0, 0, u64::from(gcmd)));
+        assert_eq!(
+            masks(offset::RTADDR).0,
+            Rtaddr::rta_mask() | Rtaddr::ttm_mask() | Rtaddr::ssirwe_mask()
+        );
+        assert_eq!(
+            masks(offset::CCMD).0,
+            Ccmd::icc_mask() | Ccmd::cirg_mask() | Ccmd::did_mask()
+        );
+        assert_eq!(masks(offset::CCMD).2, Ccmd::fm_mask() | Ccmd::sid_mask());
+        let fsts = Fsts::pfo_mask() | Fsts::iqe_mask() | Fsts::ice_mask() | Fsts::ite_mask();
+        assert_eq!(masks(offset::FSTS), (0, u64::from(fsts), 0));
+        for base in [offset::FECTL, offset::IECTL, offset::PECTL, offset::PERFINTRCTL] {
+            assert_eq!(masks(base), (u64::from(EventControl::im_mask()), 0, 0));
+            assert_eq!(masks(base + 4), (u64::from(EventData::MESSAGE_DATA), 0, 0));
+            assert_eq!(masks(base + 8), (u64::from(EventAddress::ma_mask()), 0, 0));
+            assert_eq!(masks(base + 12), (0xFFFF_FFFF, 0, 0));
+        }
+        assert_eq!(masks(offset::PMEN), (u64::from(Pmen::epm_mask()), 0, 0));
+        assert_eq!(masks(offset::IQT).0, Iqt::qt_mask());
+        assert_eq!(masks(offset::IQA).0, Iqa::iqa_mask() | Iqa::dw_mask() | Iqa::qs_mask());
+        assert_eq!(masks(offset::ICS), (0, u64::from(Ics::iwc_mask()), 0));
+        let iqercd = Iqercd::iqei_mask() | Iqercd::itesid_mask() | Iqercd::icesid_mask();
+        assert_eq!(RegisterSpec::at(offset::IQERCD).expect("fixed").sticky, iqercd);
+        assert_eq!(
+            masks(offset::IRTA).0,
+            Irta::irta_mask() | Irta::eime_mask() | Irta::s_mask()
+        );
+        assert_eq!(
+            (masks(offset::PQH).0, masks(offset::PQT).0),
+            (Pqh::pqh_mask(), Pqt::pqt_mask())
+        );
+        assert_eq!(masks(offset::PQA).0, Pqa::pqa_mask() | Pqa::pqs_mask());
+        assert_eq!(masks(offset::PRS), (0, u64::from(Prs::ppr_mask() | Prs::pro_mask()), 0));
+        let mtrrdef = MtrrDefaultType::memory_type_mask() | MtrrDefaultType::fe_mask() | MtrrDefaultType::e_mask();
+        assert_eq!(masks(offset::MTRRDEF).0, mtrrdef);
+        let (base, mask) = (
+            MtrrVariableBase::memory_type_mask() | MtrrVariableBase::physbase_mask(),
+            MtrrVariableMask::v_mask() | MtrrVariableMask::physmask_mask(),
+        );
+        assert_eq!(
+            (masks(offset::MTRR_PHYSBASE0).0, masks(offset::MTRR_PHYSMASK0).0),
+            (base, mask)
+        );
+        assert_eq!(masks(offset::PERFINTRSTS).1, u64::from(PerfInterruptStatus::pis_mask()));
+        assert_eq!(masks(offset::ECMD).2, Ecmd::command_mask() | Ecmd::operand_mask());
+        assert_eq!(masks(offset::RDTC).0, Rdtc::rmid_mask() | Rdtc::clos_mask());
+        assert_eq!(masks(offset::VCMD).0, Vcmd::command_mask() | Vcmd::operand_mask());
+        assert_eq!(COUNTER_REGISTERS[0].masks.rw, {
+            Cfg::io_mask() | Cfg::gfo_mask() | Cfg::egi_mask() | Cfg::es_mask()
+        });
+        assert_eq!(
+            INVALIDATE_ADDRESS.masks.wo,
+            Iva::addr_mask() | Iva::ih_mask() | Iva::am_mask()
+        );
+        let iotlb = Iotlb::ivt_mask() | Iotlb::iirg_mask() | Iotlb::dr_mask() | Iotlb::dw_mask() | Iotlb::did_mask();
+        assert_eq!(IOTLB_INVALIDATE.masks.rw, iotlb);
+        let frcd = crate::layout::join([FAULT_RECORD_LOW.masks.w1c, FAULT_RECORD_HIGH.masks.w1c]);
+        assert_eq!(frcd, Frcd::f_mask());
+    }
 }

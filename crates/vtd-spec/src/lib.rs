@@ -71,6 +71,8 @@ mod layout;
 
 pub mod access;
 mod agaw;
+#[cfg(test)]
+mod bit_positions;
 pub mod descriptor;
 pub mod encoding;
 pub mod entry;

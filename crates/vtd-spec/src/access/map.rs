@@ -149,11 +149,11 @@ pub const REGISTERS: &[RegisterSpec] = &[
 #[rustfmt::skip] // columns as above
 pub const COUNTER_REGISTERS: &[RegisterSpec] = &[
     spec("PERFCNTRCFG", 0x000, Bits64, PerformanceMonitoring, 0x0FFF_FFFF_0000_0F06, 0, 0, 0, 0),
-    spec("PERFCNTRFILTER_RID", 0x008, Bits32, PerformanceMonitoring, 0x8000_FFFF, 0, 0, 0, 0),
-    spec("PERFCNTRFILTER_DID", 0x00C, Bits32, PerformanceMonitoring, 0x8000_FFFF, 0, 0, 0, 0),
-    spec("PERFCNTRFILTER_PASID", 0x010, Bits32, PerformanceMonitoring, 0x803F_FFFF, 0, 0, 0, 0),
-    spec("PERFCNTRFILTER_AT", 0x014, Bits32, PerformanceMonitoring, 0x8000_001F, 0, 0, 0, 0),
-    spec("PERFCNTRFILTER_PTL", 0x018, Bits32, PerformanceMonitoring, 0x8000_001F, 0, 0, 0, 0),
+    spec("PERFCNTR_RIDFLTR", 0x008, Bits32, PerformanceMonitoring, 0x8000_FFFF, 0, 0, 0, 0),
+    spec("PERFCNTR_DIDFLTR", 0x00C, Bits32, PerformanceMonitoring, 0x8000_FFFF, 0, 0, 0, 0),
+    spec("PERFCNTR_PASIDFLTR", 0x010, Bits32, PerformanceMonitoring, 0x803F_FFFF, 0, 0, 0, 0),
+    spec("PERFCNTR_ATFLTR", 0x014, Bits32, PerformanceMonitoring, 0x8000_001F, 0, 0, 0, 0),
+    spec("PERFCNTR_PTLFLTR", 0x018, Bits32, PerformanceMonitoring, 0x8000_001F, 0, 0, 0, 0),
     spec("PERFCNTRCAP", 0x080, Bits32, PerformanceMonitoring, 0, 0, 0, 0, 0),
 ];
 

@@ -98,7 +98,7 @@ pub struct PerfCounterConfig {
     es: u28,
 }
 
-/// Filter by requester identifier. VT-d §11.4.13.16. 32 bits.
+/// Filter by requester identifier. VT-d §11.4.13.16 (PERFCNTR_RIDFLTR_REG). 32 bits.
 #[bitfield(u32, default = 0, forbid_overlaps, introspect, debug)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct PerfRequesterFilter {
@@ -110,7 +110,7 @@ pub struct PerfRequesterFilter {
     en: bool,
 }
 
-/// Filter by domain identifier. VT-d §11.4.13.17. 32 bits.
+/// Filter by domain identifier. VT-d §11.4.13.17 (PERFCNTR_DIDFLTR_REG). 32 bits.
 #[bitfield(u32, default = 0, forbid_overlaps, introspect, debug)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct PerfDomainFilter {
@@ -122,7 +122,7 @@ pub struct PerfDomainFilter {
     en: bool,
 }
 
-/// Filter by PASID. VT-d §11.4.13.18. 32 bits.
+/// Filter by PASID. VT-d §11.4.13.18 (PERFCNTR_PASIDFLTR_REG). 32 bits.
 #[bitfield(u32, default = 0, forbid_overlaps, introspect, debug)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct PerfPasidFilter {
@@ -143,7 +143,7 @@ pasid_field!(
     pasid, with_pasid => pasid_value, with_pasid_value
 );
 
-/// Filter by address type. VT-d §11.4.13.19. 32 bits.
+/// Filter by address type. VT-d §11.4.13.19 (PERFCNTR_ATFLTR_REG). 32 bits.
 #[bitfield(u32, default = 0, forbid_overlaps, introspect, debug)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct PerfAddressTypeFilter {
@@ -156,7 +156,7 @@ pub struct PerfAddressTypeFilter {
     en: bool,
 }
 
-/// Filter by page table level. VT-d §11.4.13.20. 32 bits.
+/// Filter by page table level. VT-d §11.4.13.20 (PERFCNTR_PTLFLTR_REG). 32 bits.
 #[bitfield(u32, default = 0, forbid_overlaps, introspect, debug)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct PerfLevelFilter {
