@@ -1,3 +1,5 @@
+use std::io::Write;
+
 use acpi_dmar::{
     OwnedAndd, OwnedAtsr, OwnedDmar, OwnedDrhd, OwnedRhsa, OwnedRmrr, OwnedSatc, OwnedScope, OwnedSidp, RawStructure,
     ScopeFlags, StructureType, TableFlags,
@@ -183,4 +185,37 @@ fn json_of_nothing_has_no_table_but_a_finding() {
     assert!(value["table"].is_null());
     assert_eq!(value["findings"][0]["rule"], "L41");
     assert_eq!(value["clean"], false);
+}
+
+/// Real tables are not in the repository: `PORTCULLIS_SAMPLES` names the folder that has them under `dmar/`.
+#[test]
+fn every_real_table_is_shown_whole() {
+    let Some(root) = std::env::var_os("PORTCULLIS_SAMPLES") else {
+        // Not with `eprintln`, whose output the test harness hides when the test passes.
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED every_real_table_is_shown_whole: PORTCULLIS_SAMPLES is not set"
+        );
+        return;
+    };
+    let folder = std::path::Path::new(&root).join("dmar");
+    let mut tables = 0;
+    for entry in std::fs::read_dir(&folder).expect("readable") {
+        let path = entry.expect("readable").path();
+        if path.extension().is_none_or(|extension| extension != "bin") {
+            continue;
+        }
+        let table = std::fs::read(&path).expect("readable");
+        let shown = show(&table);
+        assert!(!shown.text.contains("Unreadable"), "{}", path.display());
+        let units = shown.text.matches("Remapping unit ").count();
+        let value = show_json(&table);
+        let structures = value["table"]["structures"].as_array().expect("a list");
+        let drhds = structures.iter().filter(|structure| structure["type"] == 0).count();
+        assert_eq!(units, drhds, "{}", path.display());
+        assert_eq!(value["table"]["complete"], true, "{}", path.display());
+        assert_eq!(value["clean"], shown.clean, "{}", path.display());
+        tables += 1;
+    }
+    assert!(tables >= 60, "only {tables} tables");
 }
