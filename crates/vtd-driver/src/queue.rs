@@ -423,3 +423,6 @@ pub(crate) fn table_word<P: TableMemory>(host: &P, at: HostPhys) -> Result<&iomm
     let index = usize::try_from(at.page_offset() / 8).map_err(|_| unknown)?;
     host.table(at.page()).and_then(|table| table.get(index)).ok_or(unknown)
 }
+
+#[cfg(test)]
+mod tests;
