@@ -33,6 +33,8 @@ pub mod header {
     pub const SUBSYSTEM: u16 = 0x2c;
     /// Offset of the first capability (8 bits).
     pub const CAPABILITIES: u16 = 0x34;
+    /// Offset of the first capability (8 bits) of a CardBus bridge.
+    pub const CARDBUS_CAPABILITIES: u16 = 0x14;
     /// Interrupt line (8 bits).
     pub const INTERRUPT_LINE: u16 = 0x3c;
     /// Interrupt pin (8 bits): 1 to 4 for INTA to INTD, 0 for none.
