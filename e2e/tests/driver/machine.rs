@@ -6,7 +6,7 @@ use iommu_testkit::SparseMemory;
 use iommu_testkit::oracle::{OracleAccess, OracleOutcome, OracleRequest, OracleUnit, translate};
 use iommu_types::{
     Access, AddrRange, Clock, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PAGE_SIZE, Registers, SourceId,
-    Table, TableFrame, TableMemory,
+    SystemMemory, Table, TableFrame, TableMemory,
 };
 use vtd_driver::{Blocked, BringUpError, Domain, Found, Timeouts, Translating, Unit, UnitOptions};
 use vtd_model::{AccessWidth, Interrupt, InterruptRequest, Request, UnitConfig};
@@ -25,6 +25,8 @@ pub(crate) struct Machine {
     now: Cell<u64>,
     /// Register writes since the last look: offset and value.
     writes: RefCell<Vec<(u32, u64)>>,
+    /// Queue descriptors announced since the last look, waits left out.
+    descriptors: RefCell<Vec<[u64; 2]>>,
     /// Whether the unit takes steps while the driver waits.
     pub(crate) frozen: Cell<bool>,
     /// Whether every register reads all-ones.
@@ -50,6 +52,7 @@ impl Machine {
             unit: RefCell::new(vtd_model::Unit::new(config)),
             now: Cell::new(0),
             writes: RefCell::default(),
+            descriptors: RefCell::default(),
             frozen: Cell::new(false),
             gone: Cell::new(false),
         }
@@ -128,6 +131,28 @@ impl Machine {
         self.writes.take()
     }
 
+    /// Descriptors announced since the last call, waits left out.
+    pub(crate) fn take_descriptors(&self) -> Vec<[u64; 2]> {
+        self.descriptors.take()
+    }
+
+    /// Notes what lies between the old tail and `tail`.
+    fn note_descriptors(&self, tail: u64) {
+        const WAIT: u64 = 5;
+        let base = self.register64(offset::IQA) & !(PAGE_SIZE - 1);
+        let mut at = self.register64(offset::IQT);
+        while at != tail {
+            let words = self
+                .memory
+                .read_words(HostPhys::new(base + at))
+                .expect("the ring is memory");
+            if words[0] & 0xf != WAIT {
+                self.descriptors.borrow_mut().push(words);
+            }
+            at = (at + 16) % PAGE_SIZE;
+        }
+    }
+
     /// Lets the unit finish what it was told.
     pub(crate) fn settle(&self) {
         while self.unit.borrow_mut().step(&self.memory.hardware()) {}
@@ -143,6 +168,9 @@ impl Machine {
             let base = HostPhys::new(value & !(PAGE_SIZE - 1));
             self.memory
                 .snoop(AddrRange::from_base_len(base, PAGE_SIZE).expect("a page"));
+        }
+        if at == offset::IQT {
+            self.note_descriptors(value);
         }
         self.unit.borrow_mut().write(&self.memory.hardware(), at, width, value);
     }

@@ -13,5 +13,6 @@
 mod bring_up;
 mod interrupts;
 mod machine;
+mod protocol;
 mod random;
 mod rules;

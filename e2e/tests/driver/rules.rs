@@ -72,6 +72,40 @@ fn an_entry_changed_behind_the_drivers_back_is_seen_as_a_fault_of_that_device_an
 }
 
 #[test]
+fn a_table_page_that_went_away_is_not_walked_any_more() {
+    let machine = machine(silicon());
+    let unit = machine.translating();
+    let nic = Requester::new(source("02:00.0"));
+    let options = DomainOptions {
+        superpages: false,
+        ..DomainOptions::default()
+    };
+    let domain = unit.create_domain(options).expect("a domain");
+    unit.attach(&nic, &domain).expect("attached");
+    let at = Iova::new(0x20_0000);
+    domain
+        .map(at, HostPhys::new(0x100_0000), 0x20_0000, Perms::READ)
+        .expect("mapped");
+    assert!(machine.dma(nic.rid, at, Access::Read).is_ok());
+    let pending = domain.unmap(range(at.raw(), 0x20_0000), ()).expect("mapped");
+    assert!(pending.holds_tables());
+    domain.flush(pending).expect("flushed");
+    // Somebody else gets the page that the table was; the range gets another.
+    domain
+        .map(
+            Iova::new(0x4000_0000),
+            HostPhys::new(0x200_0000),
+            PAGE_SIZE,
+            Perms::READ,
+        )
+        .expect("mapped");
+    domain
+        .map(at, HostPhys::new(0x300_0000), 0x20_0000, Perms::READ)
+        .expect("mapped");
+    assert_eq!(machine.dma(nic.rid, at, Access::Read), Ok(HostPhys::new(0x300_0000)));
+}
+
+#[test]
 fn a_lost_confirmation_keeps_lease_and_tables_and_poisons_the_unit() {
     let machine = machine(silicon());
     let unit = machine.translating();
