@@ -6,11 +6,8 @@
 use alloc::vec;
 use alloc::vec::Vec;
 
-use vtd_spec::register::{
-    ContextCommand, EventAddress, EventControl, EventData, FaultRecord, FaultStatus, InterruptRemapTableAddress,
-    InvalidateAddress, InvalidationCompletionStatus, InvalidationQueueAddress, InvalidationQueueTail, IotlbInvalidate,
-    RootTableAddress, offset,
-};
+use vtd_spec::access::{self, AccessMasks, RegisterSpec, RegisterWidth};
+use vtd_spec::register::offset;
 
 use crate::config::UnitConfig;
 
@@ -34,125 +31,88 @@ impl AccessWidth {
     }
 }
 
-/// What a double word lets software do, bit by bit. Bits in no mask are read-only.
+/// Base-2 logarithm of the granule of protected memory regions (VT-d §11.4.8.2, PLMBASE_REG): 2 MiB.
+pub(crate) const PROTECTED_GRANULE_BITS: u8 = 21;
+
+/// The access classes of a double word: one half of [`AccessMasks`] where the register has 64 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Class {
-    /// Takes the written value.
-    writable: u32,
-    /// Cleared by writing 1.
-    clear_on_one: u32,
-    /// Reads as 0 whatever is stored.
-    hidden: u32,
+struct Masks {
+    rw: u32,
+    w1c: u32,
+    wo: u32,
 }
 
 /// All registers of one unit.
 #[derive(Clone, Debug)]
 pub(crate) struct RegisterFile {
     words: Vec<u32>,
-    classes: Vec<Class>,
+    masks: Vec<Masks>,
 }
 
 impl RegisterFile {
-    /// The registers after reset.
+    /// The registers after reset, from the register map of the specification.
     pub(crate) fn new(config: &UnitConfig) -> Self {
+        let (cap, ecap) = (config.capability(), config.extended_capability());
         let count = usize::try_from(config.window_len() / 4).unwrap_or(0);
         let mut file = Self {
             words: vec![0; count],
-            classes: vec![Class::default(); count],
+            masks: vec![Masks::default(); count],
         };
-        let (cap, ecap) = (config.capability(), config.extended_capability());
+        for register in access::REGISTERS
+            .iter()
+            .filter(|register| register.presence.is_met(config.features()))
+        {
+            let mut masks = register.masks_on(config.features());
+            match register.offset {
+                // A descriptor width that the unit does not know has to stop the queue (IQEI 5), so it is kept.
+                offset::IQA => masks = register.masks,
+                // Base and limit have the granule that this unit protects.
+                offset::PLMBASE | offset::PLMLIMIT | offset::PHMBASE | offset::PHMLIMIT => {
+                    masks = masks.without((1 << PROTECTED_GRANULE_BITS) - 1);
+                }
+                _ => {}
+            }
+            file.declare(register, register.offset, masks);
+        }
+        let pair = ecap.invalidate_address_offset();
+        for register in [&access::INVALIDATE_ADDRESS, &access::IOTLB_INVALIDATE] {
+            file.declare(register, pair + register.offset, register.masks);
+        }
+        for index in 0..=cap.nfr() {
+            for register in [&access::FAULT_RECORD_LOW, &access::FAULT_RECORD_HIGH] {
+                file.declare(
+                    register,
+                    cap.fault_record_offset(index) + register.offset,
+                    register.masks,
+                );
+            }
+        }
         file.set32(offset::VER, config.version().raw_value());
         file.set64(offset::CAP, cap.raw_value());
         file.set64(offset::ECAP, ecap.raw_value());
-        file.declare_dma(config);
-        if ecap.qi() {
-            file.declare_queue(config);
-        }
-        if ecap.ir() {
-            let eime = if ecap.eim() {
-                InterruptRemapTableAddress::eime_mask()
-            } else {
-                0
-            };
-            let mask = InterruptRemapTableAddress::irta_mask() | InterruptRemapTableAddress::s_mask() | eime;
-            file.class64(offset::IRTA, mask, 0, 0);
-        }
         file
     }
 
-    fn declare_dma(&mut self, config: &UnitConfig) {
-        let (cap, ecap) = (config.capability(), config.extended_capability());
-        self.class32(offset::GCMD, 0, 0, u32::MAX);
-        let ssirwe = if ecap.ssirws() {
-            RootTableAddress::ssirwe_mask()
-        } else {
-            0
-        };
-        self.class64(
-            offset::RTADDR,
-            RootTableAddress::rta_mask() | RootTableAddress::ttm_mask() | ssirwe,
-            0,
-            0,
-        );
-        let write_only = ContextCommand::sid_mask() | ContextCommand::fm_mask();
-        let command = ContextCommand::icc_mask() | ContextCommand::cirg_mask() | ContextCommand::did_mask();
-        self.class64(offset::CCMD, command | write_only, 0, write_only);
-        let queue = if ecap.qi() { FaultStatus::iqe_mask() } else { 0 };
-        let device = if ecap.dt() {
-            FaultStatus::ice_mask() | FaultStatus::ite_mask()
-        } else {
-            0
-        };
-        self.class32(offset::FSTS, 0, FaultStatus::pfo_mask() | queue | device, 0);
-        self.declare_event(offset::FECTL, ecap.eim());
-        let address = InvalidateAddress::addr_mask() | InvalidateAddress::ih_mask() | InvalidateAddress::am_mask();
-        self.class64(ecap.invalidate_address_offset(), address, 0, u64::MAX);
-        let drain = IotlbInvalidate::dr_mask() | IotlbInvalidate::dw_mask();
-        let command = IotlbInvalidate::ivt_mask() | IotlbInvalidate::iirg_mask() | IotlbInvalidate::did_mask() | drain;
-        self.class64(ecap.iotlb_offset(), command, 0, 0);
-        for index in 0..=cap.nfr() {
-            let [low, high] = FaultRecord::new_with_raw_value(FaultRecord::f_mask()).to_words();
-            self.class64(cap.fault_record_offset(index), 0, low, 0);
-            self.class64(cap.fault_record_offset(index) + 8, 0, high, 0);
+    fn declare(&mut self, register: &RegisterSpec, at: u32, masks: AccessMasks) {
+        let halves = [
+            split(masks.rw),
+            split(masks.w1c),
+            split(masks.wo),
+            split(register.reset),
+        ];
+        let low = halves.map(|half| half.0);
+        let high = halves.map(|half| half.1);
+        self.declare_word(at, low);
+        if register.width == RegisterWidth::Bits64 {
+            self.declare_word(at + 4, high);
         }
     }
 
-    fn declare_queue(&mut self, config: &UnitConfig) {
-        self.class64(offset::IQT, InvalidationQueueTail::qt_mask(), 0, 0);
-        let address = InvalidationQueueAddress::iqa_mask()
-            | InvalidationQueueAddress::dw_mask()
-            | InvalidationQueueAddress::qs_mask();
-        self.class64(offset::IQA, address, 0, 0);
-        self.class32(offset::ICS, 0, InvalidationCompletionStatus::iwc_mask(), 0);
-        self.declare_event(offset::IECTL, config.extended_capability().eim());
-    }
-
-    /// The quadruple of an event: control, data, address, upper address (VT-d §11.4.7.2 to §11.4.7.5).
-    fn declare_event(&mut self, control: u32, extended: bool) {
-        self.set32(control, EventControl::RESET.raw_value());
-        self.class32(control, EventControl::im_mask(), 0, 0);
-        self.class32(control + 4, EventData::MESSAGE_DATA, 0, 0);
-        self.class32(control + 8, EventAddress::ma_mask(), 0, 0);
-        if extended {
-            // MUA is the whole register.
-            self.class32(control + 12, u32::MAX, 0, 0);
+    fn declare_word(&mut self, at: u32, [rw, w1c, wo, reset]: [u32; 4]) {
+        if let Some(masks) = index(at).and_then(|index| self.masks.get_mut(index)) {
+            *masks = Masks { rw, w1c, wo };
         }
-    }
-
-    fn class32(&mut self, at: u32, writable: u32, clear_on_one: u32, hidden: u32) {
-        if let Some(class) = index(at).and_then(|index| self.classes.get_mut(index)) {
-            *class = Class {
-                writable,
-                clear_on_one,
-                hidden,
-            };
-        }
-    }
-
-    fn class64(&mut self, at: u32, writable: u64, clear_on_one: u64, hidden: u64) {
-        let ((w, w_high), (c, c_high), (h, h_high)) = (split(writable), split(clear_on_one), split(hidden));
-        self.class32(at, w, c, h);
-        self.class32(at + 4, w_high, c_high, h_high);
+        self.set32(at, reset);
     }
 
     /// The stored double word at `at`; 0 outside the window.
@@ -182,16 +142,17 @@ impl RegisterFile {
     /// What software reads from the double word at `at`.
     pub(crate) fn read(&self, at: u32) -> u32 {
         let hidden = index(at)
-            .and_then(|index| self.classes.get(index))
-            .map_or(0, |class| class.hidden);
+            .and_then(|index| self.masks.get(index))
+            .map_or(0, |masks| masks.wo);
         self.get32(at) & !hidden
     }
 
     /// What software's write of `value` to the double word at `at` leaves behind.
     pub(crate) fn write(&mut self, at: u32, value: u32) {
         let Some(index) = index(at) else { return };
-        if let (Some(word), Some(class)) = (self.words.get_mut(index), self.classes.get(index)) {
-            *word = (*word & !class.writable | value & class.writable) & !(value & class.clear_on_one);
+        if let (Some(word), Some(masks)) = (self.words.get_mut(index), self.masks.get(index)) {
+            let stored = masks.rw | masks.wo;
+            *word = (*word & !stored | value & stored) & !(value & masks.w1c);
         }
     }
 

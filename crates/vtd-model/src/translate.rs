@@ -216,7 +216,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
     /// untranslated, so that the device can send interrupts.
     fn interrupt_range_completion(&self) -> Translation {
         let mut completion = self.no_access();
-        if !self.no_write() {
+        // S.2 speaks of the flag as it came, whether or not the unit honours it elsewhere.
+        if !self.request.no_write {
             completion.perms = Perms::WRITE;
             completion.untranslated_only = true;
         }

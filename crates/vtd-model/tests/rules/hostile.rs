@@ -29,17 +29,9 @@ fn every_offset_and_width_is_defined() {
         }
     }
     // Offsets that no register has.
-    for at in [0x00C, 0x048, 0x058, 0x064, 0x0C0, 0x100, 0x300, 0x400, 0xE00] {
+    for at in [0x048, 0x058, 0x064, 0x0C0, 0x100, 0x300, 0x400, 0xE00] {
         rig.write32(at, u32::MAX);
-        assert_eq!(
-            rig.read32(at),
-            if at == 0x00C {
-                0x00D2_008C & 0 | rig.read32(0x00C)
-            } else {
-                0
-            },
-            "{at:x}"
-        );
+        assert_eq!(rig.read32(at), 0, "{at:x}");
     }
 }
 
