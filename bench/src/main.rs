@@ -3,6 +3,7 @@
 //! Every row runs both sides in this process, alternating batch by batch. Times on a shared machine wander by
 //! half and more between runs; the ratios do not.
 
+mod driver;
 mod pair;
 mod peers;
 mod row;
@@ -25,9 +26,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let rows = translate::rows(arguments.quick);
+    let mut rows = translate::rows(arguments.quick);
+    rows.extend(driver::rows(arguments.quick));
     row::print(&rows);
-    match arguments.json.map(|file| std::fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap_or_default())) {
+    match arguments
+        .json
+        .map(|file| std::fs::write(&file, serde_json::to_vec_pretty(&rows).unwrap_or_default()))
+    {
         Some(Err(why)) => {
             eprintln!("the rows cannot be written: {why}");
             ExitCode::FAILURE

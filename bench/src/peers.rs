@@ -5,9 +5,8 @@ use std::sync::RwLock;
 
 use vm_memory::iommu::Iotlb;
 use vm_memory::{GuestAddress, Permissions};
-use x86_64::structures::paging::mapper::{MappedFrame, TranslateResult};
 use x86_64::structures::paging::{
-    FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB, Translate,
+    FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
 };
 use x86_64::{PhysAddr, VirtAddr};
 
@@ -45,7 +44,11 @@ pub(crate) struct LockedMap(RwLock<BTreeMap<u64, (u64, bool)>>);
 impl LockedMap {
     /// `pages` mappings.
     pub(crate) fn new(pages: u64, host_page: impl Fn(u64) -> u64) -> Self {
-        Self(RwLock::new((0..pages).map(|page| (page * PAGE, (host_page(page) * PAGE, true))).collect()))
+        Self(RwLock::new(
+            (0..pages)
+                .map(|page| (page * PAGE, (host_page(page) * PAGE, true)))
+                .collect(),
+        ))
     }
 
     /// The host address of `iova`, or 0.
@@ -110,16 +113,6 @@ impl X86Tables {
         }
         if let Ok((_, flush)) = self.tables.unmap(page) {
             flush.ignore();
-        }
-    }
-
-    /// The host address of `iova`, or 0.
-    pub(crate) fn lookup(&self, iova: u64) -> u64 {
-        match self.tables.translate(VirtAddr::new(iova)) {
-            TranslateResult::Mapped { frame: MappedFrame::Size4KiB(frame), offset, .. } => {
-                frame.start_address().as_u64() + offset
-            }
-            _ => 0,
         }
     }
 }

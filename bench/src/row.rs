@@ -37,7 +37,11 @@ impl Row {
         ratio: f64,
     ) -> Self {
         let target = format!(">= {ratio}x (low end of the interval {:.2}x)", comparison.ratio_low);
-        Self { target, met: Some(comparison.ratio_low >= ratio), ..Self::reported(id, case, comparison, peer_name) }
+        Self {
+            target,
+            met: Some(comparison.ratio_low >= ratio),
+            ..Self::reported(id, case, comparison, peer_name)
+        }
     }
 
     /// A row without a target.
