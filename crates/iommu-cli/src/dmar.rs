@@ -3,8 +3,11 @@
 mod json;
 mod text;
 
+use std::collections::BTreeMap;
+
 use acpi_dmar::lint::{self, Machine, Report};
 use acpi_dmar::{Dmar, Severity};
+use iommu_types::HostPhys;
 
 pub(crate) use json::show_json;
 
@@ -33,6 +36,36 @@ fn judge(bytes: &[u8]) -> Report {
 
 fn is_clean(report: &Report) -> bool {
     report.worst().is_none_or(|worst| worst == Severity::Info)
+}
+
+/// What structures say about each other, collected once: a hostile table may hold a million of each.
+struct References<'a> {
+    /// Index of the first unit with a register base.
+    units: BTreeMap<HostPhys, usize>,
+    /// Proximity domain by register base.
+    nodes: BTreeMap<HostPhys, u32>,
+    /// Names of the namespace devices by number.
+    names: BTreeMap<u8, &'a str>,
+}
+
+impl<'a> References<'a> {
+    fn new(table: Dmar<'a>) -> Self {
+        let mut units = BTreeMap::new();
+        for (index, unit) in table.units().enumerate() {
+            units.entry(unit.register_base()).or_insert(index);
+        }
+        let mut nodes = BTreeMap::new();
+        for rhsa in table.rhsas() {
+            nodes.entry(rhsa.register_base()).or_insert(rhsa.proximity_domain());
+        }
+        let mut names = BTreeMap::new();
+        for andd in table.andds() {
+            if let Some(name) = andd.name() {
+                names.entry(andd.device_number()).or_insert(name);
+            }
+        }
+        Self { units, nodes, names }
+    }
 }
 
 /// Text of the firmware: without the NULs that pad it, and nothing in it that a terminal would obey.

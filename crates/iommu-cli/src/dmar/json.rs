@@ -1,8 +1,10 @@
 //! The JSON. Keys are only added between versions, never renamed; numbers are numbers, addresses hexadecimal text.
 
 use acpi_dmar::lint::Report;
-use acpi_dmar::{Andd, DeviceScope, Dmar, Malformed, ScopeType, Structure, StructureType};
+use acpi_dmar::{DeviceScope, Dmar, Malformed, ScopeType, Structure, StructureType};
 use serde_json::{Map, Value, json};
+
+use super::References;
 
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
@@ -43,10 +45,11 @@ fn findings(report: &Report) -> Vec<Value> {
 fn table_json(table: Dmar<'_>) -> Value {
     let header = table.header();
     let mut units = 0_usize;
+    let references = References::new(table);
     let structures: Vec<_> = table
         .structures()
         .map(|structure| match structure {
-            Ok(structure) => structure_json(table, structure, &mut units),
+            Ok(structure) => structure_json(&references, structure, &mut units),
             Err(malformed) => malformed_json(malformed),
         })
         .collect();
@@ -67,7 +70,7 @@ fn table_json(table: Dmar<'_>) -> Value {
     })
 }
 
-fn structure_json(table: Dmar<'_>, structure: Structure<'_>, units: &mut usize) -> Value {
+fn structure_json(references: &References<'_>, structure: Structure<'_>, units: &mut usize) -> Value {
     let kind = structure.kind();
     let mut object = Map::new();
     let mut put = |key: &str, value: Value| {
@@ -86,7 +89,7 @@ fn structure_json(table: Dmar<'_>, structure: Structure<'_>, units: &mut usize) 
             put("register_set_bytes", json!(unit.register_set_len()));
             put("register_base", hex(unit.register_base().raw()));
             put("usable", json!(unit.has_usable_base()));
-            put("proximity_domain", json!(table.proximity_domain(unit)));
+            put("proximity_domain", json!(references.nodes.get(&unit.register_base())));
         }
         Structure::Rmrr(rmrr) => {
             put("base", hex(rmrr.base().raw()));
@@ -95,9 +98,7 @@ fn structure_json(table: Dmar<'_>, structure: Structure<'_>, units: &mut usize) 
         }
         Structure::Atsr(atsr) => put("all_ports", json!(atsr.all_ports())),
         Structure::Rhsa(rhsa) => {
-            let unit = table
-                .units()
-                .position(|unit| unit.register_base() == rhsa.register_base());
+            let unit = references.units.get(&rhsa.register_base());
             put("register_base", hex(rhsa.register_base().raw()));
             put("unit", json!(unit));
             put("proximity_domain", json!(rhsa.proximity_domain()));
@@ -114,7 +115,7 @@ fn structure_json(table: Dmar<'_>, structure: Structure<'_>, units: &mut usize) 
         put("segment", json!(segment.0));
         let scopes: Vec<_> = scopes
             .map(|scope| match scope {
-                Ok(scope) => scope_json(table, kind, scope),
+                Ok(scope) => scope_json(references, kind, scope),
                 Err(malformed) => malformed_json(malformed),
             })
             .collect();
@@ -123,7 +124,7 @@ fn structure_json(table: Dmar<'_>, structure: Structure<'_>, units: &mut usize) 
     Value::Object(object)
 }
 
-fn scope_json(table: Dmar<'_>, within: StructureType, scope: DeviceScope<'_>) -> Value {
+fn scope_json(references: &References<'_>, within: StructureType, scope: DeviceScope<'_>) -> Value {
     let kind = scope.kind();
     let name = match kind {
         ScopeType::ENDPOINT => Some("endpoint"),
@@ -150,10 +151,8 @@ fn scope_json(table: Dmar<'_>, within: StructureType, scope: DeviceScope<'_>) ->
         object.insert("flags".into(), json!({ "raw": scope.flags().0, "names": names }));
     }
     if kind == ScopeType::NAMESPACE {
-        let andd = table
-            .andds()
-            .find(|andd| andd.device_number() == scope.enumeration_id());
-        object.insert("device_name".into(), json!(andd.and_then(Andd::name)));
+        let device = references.names.get(&scope.enumeration_id());
+        object.insert("device_name".into(), json!(device));
     }
     if name.is_none() {
         object.insert("bytes".into(), json!(dump(scope.bytes())));

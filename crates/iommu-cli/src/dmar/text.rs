@@ -1,5 +1,6 @@
 //! The text. Field names are those of `iasl -d`, so that the two can be compared line by line.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Write};
 
 use acpi_dmar::lint::Report;
@@ -8,6 +9,8 @@ use acpi_dmar::{
     StructureType, TableFlags, Unknown,
 };
 use iommu_types::Segment;
+
+use super::References;
 
 /// What a flag of the table means, in a few words.
 const TABLE_FLAGS: [(TableFlags, &str, &str); 3] = [
@@ -50,10 +53,11 @@ impl Page {
     fn write(&mut self, table: Option<Dmar<'_>>, report: &Report) -> fmt::Result {
         if let Some(table) = table {
             self.header(table)?;
+            let references = References::new(table);
             for structure in table.structures() {
                 writeln!(self.text)?;
                 match structure {
-                    Ok(structure) => self.structure(table, structure)?,
+                    Ok(structure) => self.structure(&references, structure)?,
                     Err(malformed) => writeln!(self.text, "Unreadable: {malformed}")?,
                 }
             }
@@ -122,12 +126,12 @@ impl Page {
         Ok(())
     }
 
-    fn structure(&mut self, table: Dmar<'_>, structure: Structure<'_>) -> fmt::Result {
+    fn structure(&mut self, references: &References<'_>, structure: Structure<'_>) -> fmt::Result {
         match structure {
-            Structure::Drhd(unit) => self.drhd(table, unit),
+            Structure::Drhd(unit) => self.drhd(references, unit),
             Structure::Rmrr(rmrr) => self.rmrr(rmrr),
             Structure::Atsr(atsr) => self.atsr(atsr),
-            Structure::Rhsa(rhsa) => self.rhsa(table, rhsa),
+            Structure::Rhsa(rhsa) => self.rhsa(references, rhsa),
             Structure::Andd(andd) => self.andd(andd),
             Structure::Satc(satc) => self.satc(satc),
             Structure::Sidp(sidp) => self.sidp(sidp),
@@ -135,7 +139,7 @@ impl Page {
             other => self.dump(other.offset(), other.bytes()),
         }?;
         match structure.scope_list() {
-            Some((segment, _)) => self.scopes(table, structure, segment),
+            Some((segment, _)) => self.scopes(references, structure, segment),
             None => Ok(()),
         }
     }
@@ -159,7 +163,7 @@ impl Page {
         self.field(offset + 6, "PCI Segment Number", format_args!("{:04X}", segment.0))
     }
 
-    fn drhd(&mut self, table: Dmar<'_>, unit: Drhd<'_>) -> fmt::Result {
+    fn drhd(&mut self, references: &References<'_>, unit: Drhd<'_>) -> fmt::Result {
         let offset = unit.offset();
         let title = format!("Remapping unit {} (DRHD)", self.units);
         self.units += 1;
@@ -187,7 +191,7 @@ impl Page {
         if !unit.has_usable_base() {
             self.note("NOT USABLE: no unit can be there, so its devices are not contained")?;
         }
-        match table.proximity_domain(unit) {
+        match references.nodes.get(&unit.register_base()) {
             Some(node) => self.note(format_args!("on proximity domain {node}, says an RHSA")),
             None => Ok(()),
         }
@@ -229,7 +233,7 @@ impl Page {
         self.segment(offset, atsr.segment())
     }
 
-    fn rhsa(&mut self, table: Dmar<'_>, rhsa: Rhsa<'_>) -> fmt::Result {
+    fn rhsa(&mut self, references: &References<'_>, rhsa: Rhsa<'_>) -> fmt::Result {
         let offset = rhsa.offset();
         self.start(offset, StructureType::RHSA, rhsa.bytes(), "Node of a unit (RHSA)")?;
         self.field(
@@ -237,10 +241,7 @@ impl Page {
             "Base Address",
             format_args!("{:016X}", rhsa.register_base().raw()),
         )?;
-        match table
-            .units()
-            .position(|unit| unit.register_base() == rhsa.register_base())
-        {
+        match references.units.get(&rhsa.register_base()) {
             Some(index) => self.note(format_args!("unit {index}"))?,
             None => self.note("no unit of this table")?,
         }
@@ -313,14 +314,18 @@ impl Page {
         self.dump(offset + 4, unknown.body())
     }
 
-    fn scopes(&mut self, table: Dmar<'_>, structure: Structure<'_>, segment: Segment) -> fmt::Result {
+    fn scopes(&mut self, references: &References<'_>, structure: Structure<'_>, segment: Segment) -> fmt::Result {
         let Some((_, scopes)) = structure.scope_list() else {
             return Ok(());
         };
         for scope in scopes {
             match scope {
                 Ok(scope) if scope.kind().name().is_some() => {
-                    let entry = Entry { table, segment, scope };
+                    let entry = Entry {
+                        names: &references.names,
+                        segment,
+                        scope,
+                    };
                     self.field(scope.offset(), "Device Scope", entry)?;
                     if structure.kind() == StructureType::SIDP {
                         self.scope_flags(scope.flags())?;
@@ -407,7 +412,7 @@ impl Page {
 
 /// A scope entry, as `[endpoint] 0000:00:1c.0 path 1c.0 00.0`.
 struct Entry<'a> {
-    table: Dmar<'a>,
+    names: &'a BTreeMap<u8, &'a str>,
     segment: Segment,
     scope: DeviceScope<'a>,
 }
@@ -421,8 +426,7 @@ impl Display for Entry<'_> {
             ScopeType::HPET => write!(f, "[HPET {id}]")?,
             ScopeType::NAMESPACE => {
                 write!(f, "[ACPI device {id}")?;
-                let andd = self.table.andds().find(|andd| andd.device_number() == id);
-                if let Some(name) = andd.and_then(Andd::name) {
+                if let Some(name) = self.names.get(&id) {
                     write!(f, " {}", super::printable(name.as_bytes()))?;
                 }
                 f.write_str("]")?;
