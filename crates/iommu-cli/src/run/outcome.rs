@@ -1,0 +1,156 @@
+//! The result of a run as JSON and as the exit code.
+
+use serde::Serialize;
+
+use super::matrix::{Cell, Verdict};
+
+/// Version of the JSON's shape; it changes when a field changes its meaning or goes away.
+const SCHEMA: &str = "portcullis-run-1";
+
+/// Everything that a run reports.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    schema: &'static str,
+    /// The machine's name.
+    pub(crate) machine: String,
+    /// What it comes to.
+    pub(crate) summary: Summary,
+    /// Which functions stand together.
+    pub(crate) groups: Vec<GroupRow>,
+    /// One element for each cell of the access matrix.
+    pub(crate) matrix: Vec<CellRow>,
+    /// With and without IOMMU.
+    pub(crate) comparison: Vec<ComparisonRow>,
+    /// What is not as it was kept (`--expect`); nothing without such a file.
+    pub(crate) differences: Option<Vec<DifferenceRow>>,
+}
+
+/// The figures to look at first.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Summary {
+    /// Every result equals its prediction, and the kept matrix where one was given.
+    pub(crate) ok: bool,
+    /// Bytes that DMA engines copied through translated addresses, each compared.
+    pub(crate) bytes_moved: u64,
+    /// Seconds that the copying took, comparing included.
+    pub(crate) seconds: f64,
+    /// Accesses that groups and mappings forbid.
+    pub(crate) forbidden: Forbidden,
+    /// Checks besides the matrix that did not come out as predicted.
+    pub(crate) failed_checks: Vec<String>,
+}
+
+/// Forbidden accesses.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Forbidden {
+    /// How many were tried.
+    pub(crate) tried: u64,
+    /// How many did not reach their target.
+    pub(crate) blocked: u64,
+    /// How many left a record in the log of a unit, with the right source and address.
+    pub(crate) logged: u64,
+}
+
+/// One group.
+#[derive(Debug, Serialize)]
+pub(crate) struct GroupRow {
+    /// Its number.
+    pub(crate) id: usize,
+    /// Its functions.
+    pub(crate) functions: Vec<String>,
+    /// Why they are together.
+    pub(crate) reasons: Vec<String>,
+}
+
+/// One cell of the matrix.
+#[derive(Debug, Serialize)]
+pub(crate) struct CellRow {
+    requester: String,
+    target: &'static str,
+    predicted: &'static str,
+    seen: &'static str,
+    because: String,
+    evidence: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<FaultRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct FaultRow {
+    source: String,
+    address: String,
+    reason: String,
+}
+
+/// The same work under one kind of IOMMU.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ComparisonRow {
+    /// Which.
+    pub(crate) iommu: &'static str,
+    /// DMAs issued.
+    pub(crate) dmas: u64,
+    /// Bytes copied through bounce buffers.
+    pub(crate) bytes_bounced: u64,
+    /// Forbidden accesses tried.
+    pub(crate) forbidden_tried: u64,
+    /// Forbidden accesses that did not reach their target.
+    pub(crate) forbidden_blocked: u64,
+}
+
+/// A cell that is not as it was kept.
+#[derive(Debug, Serialize)]
+pub(crate) struct DifferenceRow {
+    /// Who.
+    pub(crate) requester: String,
+    /// Against what.
+    pub(crate) target: &'static str,
+    /// As kept.
+    pub(crate) kept: Option<&'static str>,
+    /// As seen.
+    pub(crate) seen: Option<&'static str>,
+}
+
+impl Outcome {
+    /// An outcome without results.
+    pub(crate) fn new(machine: String) -> Self {
+        Self {
+            schema: SCHEMA,
+            machine,
+            summary: Summary::default(),
+            groups: Vec::new(),
+            matrix: Vec::new(),
+            comparison: Vec::new(),
+            differences: None,
+        }
+    }
+
+    /// Takes the matrix in and counts what it forbade.
+    pub(crate) fn take_matrix(&mut self, cells: &[Cell]) {
+        let forbidden: Vec<&Cell> = cells.iter().filter(|cell| cell.predicted == Verdict::Blocked).collect();
+        let count = |holds: &dyn Fn(&Cell) -> bool| forbidden.iter().filter(|cell| holds(cell)).count() as u64;
+        self.summary.forbidden = Forbidden {
+            tried: count(&|_| true),
+            blocked: count(&|cell| cell.seen == Verdict::Blocked),
+            logged: count(&|cell| cell.logged.is_some()),
+        };
+        self.matrix = cells.iter().map(CellRow::from).collect();
+    }
+}
+
+impl From<&Cell> for CellRow {
+    fn from(cell: &Cell) -> Self {
+        Self {
+            requester: cell.requester.to_string(),
+            target: cell.target.name(),
+            predicted: cell.predicted.name(),
+            seen: cell.seen.name(),
+            because: cell.because.clone(),
+            evidence: cell.evidence.clone(),
+            fault: cell.logged.as_ref().map(|logged| FaultRow {
+                source: logged.source.clone(),
+                address: logged.address.clone(),
+                reason: logged.reason.clone(),
+            }),
+        }
+    }
+}

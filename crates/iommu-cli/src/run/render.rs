@@ -1,0 +1,116 @@
+//! The access matrix as text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use iommu_types::Bdf;
+
+use super::matrix::{Cell, Target, Verdict};
+
+/// A requester's row heading.
+#[derive(Clone, Debug)]
+pub(crate) struct Requester {
+    /// Which function.
+    pub(crate) bdf: Bdf,
+    /// What it is called.
+    pub(crate) name: String,
+    /// Who has it: a guest or the host.
+    pub(crate) owner: String,
+}
+
+/// Width of a column.
+const COLUMN: usize = 9;
+
+/// The table and, below it, the reasons of its cells.
+pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
+    let by_place: BTreeMap<(Bdf, Target), &Cell> =
+        cells.iter().map(|cell| ((cell.requester, cell.target), cell)).collect();
+    let label = |r: &Requester| format!("{} {} ({})", r.bdf, r.name, r.owner);
+    let width = requesters.iter().map(|r| label(r).chars().count()).max().unwrap_or(0).max(9) + 2;
+    let mut text = String::new();
+    for line in 0..2 {
+        let _ = write!(text, "  {:width$}", if line == 0 { "requester" } else { "" });
+        for target in Target::ALL {
+            let _ = write!(text, "{:COLUMN$}", target.heading()[line]);
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    for requester in requesters {
+        let _ = write!(text, "  {:width$}", label(requester));
+        for target in Target::ALL {
+            let word = match by_place.get(&(requester.bdf, target)) {
+                None => "–".to_owned(),
+                Some(cell) if cell.holds() => cell.seen.name().to_owned(),
+                Some(cell) => format!("{}!", cell.seen),
+            };
+            let _ = write!(text, "{word:COLUMN$}");
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+    }
+    text.push('\n');
+    text.push_str(&reasons(cells));
+    text
+}
+
+/// Why the cells are as they are: one line for each column and reason, with the requesters it holds for.
+fn reasons(cells: &[Cell]) -> String {
+    let mut lines: BTreeMap<(Target, &'static str, &str), Vec<&Cell>> = BTreeMap::new();
+    for cell in cells {
+        lines.entry((cell.target, cell.predicted.name(), &cell.because)).or_default().push(cell);
+    }
+    let mut text = String::new();
+    for ((target, verdict, because), cells) in lines {
+        let who: Vec<String> = cells.iter().map(|cell| cell.requester.source.to_string()).collect();
+        let _ = writeln!(text, "  {:<15} {verdict:<8} {because}", target.name());
+        let _ = writeln!(text, "  {:<15}          {}", "", who.join(" "));
+    }
+    for cell in cells.iter().filter(|cell| !cell.holds()) {
+        let log = if cell.seen == Verdict::Blocked && cell.logged.is_none() { "; the unit logged nothing" } else { "" };
+        let _ = writeln!(
+            text,
+            "  MISMATCH {} {}: predicted {}, seen {}: {}{log}",
+            cell.requester, cell.target, cell.predicted, cell.seen, cell.evidence
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::matrix::Logged;
+
+    fn cell(target: Target, predicted: Verdict, seen: Verdict) -> Cell {
+        let logged = (seen == Verdict::Blocked).then(|| Logged {
+            source: "03:00.0".to_owned(),
+            address: "0x1000".to_owned(),
+            reason: "5h".to_owned(),
+        });
+        Cell {
+            requester: "03:00.0".parse().expect("valid"),
+            target,
+            predicted,
+            because: "no mapping".to_owned(),
+            seen,
+            evidence: "memory unchanged".to_owned(),
+            logged,
+        }
+    }
+
+    #[test]
+    fn a_cell_that_is_not_as_predicted_stands_out() {
+        let who =
+            [Requester { bdf: "03:00.0".parse().expect("valid"), name: "disk".to_owned(), owner: "guest A".to_owned() }];
+        let cells = [
+            cell(Target::HostMemory, Verdict::Blocked, Verdict::Blocked),
+            cell(Target::Rmrr, Verdict::Blocked, Verdict::Allowed),
+        ];
+        let text = matrix(&who, &cells);
+        assert!(text.contains("0000:03:00.0 disk (guest A)"));
+        assert!(text.contains("allowed!"));
+        assert!(text.contains("MISMATCH 0000:03:00.0 rmrr: predicted blocked, seen allowed"));
+        assert!(!text.contains("blocked!"));
+    }
+}
