@@ -120,7 +120,8 @@ impl DevFnSet {
 pub struct Function {
     /// Where it is.
     pub bdf: Bdf,
-    /// Vendor ID; a virtual function has that of its physical function.
+    /// Vendor ID; a virtual function has that of its physical function. All-ones for a function that was listed
+    /// but did not answer.
     pub vendor: u16,
     /// Device ID.
     pub device: u16,
@@ -256,6 +257,16 @@ impl Function {
         function.has_memory = true;
         function.physical_function = Some(physical.bdf);
         function.parent = physical.parent;
+        function
+    }
+
+    /// A function that is known to exist and does not answer.
+    pub(crate) fn silent(bdf: Bdf, parent: Option<usize>) -> Self {
+        let mut function = Self::empty(bdf);
+        (function.vendor, function.device) = (u16::MAX, u16::MAX);
+        function.multifunction = bdf.devfn().function() != 0;
+        function.has_memory = true;
+        function.parent = parent;
         function
     }
 

@@ -100,6 +100,12 @@ pub enum Problem {
         /// Which function.
         function: Bdf,
     },
+    /// A listed function does not answer: it sleeps, or the reader may not see it. It is kept, with everything
+    /// about it unknown.
+    NoAnswer {
+        /// Which function.
+        function: Bdf,
+    },
     /// A supplied fact names a function that is not there.
     NoSuchFunction {
         /// The name.
@@ -175,6 +181,11 @@ impl fmt::Display for Problem {
             Self::AliasesNotKnown { function } => write!(
                 f,
                 "{function}: it also uses requester IDs that only its registers tell; supply them as facts"
+            ),
+            Self::NoAnswer { function } => write!(
+                f,
+                "{function}: it is listed but does not answer (asleep, or hidden from the reader); all that \
+                 depends on it is unknown"
             ),
             Self::NoSuchFunction { function } => write!(f, "{function}: a supplied fact names it, but it is not there"),
             Self::FunctionList { function, next } => {

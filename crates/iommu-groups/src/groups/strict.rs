@@ -108,12 +108,16 @@ impl<'t> Strict<'t> {
                 // The requester ID of a VMD is one of the VMD's segment, not of its children's.
                 let segment = f.real_dma.map_or(f.bdf.segment, |real| real.segment);
                 let (user, via) = *users.entry((segment, alias.source)).or_insert((index, alias.via));
-                let reason = Reason::SharedAlias {
-                    source: alias.source,
-                    first: via,
-                    second: alias.via,
-                };
-                self.join(user, index, reason);
+                // One reason for each function is enough, and keeps a bus full of devices that each use all
+                // 256 requester IDs from costing 65,536 of them.
+                if self.sets.find(user) != self.sets.find(index) {
+                    let reason = Reason::SharedAlias {
+                        source: alias.source,
+                        first: via,
+                        second: alias.via,
+                    };
+                    self.join(user, index, reason);
+                }
             }
         }
     }

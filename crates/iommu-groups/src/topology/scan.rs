@@ -107,8 +107,8 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
             }
         }
         self.virtual_functions(facts);
+        self.keep_silent();
         self.apply(facts);
-        self.report_missing();
         self.out
     }
 
@@ -376,14 +376,24 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
         }
     }
 
-    /// Listed functions that did not answer and are no virtual functions either.
-    fn report_missing(&mut self) {
-        for (bus, devfns) in self.listed.iter().flatten() {
+    /// Listed functions that did not answer and are no virtual functions either: asleep, or hidden from the
+    /// reader. They exist, so they are kept, with everything about them unknown.
+    fn keep_silent(&mut self) {
+        let listed = self.listed.take().unwrap_or_default();
+        for (bus, devfns) in listed {
             for devfn in devfns {
-                let function = Bdf::new(bus.segment, SourceId::new(bus.bus, *devfn));
-                if !self.out.index.contains_key(&function) {
-                    self.out.problems.push(Problem::NoSuchFunction { function });
+                let bdf = Bdf::new(bus.segment, SourceId::new(bus.bus, devfn));
+                if self.out.index.contains_key(&bdf) {
+                    continue;
                 }
+                self.out.problems.push(Problem::NoAnswer { function: bdf });
+                let entry = self.out.buses.entry(bus).or_default();
+                let no_way_up = Problem::NoWayUp { bus };
+                if entry.bridge.is_none() && !entry.is_root && !self.out.problems.contains(&no_way_up) {
+                    self.out.problems.push(no_way_up);
+                }
+                let parent = entry.bridge;
+                self.insert(Function::silent(bdf, parent), bus);
             }
         }
         // A bus entry without functions below no bridge is left over from a lost bus.
