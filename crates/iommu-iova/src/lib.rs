@@ -19,16 +19,17 @@
 //! | [`IovaSpace`] | which addresses may be handed out: an aperture without its reserved ranges |
 //! | [`IovaRequest`] | what a caller asks for: pages, alignment, the device's DMA mask |
 //! | [`IovaAllocator`] | what an allocator does; every call passes the core's own cache as `&mut` |
+//! | [`CachedAllocator`] | the fast one: stock for each core, in front of a tree of gaps |
 //! | [`ReferenceAllocator`] | slow, and obviously right: the judge of the other |
 //!
 //! # Example
 //!
 //! ```
-//! use iommu_iova::{IovaAllocator, IovaRequest, IovaSpace, ReferenceAllocator};
+//! use iommu_iova::{CachedAllocator, IovaAllocator, IovaRequest, IovaSpace};
 //! use iommu_types::{AddrRange, Iova};
 //!
 //! let aperture = AddrRange::new(Iova::ZERO, Iova::new((1 << 39) - 1)).expect("not empty");
-//! let iovas = ReferenceAllocator::new(IovaSpace::new(aperture)?);
+//! let iovas = CachedAllocator::new(IovaSpace::new(aperture)?);
 //! let mut core = iovas.new_core();
 //!
 //! // Sixteen pages for a device that drives 32 address lines.
@@ -37,6 +38,7 @@
 //!
 //! // … map, use, unmap, wait for the invalidation …
 //! iovas.free(&mut core, lease);
+//! iovas.retire(core);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -50,14 +52,18 @@
 extern crate alloc;
 
 mod allocator;
+mod class;
 mod error;
+mod fast;
 mod lease;
 mod reference;
 mod request;
 mod space;
+mod tree;
 
 pub use allocator::IovaAllocator;
 pub use error::{AllocError, ClaimError, SpaceError};
+pub use fast::{CacheCounters, CachedAllocator, CoreCache};
 pub use lease::Lease;
 pub use reference::ReferenceAllocator;
 pub use request::{IovaRequest, MAX_PAGES};

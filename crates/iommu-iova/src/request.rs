@@ -36,7 +36,8 @@ impl IovaRequest {
 
     /// Starts at a multiple of `size`, so that leaves of that size can map it.
     ///
-    /// An alignment larger than the range itself is honoured, but may be refused although a place exists.
+    /// It is always honoured. Where it differs from the length, a fragmented space may be refused although one place
+    /// exists: the fast allocator finds those that are certain by length, or by a free block of that size.
     #[must_use]
     pub const fn aligned_to(mut self, size: PageSize) -> Self {
         let align = size.bytes() >> PAGE_SHIFT;

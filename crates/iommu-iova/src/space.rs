@@ -113,6 +113,16 @@ impl IovaSpace {
             (first <= last).then_some(Run { first, last })
         })
     }
+
+    /// Number of the last page of the aperture.
+    pub(crate) const fn last_page(&self) -> u64 {
+        self.aperture.last
+    }
+
+    /// Number of the first page of the aperture.
+    pub(crate) const fn first_page(&self) -> u64 {
+        self.aperture.first
+    }
 }
 
 /// The bytes of a run of pages.
