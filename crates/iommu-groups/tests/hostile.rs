@@ -1,5 +1,12 @@
 //! Configuration space that lies, loops or ends early.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so by panicking, helpers included"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,13 @@
 //! The files are in the folder that `PORTCULLIS_SAMPLES` names; without it these tests say that they were
 //! skipped.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so by panicking, helpers included"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

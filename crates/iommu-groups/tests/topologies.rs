@@ -1,5 +1,12 @@
 //! Known topologies and the groups they have.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so by panicking, helpers included"
+)]
+
 mod support;
 
 use iommu_groups::{
@@ -103,6 +110,18 @@ fn functions_of_one_device_share_a_group_as_soon_as_one_lacks_acs() {
         );
     assert_eq!(partition(&machine.linux()), "00:1f.0 00:1f.2 | 00:1f.6");
     assert_eq!(partition(&machine.strict()), "00:1f.0 00:1f.2 00:1f.6");
+}
+
+#[test]
+fn devices_on_the_root_bus_do_not_share_a_group_with_each_other() {
+    let machine = Machine::new()
+        .with("00:1e.0", conventional().multifunction())
+        .with("00:1e.1", conventional())
+        .with("00:1f.0", conventional().multifunction())
+        .with("00:1f.1", conventional());
+    let expected = "00:1e.0 00:1e.1 | 00:1f.0 00:1f.1";
+    assert_eq!(partition(&machine.linux()), expected);
+    assert_eq!(partition(&machine.strict()), expected);
 }
 
 #[test]
