@@ -40,12 +40,17 @@ const CLASS_OF: [u8; LENGTHS] = {
 };
 
 /// The class that holds `pages` pages; `None` for lengths that are not kept in stock.
+#[inline]
 pub(crate) fn class_of(pages: u64) -> Option<usize> {
+    if pages == 0 {
+        return None;
+    }
     let class = CLASS_OF.get(usize::try_from(pages).ok()?)?;
     Some(usize::from(*class))
 }
 
 /// The length of a class in pages.
+#[inline]
 pub(crate) fn class_pages(class: usize) -> u64 {
     PAGES.get(class).copied().unwrap_or(MAX_CACHED)
 }

@@ -28,10 +28,39 @@ const LOOK: usize = 8;
 
 /// Number of the last page below 4 GiB.
 const LOW_LAST_PAGE: u64 = LOW_LAST.raw() >> PAGE_SHIFT;
-/// Stock is kept apart for addresses below 4 GiB, and for any.
-const ZONES: usize = 2;
-const LOW: usize = 0;
-const ANY: usize = 1;
+/// Stock is kept apart for addresses below 4 GiB, and for any: a stock of each for every class.
+const STOCKS: usize = 2 * CLASSES;
+
+/// Which addresses a stock holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zone {
+    /// Below 4 GiB.
+    Low,
+    /// Wherever there was room.
+    Any,
+}
+
+impl Zone {
+    /// The number of the stock for a class.
+    #[inline]
+    const fn stock(self, class: usize) -> usize {
+        match self {
+            Self::Low => class,
+            Self::Any => CLASSES + class,
+        }
+    }
+
+    /// All numbers of its stocks.
+    const fn stocks(self) -> core::ops::Range<usize> {
+        let first = self.stock(0);
+        first..first + CLASSES
+    }
+}
+
+/// The length in pages of what a stock holds.
+fn stock_pages(stock: usize) -> u64 {
+    class_pages(stock % CLASSES)
+}
 
 /// First pages of free ranges of one class.
 type Magazine = Vec<u64>;
@@ -46,8 +75,8 @@ type Magazine = Vec<u64>;
 pub struct CachedAllocator {
     space: IovaSpace,
     shared: Mutex<Shared>,
-    /// How many ranges a magazine holds, for each zone and class.
-    capacity: [[usize; CLASSES]; ZONES],
+    /// How many ranges a magazine holds, for each stock.
+    capacity: [usize; STOCKS],
     /// Counts moments of want: each core then gives its stock back when it frees next.
     want: AtomicU64,
     identity: Arc<()>,
@@ -56,10 +85,14 @@ pub struct CachedAllocator {
 #[derive(Debug)]
 struct Shared {
     tree: GapTree,
-    /// Full magazines.
-    depot: [[Vec<Magazine>; CLASSES]; ZONES],
+    /// How many magazines are in the depot.
+    parked: usize,
+    /// Full magazines, for each stock.
+    depot: [Vec<Magazine>; STOCKS],
     /// Empty magazines, kept for their memory.
     empty: Vec<Magazine>,
+    /// Whether stock for any address was ever filled from below 4 GiB.
+    low_in_any: bool,
 }
 
 /// What one core keeps to itself.
@@ -68,7 +101,7 @@ struct Shared {
 #[derive(Debug)]
 #[must_use = "addresses in a core's cache are lost when it is dropped; give it back with IovaAllocator::retire"]
 pub struct CoreCache {
-    stock: [[Stock; CLASSES]; ZONES],
+    stock: [Stock; STOCKS],
     identity: Arc<()>,
     want: u64,
     counters: CacheCounters,
@@ -78,6 +111,8 @@ pub struct CoreCache {
 struct Stock {
     loaded: Magazine,
     spare: Magazine,
+    /// How many ranges a magazine holds.
+    limit: usize,
 }
 
 /// How often a core's own stock was enough.
@@ -99,24 +134,42 @@ impl CoreCache {
     }
 
     /// Takes a range from stock whose last page is at or below `last`.
-    fn pop(&mut self, zone: usize, class: usize, last: u64) -> Option<u64> {
-        let stock = self.stock.get_mut(zone)?.get_mut(class)?;
-        if stock.loaded.is_empty() {
-            core::mem::swap(&mut stock.loaded, &mut stock.spare);
-        }
-        let first = *stock.loaded.last()?;
-        let pages = class_pages(class);
-        if first + pages - 1 <= last {
+    #[inline]
+    fn pop(&mut self, stock: usize, pages: u64, last: u64) -> Option<u64> {
+        let stock = self.stock.get_mut(stock)?;
+        if let Some(&first) = stock.loaded.last()
+            && first + pages - 1 <= last
+        {
             return stock.loaded.pop();
         }
-        let place = stock
+        stock.pop_slowly(pages, last)
+    }
+}
+
+impl Stock {
+    /// Looks further than at the range on top.
+    fn pop_slowly(&mut self, pages: u64, last: u64) -> Option<u64> {
+        if self.loaded.is_empty() {
+            core::mem::swap(&mut self.loaded, &mut self.spare);
+        }
+        let place = self
             .loaded
             .iter()
             .rev()
             .take(LOOK)
             .position(|&first| first + pages - 1 <= last)?;
-        let index = stock.loaded.len() - 1 - place;
-        Some(stock.loaded.swap_remove(index))
+        let index = self.loaded.len() - 1 - place;
+        Some(self.loaded.swap_remove(index))
+    }
+
+    /// Adds a range if the loaded magazine has room.
+    #[inline]
+    fn push(&mut self, first: u64) -> bool {
+        let room = self.loaded.len() < self.limit && self.loaded.len() < self.loaded.capacity();
+        if room {
+            self.loaded.push(first);
+        }
+        room
     }
 }
 
@@ -124,39 +177,40 @@ impl CoreCache {
 #[derive(Clone, Copy)]
 struct Plan {
     pages: u64,
+    align: u64,
     /// Pages set aside.
     reserved: u64,
-    need: Need,
     class: Option<usize>,
 }
 
 impl Plan {
+    #[inline]
     fn new(request: IovaRequest) -> Self {
         let (pages, align) = (request.page_count(), request.align_pages());
-        let rounded = pages.next_power_of_two();
         // Alignment up to the length comes with the classes that are powers of two; more of it only the tree finds.
-        let class = match align {
-            1 => class_of(pages),
-            _ if align <= rounded => class_of(rounded),
-            _ => None,
-        };
+        let rounded = if align == 1 { pages } else { pages.next_power_of_two() };
+        let class = if align <= rounded { class_of(rounded) } else { None };
         match class {
             Some(class) => {
                 let reserved = class_pages(class);
                 Self {
                     pages,
+                    align: class_align(reserved),
                     reserved,
-                    need: Need::new(reserved, class_align(reserved)),
                     class: Some(class),
                 }
             }
             None => Self {
                 pages,
+                align,
                 reserved: pages,
-                need: Need::new(pages, align),
                 class: None,
             },
         }
+    }
+
+    const fn need(self) -> Need {
+        Need::new(self.reserved, self.align)
     }
 }
 
@@ -165,17 +219,19 @@ impl CachedAllocator {
     #[must_use]
     pub fn new(space: IovaSpace) -> Self {
         let pages: u64 = space.free_runs().map(|run| run.last - run.first + 1).sum();
-        let capacity = [pages.min(LOW_LAST_PAGE + 1), pages].map(|available| {
-            core::array::from_fn(|class| {
-                let most = (available / MAGAZINE_SHARE).min(MAGAZINE_PAGES) / class_pages(class);
-                usize::try_from(most).unwrap_or(MAGAZINE).min(MAGAZINE)
-            })
+        let capacity = core::array::from_fn(|stock| {
+            let low = Zone::Low.stocks().contains(&stock);
+            let available = if low { pages.min(LOW_LAST_PAGE + 1) } else { pages };
+            let most = (available / MAGAZINE_SHARE).min(MAGAZINE_PAGES) / stock_pages(stock);
+            usize::try_from(most).unwrap_or(MAGAZINE).min(MAGAZINE)
         });
         Self {
             shared: Mutex::new(Shared {
                 tree: GapTree::new(space.free_runs()),
-                depot: Default::default(),
+                depot: core::array::from_fn(|_| Vec::new()),
+                parked: 0,
                 empty: Vec::new(),
+                low_in_any: false,
             }),
             space,
             capacity,
@@ -188,125 +244,77 @@ impl CachedAllocator {
         Arc::ptr_eq(&self.identity, &core.identity)
     }
 
-    fn capacity(&self, zone: usize, class: usize) -> usize {
-        self.capacity
-            .get(zone)
-            .and_then(|zone| zone.get(class))
-            .copied()
-            .unwrap_or(0)
-    }
-
     /// Takes a range from the depot or the tree.
-    #[cold]
-    fn refill(&self, core: &mut CoreCache, plan: Plan, zone: usize, last: u64) -> Result<Option<u64>, NoMemory> {
+    fn refill(&self, core: &mut CoreCache, plan: Plan, zone: Zone, last: u64) -> Result<Option<u64>, NoMemory> {
         core.counters.misses += 1;
         let mut shared = self.shared.lock();
         let Some(class) = plan.class else {
-            return shared.tree.take(plan.need, last, 1);
+            return shared.tree.take(plan.need(), last, 1);
         };
-        let stock = core.stock.get_mut(zone).and_then(|zone| zone.get_mut(class));
-        if let Some(stock) = stock {
-            // Both magazines are empty, or hold nothing low enough. A full one is exchanged for an empty one.
-            if stock.loaded.is_empty()
-                && let Some(full) = shared
-                    .depot
-                    .get_mut(zone)
-                    .and_then(|d| d.get_mut(class))
-                    .and_then(Vec::pop)
-            {
-                let empty = core::mem::replace(&mut stock.loaded, full);
-                if empty.capacity() > 0 && shared.empty.try_reserve(1).is_ok() {
-                    shared.empty.push(empty);
-                }
-                drop(shared);
-                if let Some(first) = core.pop(zone, class, last) {
-                    return Ok(Some(first));
-                }
-                shared = self.shared.lock();
+        let number = zone.stock(class);
+        let Some(stock) = core.stock.get_mut(number) else {
+            return Ok(None);
+        };
+        // Both magazines are empty, or hold nothing low enough. An empty one is exchanged for a full one.
+        if stock.loaded.is_empty()
+            && let Some(full) = shared.unpark(number)
+        {
+            let empty = core::mem::replace(&mut stock.loaded, full);
+            shared.keep(empty);
+            if let Some(first) = stock.pop_slowly(plan.reserved, last) {
+                return Ok(Some(first));
             }
         }
         // Several at once, side by side: later requests find neighbours.
-        let count = u64::try_from(self.capacity(zone, class) / 2).unwrap_or(0).min(REFILL);
-        let stock = core.stock.get_mut(zone).and_then(|zone| zone.get_mut(class));
-        if let Some(stock) = stock
-            && count > 1
-            && stock.loaded.is_empty()
-            && self.magazine(&mut shared, &mut stock.loaded)
-        {
-            let run = Need::new(plan.reserved * count, class_align(plan.reserved));
+        let count = u64::try_from(stock.limit / 2).unwrap_or(0).min(REFILL);
+        if count > 1 && stock.loaded.is_empty() && shared.equip(&mut stock.loaded) {
+            let run = Need::new(plan.reserved * count, plan.align);
             let pieces = usize::try_from(count).unwrap_or(1);
             if let Some(first) = shared.tree.take(run, last, pieces)? {
+                shared.low_in_any |= zone == Zone::Any && first <= LOW_LAST_PAGE;
                 // The lowest is handed out first.
                 stock.loaded.extend((1..count).rev().map(|n| first + n * plan.reserved));
                 return Ok(Some(first));
             }
         }
-        shared.tree.take(plan.need, last, 1)
-    }
-
-    /// Gives a magazine its memory, from an empty one if there is one.
-    fn magazine(&self, shared: &mut Shared, magazine: &mut Magazine) -> bool {
-        if magazine.capacity() >= MAGAZINE {
-            return true;
+        let found = shared.tree.take(plan.need(), last, 1);
+        if let Ok(Some(first)) = found {
+            shared.low_in_any |= zone == Zone::Any && first <= LOW_LAST_PAGE;
         }
-        if let Some(empty) = shared.empty.pop() {
-            *magazine = empty;
-            return true;
-        }
-        magazine.try_reserve_exact(MAGAZINE).is_ok()
+        found
     }
 
     /// Puts a range into stock when the loaded magazine has no room: exchanges magazines.
     #[cold]
-    fn exchange(&self, core: &mut CoreCache, zone: usize, class: usize, first: u64) {
-        let capacity = self.capacity(zone, class);
-        let Some(stock) = core.stock.get_mut(zone).and_then(|zone| zone.get_mut(class)) else {
-            return;
-        };
-        if capacity == 0 {
-            self.shared.lock().tree.give(first, class_pages(class));
+    fn exchange(&self, stock: &mut Stock, number: usize, first: u64) {
+        let pages = stock_pages(number);
+        if stock.limit == 0 {
+            self.shared.lock().tree.give(first, pages);
             return;
         }
-        if stock.loaded.len() >= capacity {
+        if stock.loaded.len() >= stock.limit {
             core::mem::swap(&mut stock.loaded, &mut stock.spare);
         }
-        if stock.loaded.len() < capacity.min(stock.loaded.capacity()) {
-            stock.loaded.push(first);
+        if stock.push(first) {
             return;
         }
         let mut shared = self.shared.lock();
-        if stock.loaded.len() >= capacity {
-            let depot = shared.depot.get_mut(zone).and_then(|zone| zone.get_mut(class));
-            if let Some(depot) = depot
-                && depot.try_reserve(1).is_ok()
-            {
-                depot.push(core::mem::take(&mut stock.loaded));
-            } else {
-                // No memory for the depot's list: the tree has room for every range that is out.
-                for first in stock.loaded.drain(..) {
-                    shared.tree.give(first, class_pages(class));
-                }
-            }
+        if stock.loaded.len() >= stock.limit {
+            shared.park(number, core::mem::take(&mut stock.loaded));
         }
-        if self.magazine(&mut shared, &mut stock.loaded) {
+        if shared.equip(&mut stock.loaded) {
             stock.loaded.push(first);
         } else {
-            shared.tree.give(first, class_pages(class));
+            shared.tree.give(first, pages);
         }
     }
 
     /// Gives a core's stock back to the tree, one magazine under each lock.
     fn empty_stock(&self, core: &mut CoreCache) {
-        for zone in &mut core.stock {
-            for (class, stock) in zone.iter_mut().enumerate() {
-                for magazine in [&mut stock.loaded, &mut stock.spare] {
-                    if magazine.is_empty() {
-                        continue;
-                    }
-                    let mut shared = self.shared.lock();
-                    for first in magazine.drain(..) {
-                        shared.tree.give(first, class_pages(class));
-                    }
+        for (number, stock) in core.stock.iter_mut().enumerate() {
+            for magazine in [&mut stock.loaded, &mut stock.spare] {
+                if !magazine.is_empty() {
+                    self.shared.lock().give_all(number, magazine);
                 }
             }
         }
@@ -314,38 +322,59 @@ impl CachedAllocator {
 
     /// Gives all stock that this core can reach back to the tree, and asks the other cores for theirs.
     ///
-    /// The lock is held for one magazine at a time; at most as many turns as magazines were in the depot.
-    #[cold]
-    fn reclaim(&self, core: &mut CoreCache) {
+    /// Only stock that can lie at or below page `last` is of use. The lock is held for one magazine at a time; at most
+    /// as many turns as magazines were in the depot.
+    fn reclaim(&self, core: &mut CoreCache, last: u64) {
         core.want = self.want.fetch_add(1, Ordering::Relaxed) + 1;
         self.empty_stock(core);
-        for zone in 0..ZONES {
-            for class in 0..CLASSES {
-                let magazines = |shared: &Shared| shared.depot.get(zone).and_then(|d| d.get(class)).map_or(0, Vec::len);
-                let bound = magazines(&self.shared.lock());
-                for _ in 0..bound {
-                    let mut shared = self.shared.lock();
-                    let full = shared
-                        .depot
-                        .get_mut(zone)
-                        .and_then(|d| d.get_mut(class))
-                        .and_then(Vec::pop);
-                    let Some(mut full) = full else { break };
-                    for first in full.drain(..) {
-                        shared.tree.give(first, class_pages(class));
-                    }
-                    if shared.empty.try_reserve(1).is_ok() {
-                        shared.empty.push(full);
-                    }
-                }
+        let (any, mut turns) = {
+            let shared = self.shared.lock();
+            (last > LOW_LAST_PAGE || shared.low_in_any, shared.parked)
+        };
+        let stocks = if any { 0..STOCKS } else { Zone::Low.stocks() };
+        for number in stocks {
+            while turns > 0 {
+                let mut shared = self.shared.lock();
+                let Some(mut full) = shared.unpark(number) else { break };
+                shared.give_all(number, &mut full);
+                shared.keep(full);
+                turns -= 1;
+            }
+            if turns == 0 {
+                break;
             }
         }
     }
 
+    /// Serves a request that a core's own stock did not.
+    #[cold]
+    fn allocate_slowly(
+        &self,
+        core: &mut CoreCache,
+        request: IovaRequest,
+        plan: Plan,
+        last: u64,
+    ) -> Result<Lease, AllocError> {
+        request.check()?;
+        let no_memory = |_: NoMemory| AllocError::NoMemory;
+        let mut first = self
+            .try_zones(core, plan, last, request.is_low_first())
+            .map_err(no_memory)?;
+        if first.is_none() {
+            self.reclaim(core, last);
+            first = self
+                .try_zones(core, plan, last, request.is_low_first())
+                .map_err(no_memory)?;
+        }
+        let (first, zone) = first.ok_or_else(|| request.exhausted())?;
+        let stock = plan.class.and_then(|class| u8::try_from(zone.stock(class)).ok());
+        Ok(Lease::found(first, plan.pages, plan.reserved, stock))
+    }
+
     /// Tries the stock of a zone, then what is behind it.
-    fn try_zone(&self, core: &mut CoreCache, plan: Plan, zone: usize, last: u64) -> Result<Option<u64>, NoMemory> {
+    fn try_zone(&self, core: &mut CoreCache, plan: Plan, zone: Zone, last: u64) -> Result<Option<u64>, NoMemory> {
         if let Some(class) = plan.class
-            && let Some(first) = core.pop(zone, class, last)
+            && let Some(first) = core.pop(zone.stock(class), plan.reserved, last)
         {
             core.counters.hits += 1;
             return Ok(Some(first));
@@ -354,14 +383,69 @@ impl CachedAllocator {
     }
 
     /// One round through the zones that a request may use.
-    fn try_zones(&self, core: &mut CoreCache, plan: Plan, last: u64, low_first: bool) -> Result<Option<u64>, NoMemory> {
+    fn try_zones(&self, core: &mut CoreCache, plan: Plan, last: u64, low_first: bool) -> Result<Found, NoMemory> {
         if last <= LOW_LAST_PAGE {
-            return self.try_zone(core, plan, LOW, last);
+            return Ok(self
+                .try_zone(core, plan, Zone::Low, last)?
+                .map(|first| (first, Zone::Low)));
         }
-        if low_first && let Some(first) = self.try_zone(core, plan, LOW, LOW_LAST_PAGE)? {
-            return Ok(Some(first));
+        if low_first && let Some(first) = self.try_zone(core, plan, Zone::Low, LOW_LAST_PAGE)? {
+            return Ok(Some((first, Zone::Low)));
         }
-        self.try_zone(core, plan, ANY, last)
+        Ok(self
+            .try_zone(core, plan, Zone::Any, last)?
+            .map(|first| (first, Zone::Any)))
+    }
+}
+
+/// The first page of a range, and the zone whose stock it belongs to.
+type Found = Option<(u64, Zone)>;
+
+impl Shared {
+    /// Takes a full magazine from the depot.
+    fn unpark(&mut self, stock: usize) -> Option<Magazine> {
+        let full = self.depot.get_mut(stock)?.pop()?;
+        self.parked -= 1;
+        Some(full)
+    }
+
+    /// Puts a full magazine into the depot.
+    fn park(&mut self, stock: usize, mut full: Magazine) {
+        if let Some(depot) = self.depot.get_mut(stock)
+            && depot.try_reserve(1).is_ok()
+        {
+            depot.push(full);
+            self.parked += 1;
+        } else {
+            // No memory for the depot's list: the tree has room for every range that is out.
+            self.give_all(stock, &mut full);
+        }
+    }
+
+    /// Gives everything in a magazine back to the tree.
+    fn give_all(&mut self, stock: usize, magazine: &mut Magazine) {
+        for first in magazine.drain(..) {
+            self.tree.give(first, stock_pages(stock));
+        }
+    }
+
+    /// Keeps an empty magazine for its memory.
+    fn keep(&mut self, empty: Magazine) {
+        if empty.capacity() >= MAGAZINE && self.empty.try_reserve(1).is_ok() {
+            self.empty.push(empty);
+        }
+    }
+
+    /// Gives a magazine its memory, from an empty one if there is one.
+    fn equip(&mut self, magazine: &mut Magazine) -> bool {
+        if magazine.capacity() >= MAGAZINE {
+            return true;
+        }
+        if let Some(empty) = self.empty.pop() {
+            *magazine = empty;
+            return true;
+        }
+        magazine.try_reserve_exact(MAGAZINE).is_ok()
     }
 }
 
@@ -370,35 +454,41 @@ impl IovaAllocator for CachedAllocator {
 
     fn new_core(&self) -> CoreCache {
         CoreCache {
-            stock: Default::default(),
+            stock: self.capacity.map(|limit| Stock {
+                limit,
+                ..Stock::default()
+            }),
             identity: Arc::clone(&self.identity),
             want: self.want.load(Ordering::Relaxed),
             counters: CacheCounters::default(),
         }
     }
 
+    #[inline]
     fn allocate(&self, core: &mut CoreCache, request: IovaRequest) -> Result<Lease, AllocError> {
-        request.check()?;
         if !self.owns(core) {
             return Err(AllocError::ForeignCore);
         }
         let last = request
             .last_page()
-            .ok_or(request.exhausted())?
+            .ok_or_else(|| request.exhausted())?
             .min(self.space.last_page());
         let plan = Plan::new(request);
-        let no_memory = |_: NoMemory| AllocError::NoMemory;
-        let mut first = self
-            .try_zones(core, plan, last, request.is_low_first())
-            .map_err(no_memory)?;
-        if first.is_none() {
-            self.reclaim(core);
-            first = self
-                .try_zones(core, plan, last, request.is_low_first())
-                .map_err(no_memory)?;
+        if let Some(class) = plan.class {
+            let (zone, limit) = if last <= LOW_LAST_PAGE {
+                (Zone::Low, last)
+            } else if request.is_low_first() {
+                (Zone::Low, LOW_LAST_PAGE)
+            } else {
+                (Zone::Any, last)
+            };
+            let stock = zone.stock(class);
+            if let Some(first) = core.pop(stock, plan.reserved, limit) {
+                core.counters.hits += 1;
+                return Ok(Lease::found(first, plan.pages, plan.reserved, u8::try_from(stock).ok()));
+            }
         }
-        let lease = first.and_then(|first| Lease::from_allocator(first, plan.pages, plan.reserved));
-        lease.ok_or(request.exhausted())
+        self.allocate_slowly(core, request, plan, last)
     }
 
     fn claim(&self, core: &mut CoreCache, range: AddrRange<Iova>) -> Result<Lease, ClaimError> {
@@ -422,7 +512,7 @@ impl IovaAllocator for CachedAllocator {
         let mut found = take()?;
         if !found {
             // Parts of it may be in stock.
-            self.reclaim(core);
+            self.reclaim(core, first + pages - 1);
             found = take()?;
         }
         let lease = if found {
@@ -433,6 +523,7 @@ impl IovaAllocator for CachedAllocator {
         lease.ok_or(taken)
     }
 
+    #[inline]
     fn free(&self, core: &mut CoreCache, lease: Lease) {
         let (first, reserved) = (lease.first_page(), lease.reserved_pages());
         let last = first + reserved - 1;
@@ -449,21 +540,15 @@ impl IovaAllocator for CachedAllocator {
             core.want = want;
             self.empty_stock(core);
         }
-        // Only what a class would have handed out goes into its stock: claims lie anywhere.
-        let class = class_of(reserved).filter(|&class| class_pages(class) == reserved);
-        let Some(class) = class.filter(|_| first & (class_align(reserved) - 1) == 0) else {
+        // What was claimed, or is too long for stock, goes straight back.
+        let stock = lease.stock().map(usize::from);
+        let Some((number, stock)) = stock.and_then(|number| Some((number, core.stock.get_mut(number)?))) else {
             self.shared.lock().tree.give(first, reserved);
             return;
         };
-        let zone = if last <= LOW_LAST_PAGE { LOW } else { ANY };
-        let capacity = self.capacity(zone, class);
-        if let Some(stock) = core.stock.get_mut(zone).and_then(|zone| zone.get_mut(class))
-            && stock.loaded.len() < capacity.min(stock.loaded.capacity())
-        {
-            stock.loaded.push(first);
-            return;
+        if !stock.push(first) {
+            self.exchange(stock, number, first);
         }
-        self.exchange(core, zone, class, first);
     }
 
     fn retire(&self, mut core: CoreCache) {

@@ -1,6 +1,6 @@
 //! The right to use a range of addresses.
 
-use iommu_types::{AddrRange, Iova, PAGE_SHIFT, PAGE_SIZE};
+use iommu_types::{AddrRange, Iova, PAGE_SHIFT, PAGE_SIZE, PageSize};
 
 /// The right to use a range of I/O virtual addresses, until [`crate::IovaAllocator::free`] takes it back.
 ///
@@ -11,18 +11,47 @@ use iommu_types::{AddrRange, Iova, PAGE_SHIFT, PAGE_SIZE};
 pub struct Lease {
     range: AddrRange<Iova>,
     reserved: u64,
+    /// The stock it came from, and goes back to; [`NO_STOCK`] for none.
+    stock: u8,
 }
+
+/// The range belongs to no stock.
+const NO_STOCK: u8 = u8::MAX;
 
 impl Lease {
     /// For implementors of [`crate::IovaAllocator`]: the right to `pages` pages from page number `first`, of which
     /// the allocator set `reserved` (at least `pages`) aside. `None` if that is not a range.
     #[must_use]
+    #[inline]
     pub fn from_allocator(first: u64, pages: u64, reserved: u64) -> Option<Self> {
         if reserved < pages || first >> (u64::BITS - PAGE_SHIFT) != 0 {
             return None;
         }
         let range = AddrRange::from_base_len(Iova::new(first << PAGE_SHIFT), pages.checked_mul(PAGE_SIZE)?)?;
-        Some(Self { range, reserved })
+        Some(Self {
+            range,
+            reserved,
+            stock: NO_STOCK,
+        })
+    }
+
+    /// A lease on pages that an allocator of this crate found free: below 2^52, and at least one.
+    #[inline]
+    pub(crate) fn found(first: u64, pages: u64, reserved: u64, stock: Option<u8>) -> Self {
+        let first = Iova::new(first << PAGE_SHIFT);
+        let last = Iova::new(first.raw() + (pages << PAGE_SHIFT) - 1);
+        Self {
+            // In order by what the caller states; the page stands for the impossible case only.
+            range: AddrRange::new(first, last).unwrap_or(AddrRange::page_around(first, PageSize::Size4K)),
+            reserved,
+            stock: stock.unwrap_or(NO_STOCK),
+        }
+    }
+
+    /// The stock that the range came from, if any.
+    #[inline]
+    pub(crate) fn stock(&self) -> Option<u8> {
+        (self.stock != NO_STOCK).then_some(self.stock)
     }
 
     /// The addresses: whole 4 KiB pages.
