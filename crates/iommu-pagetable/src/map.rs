@@ -105,14 +105,14 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     pub(crate) fn plan(&self, node: Node<'a>, span: Span, phys: u64) -> Result<usize, MapError> {
         if node.level == 1 {
             let (first, last) = span.indices(1);
-            for (index, entry) in node.entries.iter().enumerate().take(last + 1).skip(first) {
-                if self.format.is_present(entry.load(Ordering::Acquire)) {
-                    let pages = u64::try_from(index - first).unwrap_or(0);
-                    let at = Iova::new(span.first + pages * PAGE_SIZE);
-                    return Err(MapError::Overlap { at });
+            let mut entries = node.entries[first..=last].iter();
+            return match entries.position(|entry| self.format.is_present(entry.load(Ordering::Relaxed))) {
+                None => Ok(0),
+                Some(pages) => {
+                    let at = Iova::new(span.first + u64::try_from(pages).unwrap_or(0) * PAGE_SIZE);
+                    Err(MapError::Overlap { at })
                 }
-            }
-            return Ok(0);
+            };
         }
         let mut needed = 0;
         for slot in span.slots(node.level) {
@@ -186,10 +186,13 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     ) -> Result<(), MapError> {
         if node.level == 1 {
             let (first, last) = span.indices(1);
-            let pages = (phys..).step_by(1 << PageSize::Size4K.shift());
-            for (entry, phys) in node.entries[first..=last].iter().zip(pages) {
-                let leaf = self.format.leaf(HostPhys::new(phys), PageSize::Size4K, perms);
-                entry.store(leaf, Ordering::Release);
+            // Entries of neighbouring pages differ by the same number, whatever the format.
+            let leaf = |phys| self.format.leaf(HostPhys::new(phys), PageSize::Size4K, perms);
+            let mut word = leaf(phys);
+            let step = leaf(phys ^ PAGE_SIZE).abs_diff(word);
+            for entry in &node.entries[first..=last] {
+                entry.store(word, Ordering::Release);
+                word = word.wrapping_add(step);
             }
             self.write_back(node, first, last + 1 - first);
             return Ok(());

@@ -5,8 +5,8 @@
 
 use alloc::vec::Vec;
 
-use iommu_types::sync::Ordering;
-use iommu_types::{AddrRange, Coherence, HostPhys, Iova, PageSize, Perms, TableFrame, TableMemory};
+use iommu_types::sync::{AtomicU64, Ordering};
+use iommu_types::{AddrRange, Coherence, HostPhys, Iova, PAGE_SIZE, PageSize, Perms, TableFrame, TableMemory};
 
 use crate::error::{MapError, UnmapError};
 use crate::format::Format;
@@ -169,16 +169,15 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     fn census(&self, node: Node<'a>, span: Span, rules: UnmapRules, census: &mut Census) -> Result<(), UnmapError> {
         if node.level == 1 {
             let (first, last) = span.indices(1);
-            for (at, entry) in (span.first..)
-                .step_by(1 << PageSize::Size4K.shift())
-                .zip(&node.entries[first..=last])
-            {
-                if self.format.is_present(entry.load(Ordering::Acquire)) {
-                    census.pages += 1;
-                } else if rules.holes == Holes::Refuse {
-                    return Err(UnmapError::NotMapped { at: Iova::new(at) });
-                }
+            let entries = &node.entries[first..=last];
+            let absent = |entry: &AtomicU64| !self.format.is_present(entry.load(Ordering::Relaxed));
+            let holes = entries.iter().filter(|entry| absent(entry)).count();
+            if holes != 0 && rules.holes == Holes::Refuse {
+                let pages = entries.iter().position(absent).unwrap_or(0);
+                let at = Iova::new(span.first + u64::try_from(pages).unwrap_or(0) * PAGE_SIZE);
+                return Err(UnmapError::NotMapped { at });
             }
+            census.pages += u64::try_from(entries.len() - holes).unwrap_or(0);
             return Ok(());
         }
         for slot in span.slots(node.level) {
