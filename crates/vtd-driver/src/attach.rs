@@ -9,13 +9,12 @@ use alloc::vec::Vec;
 
 use iommu_types::{AddrRange, DomainId, HostPhys, Iova, Registers, SourceId};
 use thiserror::Error;
-use vtd_spec::entry::{ContextEntry, ContextTranslation};
 
 use crate::domain::{DomainError, MapError};
 use crate::error::{HardwareError, Reachable, TableError, Unconfirmed};
 use crate::ids::DomainIds;
 use crate::invalidate::Invalidation;
-use crate::options::{PassThrough, Requester};
+use crate::options::{PassThrough, Requester, TableMode};
 use crate::shared::{Host, Shared};
 use crate::space::Space;
 use crate::structures::Tables;
@@ -123,7 +122,7 @@ pub(crate) enum Target {
 }
 
 impl Target {
-    fn id(&self) -> DomainId {
+    pub(crate) fn id(&self) -> DomainId {
         match self {
             Self::Space(space) => space.id,
             Self::PassThrough(id) => *id,
@@ -135,25 +134,6 @@ impl Target {
         match self {
             Self::Space(space) => Some(space.id),
             Self::PassThrough(_) => None,
-        }
-    }
-
-    fn entry<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> ContextEntry {
-        let entry = ContextEntry::DEFAULT.with_p(true).with_domain(self.id());
-        match self {
-            Self::Space(space) => entry
-                .with_tt(ContextTranslation::Untranslated)
-                .with_agaw(space.agaw)
-                .with_second_stage_table(space.table.root()),
-            Self::PassThrough(_) => {
-                // VT-d §9.3: for pass-through the width must be the largest that the unit supports.
-                let entry = entry.with_tt(ContextTranslation::PassThrough);
-                shared
-                    .capabilities
-                    .cap
-                    .largest_agaw()
-                    .map_or(entry, |agaw| entry.with_agaw(agaw))
-            }
         }
     }
 }
@@ -235,7 +215,7 @@ impl Structures {
         let fresh = self.claimable(requester, &ids, target)?;
         let mut new_bus = false;
         for &id in &fresh {
-            new_bus |= self.tables.add_bus(shared, id)?;
+            new_bus |= self.tables.add(shared, id)?;
         }
         if new_bus {
             self.root_changed(shared)
@@ -357,7 +337,7 @@ impl Structures {
         let free: Vec<SourceId> = ids.iter().copied().filter(|id| !self.owners.contains_key(id)).collect();
         let mut new_bus = false;
         for &id in &free {
-            new_bus |= self.tables.add_bus(shared, id)?;
+            new_bus |= self.tables.add(shared, id)?;
         }
         if new_bus {
             self.root_changed(shared)?;
@@ -374,7 +354,6 @@ impl Structures {
         user: Option<SourceId>,
     ) -> Result<(), AttachError> {
         let Some(&first) = ids.first() else { return Ok(()) };
-        let entry = target.entry(shared);
         for &id in ids {
             let owner = Owner {
                 target: target.clone(),
@@ -382,7 +361,7 @@ impl Structures {
                 cleared: false,
             };
             self.owners.insert(id, owner);
-            self.tables.publish(shared, id, entry)?;
+            self.tables.publish(shared, id, target)?;
         }
         let confirmed = if shared.capabilities.caching_mode() {
             // VT-d §6.1: the entry was cached as not present under identifier 0, translations under the
@@ -391,11 +370,11 @@ impl Structures {
                 source,
                 domain: NOT_PRESENT,
             };
-            let batch: Vec<Invalidation> = ids
-                .iter()
-                .map(forget)
-                .chain([Invalidation::IotlbDomain(target.id())])
-                .collect();
+            let mut batch: Vec<Invalidation> = ids.iter().map(forget).collect();
+            if shared.options.mode == TableMode::Scalable {
+                batch.push(Invalidation::PasidCacheDomain(NOT_PRESENT));
+            }
+            batch.push(Invalidation::IotlbDomain(target.id()));
             shared.invalidate(&batch)
         } else {
             shared.flush_write_buffer()
@@ -461,7 +440,7 @@ impl Structures {
     }
 
     /// Makes the unit forget the entries of `ids`, which were cleared (`VT-d §6.5.3.3`, rule D1): the context
-    /// cache under each ID, then all translations of the domain.
+    /// cache under each ID, the PASID cache, then all translations of the domain.
     fn forget<R: Registers, P: Host>(&self, shared: &Shared<R, P>, ids: &[SourceId]) -> Result<(), HardwareError> {
         let mut batch = Vec::new();
         let mut domains = Vec::new();
@@ -473,6 +452,9 @@ impl Structures {
                     domains.push(domain);
                 }
             }
+        }
+        if shared.options.mode == TableMode::Scalable {
+            batch.extend(domains.iter().copied().map(Invalidation::PasidCacheDomain));
         }
         batch.extend(domains.into_iter().map(Invalidation::IotlbDomain));
         if batch.is_empty() {
@@ -494,7 +476,7 @@ impl Structures {
     /// A root entry became present.
     fn root_changed<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> Result<(), HardwareError> {
         if shared.capabilities.caching_mode() {
-            shared.invalidate(&[Invalidation::ContextGlobal, Invalidation::IotlbGlobal])
+            shared.invalidate_globally()
         } else {
             shared.flush_write_buffer()
         }

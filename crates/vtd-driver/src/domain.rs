@@ -15,6 +15,7 @@ use vtd_spec::Agaw;
 use crate::error::{HardwareError, Reachable, Unconfirmed};
 use crate::ids::OutOfIds;
 use crate::invalidate::Invalidation;
+use crate::options::TableMode;
 use crate::shared::{Host, Shared};
 use crate::space::Space;
 
@@ -26,14 +27,28 @@ pub struct DomainOptions {
     pub width: u8,
     /// Whether pages of 2 MiB and 1 GiB are used where the unit, the addresses and the length allow.
     pub superpages: bool,
+    /// The format of the tables.
+    pub stage: Stage,
+}
+
+/// The format of a domain's tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    /// Second-stage tables: every mode.
+    #[default]
+    Second,
+    /// First-stage tables, the processor's own format: scalable mode. A mapping for writing also grants reading,
+    /// and new mappings need no invalidation also in caching mode.
+    First,
 }
 
 impl Default for DomainOptions {
-    /// 48 bits, with superpages.
+    /// 48 bits, with superpages, second stage.
     fn default() -> Self {
         Self {
             width: 48,
             superpages: true,
+            stage: Stage::Second,
         }
     }
 }
@@ -51,6 +66,12 @@ pub enum DomainError {
     /// The unit translates nothing.
     #[error("the unit supports no second-stage tables (CAP.SAGAW); it can only remap interrupts")]
     NoTranslation,
+    /// First-stage tables need scalable mode and `ECAP_REG.FSTS`.
+    #[error("first-stage tables need scalable mode and a unit with ECAP.FSTS")]
+    NoFirstStage,
+    /// A guest's tables cannot be used here.
+    #[error("nesting needs scalable mode, ECAP.NEST, a second-stage parent and a page-aligned guest root inside it")]
+    NotNestable,
     /// Memory for the root of the tables.
     #[error("{0}")]
     OutOfFrames(OutOfFrames),
@@ -92,6 +113,9 @@ pub enum MapError {
         /// Length in bytes.
         len: u64,
     },
+    /// The domain's tables are a guest's.
+    #[error("the guest maps in its own tables; map in the parent domain")]
+    GuestTables,
     /// The tables refused it.
     #[error(transparent)]
     Table(#[from] iommu_pagetable::MapError),
@@ -160,6 +184,9 @@ pub enum DestroyError {
     /// Devices are attached.
     #[error("devices are attached to domain {0}; detach them first")]
     Attached(DomainId),
+    /// Nested domains translate through it.
+    #[error("nested domains translate through domain {0}; destroy them first")]
+    Parent(DomainId),
     /// The unit did not confirm that it forgot the domain.
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
@@ -223,7 +250,7 @@ impl<R, P> fmt::Debug for Domain<R, P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Domain")
             .field("id", &self.space.id)
-            .field("agaw", &self.space.agaw)
+            .field("agaw", &self.space.agaw())
             .finish_non_exhaustive()
     }
 }
@@ -238,13 +265,14 @@ impl<R: Registers, P: Host> Domain<R, P> {
     /// The depth of the tables.
     #[must_use]
     pub fn agaw(&self) -> Agaw {
-        self.space.agaw
+        self.space.agaw()
     }
 
     /// Where the root of the tables lies.
     #[must_use]
     pub fn root(&self) -> HostPhys {
-        self.space.table.root()
+        // Every space behind a `Domain` has tables of its own.
+        self.space.root().unwrap_or(HostPhys::ZERO)
     }
 
     /// The addresses that devices in the domain can use. The interrupt window inside it cannot be mapped.
@@ -310,7 +338,7 @@ impl<R: Registers, P: Host> Domain<R, P> {
             return Err((FlushError::OtherDomain, pending));
         }
         let range = first.range;
-        match self.shared.invalidate(&[Invalidation::IotlbDomain(self.space.id)]) {
+        match self.space.invalidate_all(&self.shared) {
             Ok(()) => Ok(pending.into_iter().map(|token| token.confirmed(&self.shared)).collect()),
             Err(cause) => Err((self.unconfirmed(range, cause).into(), pending)),
         }
@@ -336,30 +364,45 @@ impl<R: Registers, P: Host> Domain<R, P> {
     /// # Errors
     /// [`NotDestroyed`] with the domain, if devices are attached or the unit did not confirm.
     pub fn destroy(self) -> Result<(), NotDestroyed<Self>> {
-        let mut structures = self.shared.structures.lock();
-        if structures.uses(&self.space) {
-            drop(structures);
-            let cause = DestroyError::Attached(self.space.id);
-            return Err(NotDestroyed { cause, domain: self });
-        }
-        // VT-d §6.2.3.1: before an identifier is reused nothing may be cached under it.
-        let id = self.space.id;
-        if let Err(cause) = self
-            .shared
-            .invalidate(&[Invalidation::ContextDomain(id), Invalidation::IotlbDomain(id)])
-        {
-            drop(structures);
-            let cause = self.unconfirmed(self.space.aperture, cause).into();
-            return Err(NotDestroyed { cause, domain: self });
-        }
-        let shared = self.shared.clone();
-        // An I/O address space may hold the domain a moment longer; then its tables and identifier are leaked.
-        if let Ok(space) = Arc::try_unwrap(self.space) {
-            space.table.free(&shared.host);
-            structures.ids.release(id);
-        }
-        Ok(())
+        let Self { shared, space } = self;
+        destroy(&shared, space).map_err(|(cause, space)| NotDestroyed {
+            cause,
+            domain: Self { shared, space },
+        })
     }
+}
+
+/// Gives the tables and the identifier of a space back.
+pub(crate) fn destroy<R: Registers, P: Host>(
+    shared: &Arc<Shared<R, P>>,
+    space: Arc<Space>,
+) -> Result<(), (DestroyError, Arc<Space>)> {
+    let mut structures = shared.structures.lock();
+    let id = space.id;
+    if structures.uses(&space) {
+        return Err((DestroyError::Attached(id), space));
+    }
+    if space.is_parent() {
+        return Err((DestroyError::Parent(id), space));
+    }
+    // VT-d §6.2.3.1: before an identifier is reused nothing may be cached under it.
+    let forget = match shared.options.mode {
+        TableMode::Legacy => Invalidation::ContextDomain(id),
+        TableMode::Scalable => Invalidation::PasidCacheDomain(id),
+    };
+    if let Err(cause) = shared.invalidate(&[forget, Invalidation::IotlbDomain(id)]) {
+        let reachable = Reachable::Range {
+            domain: id,
+            range: space.aperture,
+        };
+        return Err((Unconfirmed { reachable, cause }.into(), space));
+    }
+    // Somebody may hold the space a moment longer; then its tables and identifier are leaked.
+    if let Some(space) = Arc::into_inner(space) {
+        space.free(shared);
+        structures.ids.release(id);
+    }
+    Ok(())
 }
 
 impl<R: Registers, P: Host> AddressSpace for Domain<R, P> {

@@ -143,6 +143,9 @@ pub enum UnitError {
         /// The field.
         sagaw: u8,
     },
+    /// Scalable mode was asked for.
+    #[error("the unit has no scalable mode (ECAP.SMTS = 0); drive it in legacy mode")]
+    NoScalableMode,
     /// The previous owner's invalidation queue did not run empty.
     #[error("the invalidation queue that was left enabled did not drain within {waited_ns} ns")]
     QueueNotQuiet {

@@ -58,7 +58,8 @@ impl<R: Registers, P: Host> Shared<R, P> {
             for _ in 0..count * MAX_ROUNDS {
                 let Some(record) = take_record(self, index)? else { break };
                 drained.records += 1;
-                let domain = lookup(&self.host, root, record.source()).map(|entry| entry.domain());
+                let mode = self.options.mode;
+                let domain = lookup(&self.host, mode, root, record.source(), record.pasid());
                 sink(FaultReport { record, domain });
                 index = (index + 1) % count;
             }

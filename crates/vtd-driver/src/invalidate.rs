@@ -4,8 +4,13 @@ use alloc::vec::Vec;
 
 use arbitrary_int::{u5, u6};
 use iommu_types::{DomainId, Registers, SourceId};
-use vtd_spec::descriptor::{ContextCacheInvalidation, InterruptEntryInvalidation, IotlbInvalidation};
-use vtd_spec::encoding::{ContextGranularity, InterruptGranularity, IotlbGranularity};
+use vtd_spec::descriptor::{
+    ContextCacheInvalidation, InterruptEntryInvalidation, IotlbInvalidation, PasidCacheInvalidation,
+    PasidIotlbInvalidation,
+};
+use vtd_spec::encoding::{
+    ContextGranularity, InterruptGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
+};
 use vtd_spec::register::{ContextCommand, InvalidateAddress, IotlbInvalidate, offset};
 
 use crate::error::HardwareError;
@@ -34,6 +39,16 @@ pub(crate) enum Invalidation {
         block: Block,
         leaf_only: bool,
     },
+    PasidCacheGlobal,
+    PasidCacheDomain(DomainId),
+    /// Pages of a first-stage or nested domain, for requests without PASID.
+    PasidIotlbPages {
+        domain: DomainId,
+        block: Block,
+        leaf_only: bool,
+    },
+    /// Everything of such a domain.
+    PasidIotlbAll(DomainId),
     InterruptsGlobal,
     Interrupts {
         first: u16,
@@ -49,7 +64,29 @@ impl Invalidation {
             .with_dr(shared.capabilities.cap.drd())
             .with_dw(shared.capabilities.cap.dwd());
         let interrupt = InterruptEntryInvalidation::DEFAULT;
+        let pasid_cache = PasidCacheInvalidation::DEFAULT;
+        let pasid_iotlb = PasidIotlbInvalidation::DEFAULT;
         match self {
+            Self::PasidCacheGlobal => pasid_cache.with_g(PasidCacheGranularity::Global).to_words_256(),
+            Self::PasidCacheDomain(domain) => pasid_cache
+                .with_g(PasidCacheGranularity::Domain)
+                .with_domain(domain)
+                .to_words_256(),
+            Self::PasidIotlbPages {
+                domain,
+                block,
+                leaf_only,
+            } => pasid_iotlb
+                .with_g(PasidIotlbGranularity::Page)
+                .with_domain(domain)
+                .with_address(block.address)
+                .with_am(u6::extract_u8(block.mask, 0))
+                .with_ih(leaf_only)
+                .to_words_256(),
+            Self::PasidIotlbAll(domain) => pasid_iotlb
+                .with_g(PasidIotlbGranularity::Pasid)
+                .with_domain(domain)
+                .to_words_256(),
             Self::ContextGlobal => context.with_g(ContextGranularity::Global).to_words_256(),
             Self::ContextDomain(domain) => context
                 .with_g(ContextGranularity::Domain)
@@ -169,10 +206,14 @@ fn by_register<R: Registers, P: Host>(shared: &Shared<R, P>, what: Invalidation)
                 iotlb.with_iirg(IotlbGranularity::Page).with_domain(domain),
             )
         }
-        // There is no register form: interrupt remapping is not enabled on a unit without a queue.
-        Invalidation::InterruptsGlobal | Invalidation::Interrupts { .. } => {
-            Err(HardwareError::InvalidationIgnored { answer: 0 })
-        }
+        // There is no register form: neither interrupt remapping nor scalable mode is enabled on a unit without
+        // a queue.
+        Invalidation::PasidCacheGlobal
+        | Invalidation::PasidCacheDomain(_)
+        | Invalidation::PasidIotlbPages { .. }
+        | Invalidation::PasidIotlbAll(_)
+        | Invalidation::InterruptsGlobal
+        | Invalidation::Interrupts { .. } => Err(HardwareError::InvalidationIgnored { answer: 0 }),
     }
 }
 

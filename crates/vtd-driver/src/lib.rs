@@ -57,6 +57,8 @@
 //! | context entry replaced | not present, flushed, then the new one: requests in between are blocked. No 128-bit store is asked of the host |
 //! | ITE | every batch in flight is submitted again, at most twice |
 //! | IQE | the refused descriptor becomes a wait without effect, its batch fails, the unit counts as poisoned |
+//! | requests without PASID in scalable mode | go by PASID 0 on every unit |
+//! | first-stage domains | one identifier each, never shared with another (rule D10) |
 //! | tables of several units | never shared: see [`Ioas`] |
 //! | empty context tables | kept until the unit is given up |
 //! | snoop control | set on every leaf where the unit has it |
@@ -73,6 +75,7 @@
 //! |---|---|
 //! | [`Unit::take_over`], [`Unit::enable`] | §11.4.4 (GCMD_REG), §11.4.5 (RTADDR_REG) |
 //! | [`Unit::attach`], [`Unit::detach`] | §3.4, §6.5.3.3 (Guidance to Software for Invalidations) |
+//! | [`TableMode`], [`NestedDomain`] | §3.4.3, §3.8 (Nested Translation), §9.4 to §9.6 |
 //! | [`Domain`] | §3.7, §6.1 (Caching Mode), §6.2.3.1 (domain identifiers), §6.8 (Write Buffer Flushing) |
 //! | the queue behind all of it | §6.5.2 |
 //! | [`Unit::drain_faults`] | §7.2.1, §11.4.7 |
@@ -93,12 +96,17 @@ mod ids;
 mod interrupt;
 mod invalidate;
 mod ioas;
+mod legacy;
+mod nested;
 mod options;
 mod pages;
 mod queue;
+mod scalable;
 mod shared;
 mod space;
 mod structures;
+#[cfg(test)]
+mod testing;
 mod unit;
 mod wait;
 
@@ -107,14 +115,16 @@ pub use capabilities::Capabilities;
 pub use command::Command;
 pub use domain::{
     DestroyError, Domain, DomainError, DomainOptions, FlushError, MapError, NotDestroyed, PendingFlush, SpaceError,
-    UnmapError,
+    Stage, UnmapError,
 };
 pub use error::{HardwareError, Reachable, TableError, Unconfirmed, UnitError};
 pub use fault::{Drained, EventMessage, FaultReport};
 pub use health::Health;
 pub use interrupt::{ApicMode, InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget};
 pub use ioas::{Ioas, IoasPending, JoinError};
-pub use options::{PassThrough, Requester, ReservedRegion, UnitOptions};
+pub use nested::NestedDomain;
+pub use options::{PassThrough, Requester, ReservedRegion, TableMode, UnitOptions};
 pub use shared::Host;
+pub use space::GuestTable;
 pub use unit::{Blocked, BringUpError, Found, ReserveError, State, TakenOver, Translating, Unit};
 pub use wait::Timeouts;

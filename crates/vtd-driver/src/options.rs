@@ -17,16 +17,19 @@ pub struct UnitOptions {
     pub timeouts: Timeouts,
     /// Whether devices may be let through untranslated at all.
     pub pass_through: PassThrough,
+    /// The kind of tables.
+    pub mode: TableMode,
 }
 
 impl Default for UnitOptions {
-    /// 39 address bits (every unit has them), no node, default timeouts, no pass-through.
+    /// 39 address bits (every unit has them), no node, default timeouts, no pass-through, legacy mode.
     fn default() -> Self {
         Self {
             host_address_width: 39,
             node: None,
             timeouts: Timeouts::default(),
             pass_through: PassThrough::Refused,
+            mode: TableMode::Legacy,
         }
     }
 }
@@ -39,6 +42,17 @@ impl UnitOptions {
             .map_or(u64::MAX, |end| end - 1);
         FrameRequest::page(self.node, HostPhys::new(last))
     }
+}
+
+/// Which tables a unit walks (`VT-d §11.4.5 (RTADDR_REG.TTM)`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TableMode {
+    /// Root, context and second-stage tables: every unit that translates.
+    #[default]
+    Legacy,
+    /// PASID tables between context entries and page tables: first-stage and nested domains. Only units with
+    /// `ECAP_REG.SMTS`.
+    Scalable,
 }
 
 /// Whether a device may reach all of memory untranslated.

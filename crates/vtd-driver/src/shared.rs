@@ -10,7 +10,7 @@ use crate::error::HardwareError;
 use crate::health::{Health, Loss, Poison};
 use crate::interrupt::InterruptTable;
 use crate::invalidate::{Invalidation, Invalidator};
-use crate::options::UnitOptions;
+use crate::options::{TableMode, UnitOptions};
 
 /// What the driver needs of its host: memory for tables, cache write-back, time.
 ///
@@ -85,11 +85,27 @@ impl<R: Registers, P: Host> Shared<R, P> {
         self.note(self.invalidator.run(self, batch))
     }
 
+    /// Invalidates everything about translation, each cache before those that are filled from it (rule D1).
+    pub(crate) fn invalidate_globally(&self) -> Result<(), HardwareError> {
+        self.invalidate(&[Invalidation::ContextGlobal])?;
+        if self.options.mode == TableMode::Scalable {
+            self.invalidate(&[Invalidation::PasidCacheGlobal])?;
+        }
+        self.invalidate(&[Invalidation::IotlbGlobal])
+    }
+
     /// Makes `len` bytes of tables at `at` visible to a unit whose walks do not snoop (rule D11).
     pub(crate) fn write_back(&self, at: HostPhys, len: u64) {
-        if !self.capabilities.coherent() {
+        if !self.walks_snoop() {
             self.host.write_back(at, len);
         }
+    }
+
+    /// Whether the unit's walks see the processors' caches, for every kind of table in the mode it is driven
+    /// in (`ECAP_REG.C`, and `ECAP_REG.SMPWCS` in scalable mode).
+    pub(crate) fn walks_snoop(&self) -> bool {
+        let scalable = self.options.mode == TableMode::Scalable;
+        self.capabilities.coherent() && (!scalable || self.capabilities.ecap.smpwcs())
     }
 
     /// What a unit without caching mode needs after an entry became present: the write buffers flushed, if it

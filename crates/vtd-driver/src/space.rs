@@ -1,38 +1,79 @@
-//! One second-stage address space on one unit: its tables and what they owe the unit's caches.
+//! One address space on one unit: its tables and what they owe the unit's caches.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_pagetable::{Config, LeafSizes, Levels, PageTable, SecondStage, UnmapRules, Unmapped};
+use iommu_pagetable::{Config, FirstStage, LeafSizes, Levels, PageTable, SecondStage, UnmapRules, Unmapped};
 use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, DomainId, HostPhys, Iova, PAGE_SIZE, Perms, Registers};
+use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, PAGE_SIZE, Perms, Registers};
 use spin::Mutex;
 use vtd_spec::Agaw;
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
 use crate::attach::identity;
-use crate::domain::{DomainError, DomainOptions, MapError, UnmapError};
+use crate::domain::{DomainError, DomainOptions, MapError, Stage, UnmapError};
 use crate::error::{HardwareError, Reachable, Unconfirmed};
 use crate::invalidate::Invalidation;
-use crate::pages::{Plan, plan};
+use crate::options::TableMode;
+use crate::pages::{MAX_BLOCKS, Plan, plan};
 use crate::shared::{Host, Shared};
 
 /// Most bytes of one reserved region that are identity-mapped. Firmware tables are not trusted to be sane, and
 /// the tables for a region cost memory.
 pub(crate) const MAX_RESERVED_BYTES: u64 = 64 << 30;
 
+/// The largest address mask of PASID-based invalidation, which takes any (`VT-d §6.5.2.4`): all of a 57-bit space.
+const MAX_PASID_MASK: u8 = 45;
+
 /// Distinguishes spaces for the life of the program.
 static SERIAL: AtomicU64 = AtomicU64::new(1);
+
+/// A guest's own first-stage tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestTable {
+    /// Where the guest has its root table, in addresses of the parent domain.
+    pub root: GuestPhys,
+    /// Whether it has 5 levels rather than 4.
+    pub five_levels: bool,
+}
+
+/// What translates the requests of a space.
+#[derive(Debug)]
+pub(crate) enum Stages {
+    /// Second-stage tables of the driver's.
+    Second { agaw: Agaw, table: PageTable<SecondStage> },
+    /// First-stage tables of the driver's. Scalable mode only.
+    First {
+        five_levels: bool,
+        table: PageTable<FirstStage>,
+    },
+    /// First-stage tables of a guest's, in the addresses of a second-stage space. Scalable mode only.
+    Nested { parent: Arc<Space>, guest: GuestTable },
+}
 
 /// Tables, identifier and limits.
 #[derive(Debug)]
 pub(crate) struct Space {
     pub(crate) id: DomainId,
     pub(crate) serial: u64,
-    pub(crate) agaw: Agaw,
     pub(crate) aperture: AddrRange<Iova>,
-    pub(crate) table: PageTable<SecondStage>,
+    pub(crate) stages: Stages,
+    /// Identifiers of the nested spaces that translate through this one: what is cached under them depends on
+    /// these tables too.
+    nested: Mutex<Vec<DomainId>>,
     /// Reserved regions that are identity-mapped here, in pages, in no order and without overlap.
     identity: Mutex<Vec<AddrRange<Iova>>>,
+}
+
+/// Calls a method of the page table, whichever format it has; gives `$none` for nested spaces.
+macro_rules! with_table {
+    ($space:expr, $table:ident => $call:expr, $none:expr) => {
+        match &$space.stages {
+            Stages::Second { table: $table, .. } => $call,
+            Stages::First { table: $table, .. } => $call,
+            Stages::Nested { .. } => $none,
+        }
+    };
 }
 
 impl Space {
@@ -41,46 +82,75 @@ impl Space {
         id: DomainId,
         options: DomainOptions,
     ) -> Result<Self, DomainError> {
+        let (stages, aperture) = match options.stage {
+            Stage::Second => second_stage(shared, options)?,
+            Stage::First => first_stage(shared, options)?,
+        };
+        Self::with(id, stages, aperture)
+    }
+
+    /// A space of a guest's tables over `parent`.
+    pub(crate) fn nested<R: Registers, P: Host>(
+        shared: &Shared<R, P>,
+        id: DomainId,
+        parent: &Arc<Self>,
+        guest: GuestTable,
+    ) -> Result<Self, DomainError> {
         let capabilities = &shared.capabilities;
-        let agaw = capabilities.agaw_for(options.width).ok_or(DomainError::NoTranslation)?;
-        let levels = match agaw {
-            Agaw::Bits39 => Levels::Three,
-            Agaw::Bits48 => Levels::Four,
-            Agaw::Bits57 => Levels::Five,
-        };
-        let sizes = LeafSizes {
-            size_2m: options.superpages && capabilities.cap.second_stage_2m(),
-            size_1g: options.superpages && capabilities.cap.second_stage_1g(),
-        };
-        let page = shared.options.page();
-        let config = Config::new(levels)
-            .leaf_sizes(sizes)
-            .last_phys(page.last)
-            .node(page.node);
-        let config = if capabilities.coherent() {
-            config
-        } else {
-            config.non_coherent()
-        };
-        let format = SecondStage::default();
-        // SNP is reserved on units without snoop control: every access would fault.
-        let format = if capabilities.ecap.sc() {
-            format.force_snoop()
-        } else {
-            format
-        };
-        // VT-d §3.6: input addresses are limited by the tables' width and by the unit's MGAW.
-        let bits = agaw.width().min(capabilities.cap.max_guest_address_width());
-        let last = 1u64.checked_shl(u32::from(bits)).map_or(u64::MAX, |end| end - 1);
-        let aperture = AddrRange::new(Iova::ZERO, Iova::new(last)).ok_or(DomainError::NoTranslation)?;
+        let possible = shared.options.mode == TableMode::Scalable
+            && capabilities.ecap.nest()
+            && matches!(parent.stages, Stages::Second { .. })
+            && (capabilities.cap.fs5lp() || !guest.five_levels);
+        // The guest chose the address: the unit must not be sent past what the parent translates.
+        let root = Iova::new(guest.root.raw());
+        if !possible || guest.root.page_offset() != 0 || !parent.aperture.contains(root) {
+            return Err(DomainError::NotNestable);
+        }
+        let aperture = up_to(if guest.five_levels { 56 } else { 47 })?;
+        let parent = parent.clone();
+        parent.nested.lock().push(id);
+        Self::with(id, Stages::Nested { parent, guest }, aperture)
+    }
+
+    fn with(id: DomainId, stages: Stages, aperture: AddrRange<Iova>) -> Result<Self, DomainError> {
         Ok(Self {
             id,
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
-            agaw,
             aperture,
-            table: PageTable::new(format, config, &shared.host)?,
+            stages,
+            nested: Mutex::new(Vec::new()),
             identity: Mutex::new(Vec::new()),
         })
+    }
+
+    /// Whether nested spaces translate through this one.
+    pub(crate) fn is_parent(&self) -> bool {
+        !self.nested.lock().is_empty()
+    }
+
+    /// Where the root of the tables lies; a nested space has none of the driver's.
+    pub(crate) fn root(&self) -> Option<HostPhys> {
+        with_table!(self, table => Some(table.root()), None)
+    }
+
+    /// Width and depth of the tables.
+    pub(crate) fn agaw(&self) -> Agaw {
+        let five_levels = match &self.stages {
+            Stages::Second { agaw, .. } => return *agaw,
+            Stages::First { five_levels, .. } => *five_levels,
+            Stages::Nested { guest, .. } => guest.five_levels,
+        };
+        if five_levels { Agaw::Bits57 } else { Agaw::Bits48 }
+    }
+
+    /// Gives the tables back, or takes the space off its parent. The caller has the unit's confirmation that
+    /// it forgot everything under the identifier.
+    pub(crate) fn free<R: Registers, P: Host>(self, shared: &Shared<R, P>) {
+        match self.stages {
+            Stages::Second { table, .. } => table.free(&shared.host),
+            Stages::First { table, .. } => table.free(&shared.host),
+            Stages::Nested { parent, .. } => parent.nested.lock().retain(|id| *id != self.id),
+        }
     }
 
     /// Maps, and makes the mapping usable by devices.
@@ -103,14 +173,14 @@ impl Space {
                 return Err(MapError::InterruptWindow { iova, phys, len });
             }
         }
-        self.table.map(&shared.host, iova, phys, len, perms)?;
+        with_table!(self, table => table.map(&shared.host, iova, phys, len, perms)?, return Err(MapError::GuestTables));
         let Some(range) = AddrRange::from_base_len(iova, len) else {
             return Ok(());
         };
         self.mapped(shared, range).map_err(|cause| {
             // The caller is told that nothing is mapped. What the unit saw in between cannot be called back:
             // tables that come free are not reused.
-            drop(self.table.unmap(&shared.host, range, UnmapRules::STRICT));
+            drop(self.unmap(shared, range));
             let reachable = Reachable::Range { domain: self.id, range };
             MapError::Unconfirmed(Unconfirmed { reachable, cause })
         })
@@ -122,7 +192,8 @@ impl Space {
         shared: &Shared<R, P>,
         range: AddrRange<Iova>,
     ) -> Result<(), HardwareError> {
-        if shared.capabilities.caching_mode() {
+        // First-stage entries that are not present are never cached, also in caching mode (VT-d §6.1).
+        if shared.capabilities.caching_mode() && matches!(self.stages, Stages::Second { .. }) {
             // Upper tables may have been missing before, and that may be cached too: no hint.
             self.invalidate(shared, range, false)
         } else {
@@ -135,7 +206,8 @@ impl Space {
         shared: &Shared<R, P>,
         range: AddrRange<Iova>,
     ) -> Result<Unmapped, UnmapError> {
-        Ok(self.table.unmap(&shared.host, range, UnmapRules::STRICT)?)
+        let none = iommu_pagetable::UnmapError::NotMapped { at: range.first() };
+        Ok(with_table!(self, table => table.unmap(&shared.host, range, UnmapRules::STRICT)?, return Err(none.into())))
     }
 
     /// Makes the unit forget the translations of `range`. `leaf_only` states that no table page was unlinked
@@ -146,21 +218,51 @@ impl Space {
         range: AddrRange<Iova>,
         leaf_only: bool,
     ) -> Result<(), HardwareError> {
-        let domain = self.id;
-        match plan(range, shared.capabilities.page_selective()) {
-            Plan::Domain => shared.invalidate(&[Invalidation::IotlbDomain(domain)]),
+        let first_stage = !matches!(self.stages, Stages::Second { .. });
+        let max_mask = if first_stage {
+            Some(MAX_PASID_MASK)
+        } else {
+            shared.capabilities.page_selective()
+        };
+        let plan = plan(range, max_mask);
+        let whole = |domain| match first_stage {
+            true => Invalidation::PasidIotlbAll(domain),
+            false => Invalidation::IotlbDomain(domain),
+        };
+        let pages = |domain, block| match first_stage {
+            true => Invalidation::PasidIotlbPages {
+                domain,
+                block,
+                leaf_only,
+            },
+            false => Invalidation::IotlbPages {
+                domain,
+                block,
+                leaf_only,
+            },
+        };
+        // One batch for this identifier and one for each nested one, which caches results of these tables.
+        self.for_each_id(|domain| match plan {
+            Plan::Domain => shared.invalidate(&[whole(domain)]),
             Plan::Blocks(blocks, count) => {
-                let mut batch = [Invalidation::IotlbDomain(domain); crate::pages::MAX_BLOCKS];
+                let mut batch = [whole(domain); MAX_BLOCKS];
                 for (slot, block) in batch.iter_mut().zip(blocks) {
-                    *slot = Invalidation::IotlbPages {
-                        domain,
-                        block,
-                        leaf_only,
-                    };
+                    *slot = pages(domain, block);
                 }
                 shared.invalidate(batch.get(..count).unwrap_or(&batch))
             }
-        }
+        })
+    }
+
+    /// Makes the unit forget everything of the space.
+    pub(crate) fn invalidate_all<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> Result<(), HardwareError> {
+        self.for_each_id(|domain| shared.invalidate(&[Invalidation::IotlbDomain(domain)]))
+    }
+
+    fn for_each_id(&self, mut each: impl FnMut(DomainId) -> Result<(), HardwareError>) -> Result<(), HardwareError> {
+        each(self.id)?;
+        let nested = self.nested.lock().clone();
+        nested.into_iter().try_for_each(each)
     }
 
     /// Identity-maps a reserved region, except where another region did so before.
@@ -226,6 +328,81 @@ impl Space {
         }
         result
     }
+}
+
+/// Input addresses of at most `bits` bits.
+fn up_to(bits: u8) -> Result<AddrRange<Iova>, DomainError> {
+    let last = 1u64.checked_shl(u32::from(bits)).map_or(u64::MAX, |end| end - 1);
+    AddrRange::new(Iova::ZERO, Iova::new(last)).ok_or(DomainError::NoTranslation)
+}
+
+/// How the walker sees tables, and where they shall lie.
+fn config<R: Registers, P: Host>(shared: &Shared<R, P>, levels: Levels, sizes: LeafSizes) -> Config {
+    let page = shared.options.page();
+    let config = Config::new(levels)
+        .leaf_sizes(sizes)
+        .last_phys(page.last)
+        .node(page.node);
+    if shared.walks_snoop() {
+        config
+    } else {
+        config.non_coherent()
+    }
+}
+
+fn second_stage<R: Registers, P: Host>(
+    shared: &Shared<R, P>,
+    options: DomainOptions,
+) -> Result<(Stages, AddrRange<Iova>), DomainError> {
+    let capabilities = &shared.capabilities;
+    if shared.options.mode == TableMode::Scalable && !capabilities.ecap.ssts() {
+        return Err(DomainError::NoTranslation);
+    }
+    let agaw = capabilities.agaw_for(options.width).ok_or(DomainError::NoTranslation)?;
+    let levels = match agaw {
+        Agaw::Bits39 => Levels::Three,
+        Agaw::Bits48 => Levels::Four,
+        Agaw::Bits57 => Levels::Five,
+    };
+    let sizes = LeafSizes {
+        size_2m: options.superpages && capabilities.cap.second_stage_2m(),
+        size_1g: options.superpages && capabilities.cap.second_stage_1g(),
+    };
+    let format = SecondStage::default();
+    // SNP is reserved on units without snoop control: every access would fault.
+    let format = if capabilities.ecap.sc() {
+        format.force_snoop()
+    } else {
+        format
+    };
+    let table = PageTable::new(format, config(shared, levels, sizes), &shared.host)?;
+    // VT-d §3.6: input addresses are limited by the tables' width and by the unit's MGAW.
+    let aperture = up_to(agaw.width().min(capabilities.cap.max_guest_address_width()))?;
+    Ok((Stages::Second { agaw, table }, aperture))
+}
+
+fn first_stage<R: Registers, P: Host>(
+    shared: &Shared<R, P>,
+    options: DomainOptions,
+) -> Result<(Stages, AddrRange<Iova>), DomainError> {
+    let capabilities = &shared.capabilities;
+    if shared.options.mode != TableMode::Scalable || !capabilities.ecap.fsts() {
+        return Err(DomainError::NoFirstStage);
+    }
+    // Only the lower canonical half is used: one bit less than the tables have.
+    let five_levels = options.width > 47 && capabilities.cap.fs5lp();
+    let (levels, bits) = if five_levels {
+        (Levels::Five, 56)
+    } else {
+        (Levels::Four, 47)
+    };
+    let sizes = LeafSizes {
+        size_2m: options.superpages,
+        size_1g: options.superpages && capabilities.cap.fs1gp(),
+    };
+    let table = PageTable::new(FirstStage::default(), config(shared, levels, sizes), &shared.host)?;
+    let aperture = up_to(bits.min(capabilities.cap.max_guest_address_width()))?;
+    Ok((Stages::First { five_levels, table }, aperture))
 }
 
 /// Whether `range` touches the addresses that are interrupts and not memory on this platform.

@@ -1,155 +1,166 @@
-//! Root and context tables of legacy mode (`VT-d §3.4.2`, `§9.1`, `§9.3`): where entries are and in which order
-//! their words are written.
-
-use alloc::collections::BTreeMap;
+//! The structures through which a unit finds the tables of a request: root and context tables, and PASID tables
+//! in scalable mode.
 
 use iommu_types::sync::{AtomicU64, Ordering, fence};
-use iommu_types::{HostPhys, Registers, SourceId, TableFrame, TableMemory};
-use vtd_spec::entry::{ContextEntry, RootEntry};
+use iommu_types::{DomainId, FrameRequest, HostPhys, PAGE_SIZE, Pasid, Registers, SourceId, TableFrame, TableMemory};
 
+use crate::attach::Target;
 use crate::error::TableError;
+use crate::legacy::{self, LegacyTables};
+use crate::options::TableMode;
 use crate::queue::table_word;
+use crate::scalable::{self, ScalableTables};
 use crate::shared::{Host, Shared};
 
-/// Bytes of a root or context entry.
-const ENTRY_BYTES: u64 = 16;
-
-/// The root table and the context tables below it. They live as long as the unit is driven: a context table
-/// of a bus is not given back when its last device is detached.
+/// The tables of one unit, in the mode that it is driven in.
 #[derive(Debug)]
-pub(crate) struct Tables {
-    root: TableFrame,
-    contexts: BTreeMap<u8, TableFrame>,
+pub(crate) enum Tables {
+    Legacy(LegacyTables),
+    Scalable(ScalableTables),
 }
 
 impl Tables {
     /// A root table in which no bus is present: every request is blocked.
-    pub(crate) fn new(root: TableFrame) -> Self {
-        Self {
-            root,
-            contexts: BTreeMap::new(),
+    pub(crate) fn new(mode: TableMode, root: TableFrame) -> Self {
+        match mode {
+            TableMode::Legacy => Self::Legacy(LegacyTables::new(root)),
+            TableMode::Scalable => Self::Scalable(ScalableTables::new(root)),
         }
     }
 
     pub(crate) fn root(&self) -> HostPhys {
-        self.root.base()
+        match self {
+            Self::Legacy(tables) => tables.root(),
+            Self::Scalable(tables) => tables.root(),
+        }
     }
 
-    /// Makes sure that the bus of `source` has a context table; tells whether one was added.
-    pub(crate) fn add_bus<R: Registers, P: Host>(
+    /// Makes sure that all tables for `source` exist; tells whether a root entry became present.
+    pub(crate) fn add<R: Registers, P: Host>(
         &mut self,
         shared: &Shared<R, P>,
         source: SourceId,
     ) -> Result<bool, TableError> {
-        if self.contexts.contains_key(&source.bus()) {
-            return Ok(false);
+        match self {
+            Self::Legacy(tables) => tables.add(shared, source),
+            Self::Scalable(tables) => tables.add(shared, source),
         }
-        let at = entry_address(self.root.base(), source.bus());
-        let words = Words::at(&shared.host, at)?;
-        let frame = shared.host.allocate(shared.options.page())?;
-        // The empty table must be in memory before the root entry leads to it.
-        shared.write_back(frame.base(), iommu_types::PAGE_SIZE);
-        let entry = RootEntry::DEFAULT.with_p(true).with_context_table(frame.base());
-        words.publish(shared, entry.to_words());
-        self.contexts.insert(source.bus(), frame);
-        Ok(true)
     }
 
-    /// The context entry of `source`; `None` if its bus has no table.
-    fn context<'a, P: TableMemory>(&self, host: &'a P, source: SourceId) -> Option<Result<Words<'a>, TableError>> {
-        let table = self.contexts.get(&source.bus())?;
-        Some(Words::at(host, entry_address(table.base(), source.devfn().raw())))
-    }
-
-    /// Writes the entry of `source`, whose bus was added before and whose entry is not present.
+    /// Makes `source`, whose tables were added and whose entry is not present, use `target`.
     pub(crate) fn publish<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
         source: SourceId,
-        entry: ContextEntry,
+        target: &Target,
     ) -> Result<(), TableError> {
-        let at = self.root.base();
-        let words = self
-            .context(&shared.host, source)
-            .unwrap_or(Err(TableError::NotTableMemory { at }))?;
-        words.publish(shared, entry.to_words());
-        Ok(())
+        match self {
+            Self::Legacy(tables) => tables.publish(shared, source, target),
+            Self::Scalable(tables) => tables.publish(shared, source, target),
+        }
     }
 
-    /// Takes the presence from the entry of `source` and leaves the rest of it, as long as the unit may be
-    /// reading it (rule D2). Nothing happens to an entry that has no table.
+    /// Takes the presence from the context entry of `source` and leaves the rest of it, as long as the unit may
+    /// be reading it (rule D2).
     pub(crate) fn clear_present<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
         source: SourceId,
     ) -> Result<(), TableError> {
-        if let Some(words) = self.context(&shared.host, source) {
-            let words = words?;
-            let entry = ContextEntry::from_words(words.load());
-            words.low.store(entry.with_p(false).to_words()[0], Ordering::Release);
-            shared.write_back(words.at, ENTRY_BYTES);
-            // The store comes before the doorbell of the invalidation that follows.
-            fence(Ordering::SeqCst);
+        match self {
+            Self::Legacy(tables) => tables.clear_present(shared, source),
+            Self::Scalable(tables) => tables.clear_present(shared, source),
         }
-        Ok(())
     }
 
-    /// Zeroes an entry that is not present and that the unit has been made to forget.
+    /// Zeroes what `source` had, which is not present and which the unit has been made to forget.
     pub(crate) fn zero<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
         source: SourceId,
     ) -> Result<(), TableError> {
-        if let Some(words) = self.context(&shared.host, source) {
-            let words = words?;
-            words.low.store(0, Ordering::Relaxed);
-            words.high.store(0, Ordering::Relaxed);
-            shared.write_back(words.at, ENTRY_BYTES);
+        match self {
+            Self::Legacy(tables) => tables.zero(shared, source),
+            Self::Scalable(tables) => tables.zero(shared, source),
         }
-        Ok(())
     }
 }
 
-/// The entry that a unit would use for `source`, read from memory alone: for attributing faults without a lock.
-pub(crate) fn lookup<P: TableMemory>(host: &P, root: HostPhys, source: SourceId) -> Option<ContextEntry> {
-    let root = RootEntry::from_words(Words::at(host, entry_address(root, source.bus())).ok()?.load());
-    if !root.p() {
-        return None;
+/// The domain that a unit would use for `source`, read from memory alone: for attributing faults without a lock.
+pub(crate) fn lookup<P: TableMemory>(
+    host: &P,
+    mode: TableMode,
+    root: HostPhys,
+    source: SourceId,
+    pasid: Option<Pasid>,
+) -> Option<DomainId> {
+    match mode {
+        TableMode::Legacy => legacy::lookup(host, root, source),
+        TableMode::Scalable => scalable::lookup(host, root, source, pasid),
     }
-    let words = Words::at(host, entry_address(root.context_table(), source.devfn().raw())).ok()?;
-    Some(ContextEntry::from_words(words.load())).filter(|entry| entry.p())
 }
 
-fn entry_address(table: HostPhys, index: u8) -> HostPhys {
-    HostPhys::new(table.raw() + u64::from(index) * ENTRY_BYTES)
+/// A zeroed page for a structure, in memory before anything leads to it.
+pub(crate) fn empty_page<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<TableFrame, TableError> {
+    let request: FrameRequest = shared.options.page();
+    let frame = shared.host.allocate(request)?;
+    shared.write_back(frame.base(), PAGE_SIZE);
+    Ok(frame)
 }
 
-/// The two words of an entry.
-struct Words<'a> {
+/// A structure of `N` words, of which the first holds the presence bit.
+pub(crate) struct Entry<'a, const N: usize> {
     at: HostPhys,
-    low: &'a AtomicU64,
-    high: &'a AtomicU64,
+    words: [&'a AtomicU64; N],
 }
 
-impl<'a> Words<'a> {
-    fn at<P: TableMemory>(host: &'a P, at: HostPhys) -> Result<Self, TableError> {
-        let high = at.checked_add(8).ok_or(TableError::NotTableMemory { at })?;
-        Ok(Self {
-            at,
-            low: table_word(host, at)?,
-            high: table_word(host, high)?,
-        })
+impl<'a, const N: usize> Entry<'a, N> {
+    /// Entry `index` of the table at `table`.
+    pub(crate) fn of<P: TableMemory>(host: &'a P, table: HostPhys, index: u64) -> Result<Self, TableError> {
+        let unknown = TableError::NotTableMemory { at: table };
+        let size = u64::try_from(N * 8).map_err(|_| unknown)?;
+        let at = index
+            .checked_mul(size)
+            .and_then(|offset| table.checked_add(offset))
+            .ok_or(unknown)?;
+        let first = table_word(host, at)?;
+        let mut words = [first; N];
+        for (offset, word) in (0u64..).step_by(8).zip(&mut words) {
+            *word = table_word(host, at.checked_add(offset).ok_or(unknown)?)?;
+        }
+        Ok(Self { at, words })
     }
 
-    fn load(&self) -> [u64; 2] {
-        [self.low.load(Ordering::Acquire), self.high.load(Ordering::Relaxed)]
+    pub(crate) fn load(&self) -> [u64; N] {
+        self.words.map(|word| word.load(Ordering::Acquire))
     }
 
     /// Writes an entry so that hardware sees it whole or not at all: the word with the presence bit last.
-    fn publish<R: Registers, P: Host>(&self, shared: &Shared<R, P>, [low, high]: [u64; 2]) {
-        self.high.store(high, Ordering::Relaxed);
-        // Release: the upper word, and all tables that the entry leads to, come before its presence.
-        self.low.store(low, Ordering::Release);
-        shared.write_back(self.at, ENTRY_BYTES);
+    pub(crate) fn publish<R: Registers, P: Host>(&self, shared: &Shared<R, P>, values: [u64; N]) {
+        for (word, value) in self.words.iter().zip(values).skip(1) {
+            word.store(value, Ordering::Relaxed);
+        }
+        if let (Some(word), Some(value)) = (self.words.first(), values.first()) {
+            // Release: the other words, and all tables that the entry leads to, come before its presence.
+            word.store(*value, Ordering::Release);
+        }
+        self.write_back(shared);
+    }
+
+    /// Replaces the first word alone, before the doorbell of the invalidation that follows.
+    pub(crate) fn replace_first<R: Registers, P: Host>(&self, shared: &Shared<R, P>, value: u64) {
+        if let Some(word) = self.words.first() {
+            word.store(value, Ordering::Release);
+        }
+        self.write_back(shared);
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn zero<R: Registers, P: Host>(&self, shared: &Shared<R, P>) {
+        self.publish(shared, [0; N]);
+    }
+
+    fn write_back<R: Registers, P: Host>(&self, shared: &Shared<R, P>) {
+        shared.write_back(self.at, u64::try_from(N * 8).unwrap_or(PAGE_SIZE));
     }
 }

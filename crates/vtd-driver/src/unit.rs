@@ -16,17 +16,18 @@ use vtd_spec::register::{
 use crate::attach::{AttachError, DetachError, Reserved, Structures, Target};
 use crate::capabilities::Capabilities;
 use crate::command::{Command, Shadow};
-use crate::domain::{Domain, DomainError, DomainOptions};
+use crate::domain::{Domain, DomainError, DomainOptions, Stage};
 use crate::error::{HardwareError, TableError, UnitError};
 use crate::fault::{Drained, EventMessage, FaultReport, clear_all, fault_status};
 use crate::health::{Health, Poison};
 use crate::ids::DomainIds;
 use crate::interrupt::{InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget};
 use crate::invalidate::{Invalidation, Invalidator};
-use crate::options::{Requester, ReservedRegion, UnitOptions};
+use crate::nested::NestedDomain;
+use crate::options::{Requester, ReservedRegion, TableMode, UnitOptions};
 use crate::queue::Queue;
 use crate::shared::{Host, Shared};
-use crate::space::{MAX_RESERVED_BYTES, Space};
+use crate::space::{GuestTable, MAX_RESERVED_BYTES, Space};
 use crate::structures::Tables;
 use crate::wait::poll;
 
@@ -292,6 +293,9 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
         let major = capabilities.version.max().value();
         return Err(UnitError::NoInvalidation { major });
     }
+    if options.mode == TableMode::Scalable && !capabilities.ecap.smts() {
+        return Err(UnitError::NoScalableMode);
+    }
     let limit = options.timeouts.command_ns;
     let mut shadow = Shadow::seed(registers)?;
     // The consumers of the queue's work go first, the queue last (rules 31 and 111).
@@ -309,7 +313,10 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
     let page = options.page();
     let root = host.allocate(page).map_err(TableError::from)?;
     let invalidator = if capabilities.ecap.qi() {
-        Invalidator::Queue(Queue::new(host, page, false)?)
+        Invalidator::Queue(
+            // 256-bit descriptors must be in place before the unit walks scalable tables (VT-d §6.5.2).
+            Queue::new(host, page, options.mode == TableMode::Scalable)?,
+        )
     } else {
         Invalidator::Registers
     };
@@ -317,7 +324,7 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
     Ok(Prepared {
         shadow,
         invalidator,
-        structures: Structures::new(Tables::new(root), ids),
+        structures: Structures::new(Tables::new(options.mode, root), ids),
     })
 }
 
@@ -348,20 +355,21 @@ fn install<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<(), UnitError
         shared.command(Command::Queue(true))?;
     }
     // Translation structures exist only on units that translate.
-    if shared.capabilities.cap.largest_agaw().is_none() {
+    if !translates(shared) {
         return Ok(());
     }
     shared.write_back(shared.root, PAGE_SIZE);
     shared.flush_write_buffer()?;
     let root = RootTableAddress::DEFAULT
         .with_root_table(shared.root)
-        .with_ttm(TranslationTableMode::Legacy);
+        .with_ttm(match shared.options.mode {
+            TableMode::Legacy => TranslationTableMode::Legacy,
+            TableMode::Scalable => TranslationTableMode::Scalable,
+        });
     shared.registers.write64(offset::RTADDR, root.raw_value());
     shared.command(Command::SetRootTable)?;
     if !shared.capabilities.cap.esrtps() {
-        // Context first: entries of the IOTLB are tagged with what the context cache says.
-        shared.invalidate(&[Invalidation::ContextGlobal])?;
-        shared.invalidate(&[Invalidation::IotlbGlobal])?;
+        shared.invalidate_globally()?;
     }
     Ok(())
 }
@@ -398,7 +406,7 @@ impl<R: Registers, P: Host> Unit<R, P, Blocked> {
                 Some(home) => home.clone(),
                 None => {
                     let id = structures.ids.allocate().map_err(DomainError::from)?;
-                    Arc::new(Space::new(shared, id, DomainOptions::default())?)
+                    Arc::new(Space::new(shared, id, home_options(shared))?)
                 }
             };
             home.map_identity(shared, region.range)
@@ -436,8 +444,27 @@ impl<R: Registers, P: Host> Unit<R, P, Blocked> {
     }
 }
 
+/// The domain of reserved regions: second-stage tables where the unit has them.
+fn home_options<R: Registers, P: Host>(shared: &Shared<R, P>) -> DomainOptions {
+    let first = shared.options.mode == TableMode::Scalable && !shared.capabilities.ecap.ssts();
+    DomainOptions {
+        stage: if first { Stage::First } else { Stage::Second },
+        ..DomainOptions::default()
+    }
+}
+
+/// Whether the unit can translate in the mode that it is driven in.
+fn translates<R: Registers, P: Host>(shared: &Shared<R, P>) -> bool {
+    let Capabilities { cap, ecap, .. } = shared.capabilities;
+    let second_stage = cap.largest_agaw().is_some();
+    match shared.options.mode {
+        TableMode::Legacy => second_stage,
+        TableMode::Scalable => ecap.fsts() || (ecap.ssts() && second_stage),
+    }
+}
+
 fn enable<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<(), UnitError> {
-    if shared.capabilities.cap.largest_agaw().is_none() {
+    if !translates(shared) {
         let sagaw = shared.capabilities.cap.sagaw().value();
         return Err(UnitError::NoTranslation { sagaw });
     }
@@ -523,6 +550,44 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
                 Err(error)
             }
         }
+    }
+
+    /// An address space of a guest's own first-stage tables, whose addresses go through `parent`. Scalable mode
+    /// only.
+    ///
+    /// # Errors
+    /// [`DomainError::NotNestable`], [`DomainError::OutOfIds`].
+    pub fn create_nested(&self, parent: &Domain<R, P>, guest: GuestTable) -> Result<NestedDomain<R, P>, DomainError> {
+        let shared = self.shared();
+        if !Arc::ptr_eq(shared, &parent.shared) {
+            return Err(DomainError::NotNestable);
+        }
+        let mut structures = shared.structures.lock();
+        let id = structures.ids.allocate()?;
+        match Space::nested(shared, id, &parent.space, guest) {
+            Ok(space) => Ok(NestedDomain {
+                shared: shared.clone(),
+                space: Arc::new(space),
+            }),
+            Err(error) => {
+                structures.ids.release(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends all requests of a device to a guest's tables. Refused for devices with reserved regions that are
+    /// not relaxable: the guest's tables need not map them.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach_nested(&self, requester: &Requester, domain: &NestedDomain<R, P>) -> Result<(), AttachError> {
+        let shared = self.shared();
+        if !Arc::ptr_eq(shared, &domain.shared) {
+            return Err(AttachError::OtherUnit);
+        }
+        let target = Target::Space(domain.space.clone());
+        shared.structures.lock().attach(shared, requester, &target)
     }
 
     /// Sends all requests of a device, under each of its IDs, to a domain. Its reserved regions are

@@ -27,6 +27,9 @@ pub(crate) struct Machine {
     writes: RefCell<Vec<(u32, u64)>>,
     /// Queue descriptors announced since the last look, waits left out.
     descriptors: RefCell<Vec<[u64; 2]>>,
+    /// An entry whose words are noted at each doorbell.
+    pub(crate) watch: Cell<Option<HostPhys>>,
+    watched: RefCell<Vec<[u64; 2]>>,
     /// Whether the unit takes steps while the driver waits.
     pub(crate) frozen: Cell<bool>,
     /// Whether every register reads all-ones.
@@ -53,6 +56,8 @@ impl Machine {
             now: Cell::new(0),
             writes: RefCell::default(),
             descriptors: RefCell::default(),
+            watch: Cell::new(None),
+            watched: RefCell::default(),
             frozen: Cell::new(false),
             gone: Cell::new(false),
         }
@@ -136,6 +141,11 @@ impl Machine {
         self.descriptors.take()
     }
 
+    /// What the watched entry held at each doorbell since the last call.
+    pub(crate) fn take_watched(&self) -> Vec<[u64; 2]> {
+        self.watched.take()
+    }
+
     /// Notes what lies between the old tail and `tail`.
     fn note_descriptors(&self, tail: u64) {
         const WAIT: u64 = 5;
@@ -170,6 +180,10 @@ impl Machine {
                 .snoop(AddrRange::from_base_len(base, PAGE_SIZE).expect("a page"));
         }
         if at == offset::IQT {
+            if let Some(watch) = self.watch.get() {
+                let words = self.memory.read_words(watch).expect("an entry");
+                self.watched.borrow_mut().push(words);
+            }
             self.note_descriptors(value);
         }
         self.unit.borrow_mut().write(&self.memory.hardware(), at, width, value);

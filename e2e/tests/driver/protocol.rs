@@ -1,6 +1,6 @@
 //! What the driver tells the unit, word for word: the steps whose absence a given unit may forgive.
 
-use iommu_types::{HostPhys, Iova, PAGE_SIZE, Perms};
+use iommu_types::{HostPhys, Iova, PAGE_SIZE, Perms, SystemMemory};
 use vtd_driver::{DomainOptions, InterruptOptions, InterruptSource, InterruptTarget, Requester};
 use vtd_model::{Profile, UnitConfig, UnitConfigBuilder};
 use vtd_spec::register::{Capability, ExtendedCapability, offset};
@@ -60,6 +60,26 @@ fn detaching_flushes_the_context_of_each_id_under_the_old_domain_and_then_the_do
     // Before the identifier is used again, everything under it goes.
     domain.destroy().expect("destroyed");
     assert_eq!(machine.take_descriptors(), [[id << 16 | 0x21, 0], iotlb_domain(id)]);
+}
+
+#[test]
+fn an_entry_that_is_taken_away_loses_its_presence_first_and_the_rest_after_the_flush() {
+    let machine = machine(UnitConfig::builder());
+    let unit = machine.translating();
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    let device = Requester::new(source("05:00.0"));
+    unit.attach(&device, &domain).expect("attached");
+    // Root entry of bus 5, context entry 0.
+    let root = machine.register64(offset::RTADDR) & !0xfff;
+    let [root_entry] = machine.memory.read_words(HostPhys::new(root + 5 * 16)).expect("memory");
+    let context = HostPhys::new(root_entry & !0xfff);
+    let present: [u64; 2] = machine.memory.read_words(context).expect("memory");
+    assert_eq!(present[0] & 1, 1);
+
+    machine.watch.set(Some(context));
+    unit.detach(&device).expect("detached");
+    assert_eq!(machine.take_watched(), [[present[0] & !1, present[1]]]);
+    assert_eq!(machine.memory.read_words(context), Ok([0, 0]));
 }
 
 #[test]
