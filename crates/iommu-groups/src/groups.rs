@@ -223,7 +223,7 @@ impl Groups {
     pub fn explain(&self, topology: &Topology, a: Bdf, b: Bdf) -> Option<Explanation> {
         if self.together(a, b)? {
             let hops = self.hops.get(*self.of.get(&a)?)?;
-            Some(Explanation::Together(shortest(hops, a, b)))
+            Some(Explanation::Together(Chains::to(b, hops).from(a)))
         } else {
             Some(Explanation::Apart(self.barriers(topology, a, b)))
         }
@@ -258,40 +258,53 @@ impl Groups {
     }
 }
 
-/// The shortest chain of hops from `a` to `b`, each turned so that it leads on.
-fn shortest(hops: &[Hop], a: Bdf, b: Bdf) -> Vec<Hop> {
-    let mut edges: BTreeMap<Bdf, Vec<usize>> = BTreeMap::new();
-    for (index, hop) in hops.iter().enumerate() {
-        edges.entry(hop.from).or_default().push(index);
-        edges.entry(hop.to).or_default().push(index);
-    }
-    // How each function was reached, from `b` backwards, so that the chain reads from `a`.
-    let mut came_by: BTreeMap<Bdf, Hop> = BTreeMap::new();
-    let mut queue = VecDeque::from([b]);
-    while let Some(at) = queue.pop_front() {
-        if at == a {
-            break;
+/// The hops of one group as a tree of shortest chains that all lead to one function.
+struct Chains {
+    root: Bdf,
+    /// How each function is one step nearer to the root.
+    next: BTreeMap<Bdf, Hop>,
+}
+
+impl Chains {
+    fn to(root: Bdf, hops: &[Hop]) -> Self {
+        let mut edges: BTreeMap<Bdf, Vec<usize>> = BTreeMap::new();
+        for (index, hop) in hops.iter().enumerate() {
+            edges.entry(hop.from).or_default().push(index);
+            edges.entry(hop.to).or_default().push(index);
         }
-        for hop in edges
-            .get(&at)
-            .into_iter()
-            .flatten()
-            .filter_map(|index| hops.get(*index))
-        {
-            let next = if hop.from == at { hop.to } else { hop.from };
-            if next != b && !came_by.contains_key(&next) {
-                came_by.insert(next, *hop);
-                queue.push_back(next);
+        let mut next: BTreeMap<Bdf, Hop> = BTreeMap::new();
+        let mut queue = VecDeque::from([root]);
+        while let Some(at) = queue.pop_front() {
+            for hop in edges
+                .get(&at)
+                .into_iter()
+                .flatten()
+                .filter_map(|index| hops.get(*index))
+            {
+                let other = other_end(hop, at);
+                if other != root && !next.contains_key(&other) {
+                    next.insert(other, *hop);
+                    queue.push_back(other);
+                }
             }
         }
+        Self { root, next }
     }
-    let mut chain = Vec::new();
-    let mut at = a;
-    while at != b
-        && let Some(hop) = came_by.remove(&at)
-    {
-        at = if hop.from == at { hop.to } else { hop.from };
-        chain.push(hop);
+
+    /// The chain from `start` to the root. Each step is nearer to the root, so it ends.
+    fn from(&self, start: Bdf) -> Vec<Hop> {
+        let mut chain = Vec::new();
+        let mut at = start;
+        while at != self.root
+            && let Some(hop) = self.next.get(&at)
+        {
+            at = other_end(hop, at);
+            chain.push(*hop);
+        }
+        chain
     }
-    chain
+}
+
+fn other_end(hop: &Hop, at: Bdf) -> Bdf {
+    if hop.from == at { hop.to } else { hop.from }
 }

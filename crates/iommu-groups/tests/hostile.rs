@@ -332,7 +332,7 @@ proptest! {
                 }
             }
         }
-        for difference in differences(&topology, &linux, &strict) {
+        for difference in differences(&linux, &strict) {
             let (a, b, hole) = match &difference {
                 Difference::Hole { a, b, .. } => (*a, *b, true),
                 Difference::Wider { a, b, .. } => (*a, *b, false),

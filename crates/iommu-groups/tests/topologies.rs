@@ -10,10 +10,10 @@
 mod support;
 
 use iommu_groups::{
-    AcsBits, AliasVia, Barrier, Difference, Explanation, Facts, Grounds, Lack, LinuxVersion, Reason, Roots, Rules,
-    Topology, differences, group,
+    AcsBits, AliasVia, Barrier, Difference, Explanation, Facts, Grounds, Lack, LinuxVersion, Problem, Reason, Roots,
+    Rules, Topology, differences, group,
 };
-use iommu_types::SourceId;
+use iommu_types::{DevFn, SourceId};
 use support::{
     ACS_CAP, ACS_ENHANCED, ACS_ON, ENDPOINT, INTEGRATED, Machine, PCI_TO_PCIE, PCIE_TO_PCI, Space, UPSTREAM, bdf,
     conventional, downstream, endpoint, partition, root_port, upstream,
@@ -85,7 +85,7 @@ fn the_hole_between_linux_and_strict_is_a_finding() {
     let topology = machine.scan();
     let linux = group(&topology, Rules::Linux(LinuxVersion::LATEST));
     let strict = group(&topology, Rules::Strict);
-    let found = differences(&topology, &linux, &strict);
+    let found = differences(&linux, &strict);
     let holes: Vec<_> = found
         .iter()
         .map(|difference| match difference {
@@ -565,4 +565,89 @@ fn a_foreign_upstream_port_alone_changes_nothing() {
         .with("00:01.0", root_port(1, 2).acs(ACS_CAP, ACS_ON))
         .with("01:00.0", Space::new(1, 1).bridge(2, 2).express(UPSTREAM));
     assert_eq!(partition(&machine.strict()), "00:01.0 | 01:00.0");
+}
+
+#[test]
+fn requester_ids_that_only_a_device_knows_are_asked_for_and_taken_as_facts() {
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
+        .with(
+            "01:00.0",
+            Space::new(0x11f8, 0x8531).express(ENDPOINT).class(0x06_80_00),
+        );
+    let topology = machine.scan();
+    let asked = Problem::AliasesNotKnown {
+        function: bdf("01:00.0"),
+    };
+    assert!(topology.problems().contains(&asked));
+    assert!(group(&topology, Rules::Strict).of(bdf("01:00.0")).unwrap().uncertain);
+
+    let facts = Facts {
+        aliases: vec![(bdf("01:00.0"), DevFn::from_raw(0x09))],
+        ..Facts::default()
+    };
+    let topology = Topology::scan_with(&machine, &machine.roots, &facts);
+    assert!(topology.problems().is_empty());
+    let ids: Vec<_> = topology
+        .aliases(bdf("01:00.0"))
+        .iter()
+        .map(|a| a.source.raw())
+        .collect();
+    assert_eq!(ids, [0x0100, 0x0109]);
+    // Another class of the same model is the plain switch.
+    let plain = machine.with("01:00.0", Space::new(0x11f8, 0x8531).express(ENDPOINT));
+    assert!(plain.scan().problems().is_empty());
+}
+
+#[test]
+fn virtual_functions_can_be_named_where_their_capability_cannot_be_read() {
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
+        .with("01:00.0", endpoint().readable(256));
+    let facts = Facts {
+        virtual_functions: vec![(bdf("01:10.0"), bdf("01:00.0"))],
+        ..Facts::default()
+    };
+    let topology = Topology::scan_with(&machine, &machine.roots, &facts);
+    let vf = topology.get(bdf("01:10.0")).unwrap();
+    assert_eq!(vf.physical_function, Some(bdf("01:00.0")));
+    assert_eq!(topology.parent(vf.bdf).unwrap().bdf, bdf("00:01.0"));
+}
+
+#[test]
+fn listed_functions_that_sleep_are_kept_as_unknown() {
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
+        .with("00:02.0", endpoint());
+    let listed = ["00:01.0", "00:02.0", "01:00.0"].map(bdf);
+    let topology = Topology::from_functions(&machine, listed, Roots::Inferred, &Facts::default());
+    let asleep = topology.get(bdf("01:00.0")).unwrap();
+    assert!(asleep.port.is_unknown() && asleep.acs.is_unknown());
+    assert_eq!(topology.parent(asleep.bdf).unwrap().bdf, bdf("00:01.0"));
+    assert!(matches!(topology.problems(), [Problem::NoAnswer { .. }]));
+}
+
+#[test]
+fn thunderx2_bridges_end_the_walk_of_requester_ids() {
+    let machine = Machine::new()
+        .with("00:01.0", Space::new(0x14e4, 0x9084).bridge(1, 2))
+        .with("01:00.0", Space::new(1, 1).bridge(2, 2))
+        .with("02:00.0", conventional());
+    let ids: Vec<_> = machine
+        .scan()
+        .aliases(bdf("02:00.0"))
+        .iter()
+        .map(|a| a.source.raw())
+        .collect();
+    assert_eq!(ids, [0x0200, 0x0100], "the bridge at 00:01.0 adds nothing");
+}
+
+#[test]
+fn ats_that_is_known_to_be_broken_is_marked() {
+    let (mut space, at) = Space::new(0x1002, 0x7312).express(ENDPOINT).extended(0x000f, 8);
+    space.put16(at + 4, 0x20);
+    space.put16(at + 6, 0x8000);
+    let topology = Machine::new().with("00:03.0", space).scan();
+    let ats = topology.get(bdf("00:03.0")).unwrap().ats.present().unwrap();
+    assert_eq!((ats.enabled, ats.queue_depth, ats.broken), (true, 32, true));
 }

@@ -6,9 +6,8 @@ use core::fmt;
 
 use iommu_types::Bdf;
 
-use super::{Explanation, Groups};
+use super::{Chains, Groups};
 use crate::reason::Hop;
-use crate::topology::Topology;
 
 /// Functions about which two groupings disagree.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,31 +62,21 @@ impl fmt::Display for Difference {
 /// Compares two groupings of one machine; usually Linux's first, the strict one second.
 ///
 /// For each group of one side that the other side splits, its parts are named once each against the first part,
-/// by their lowest functions.
+/// by their lowest functions. The chain leads from the part to the first one.
 #[must_use]
-pub fn differences(topology: &Topology, first: &Groups, second: &Groups) -> Vec<Difference> {
-    let mut found = Vec::new();
-    for (a, b) in splits(second, first) {
-        let chain = chain(topology, second, a, b);
-        found.push(Difference::Hole { a, b, chain });
-    }
-    for (a, b) in splits(first, second) {
-        let chain = chain(topology, first, a, b);
-        found.push(Difference::Wider { a, b, chain });
-    }
-    found
+pub fn differences(first: &Groups, second: &Groups) -> Vec<Difference> {
+    let holes = splits(second, first)
+        .into_iter()
+        .map(|(a, b, chain)| Difference::Hole { a, b, chain });
+    let wider = splits(first, second)
+        .into_iter()
+        .map(|(a, b, chain)| Difference::Wider { a, b, chain });
+    holes.chain(wider).collect()
 }
 
-fn chain(topology: &Topology, groups: &Groups, a: Bdf, b: Bdf) -> Vec<Hop> {
-    match groups.explain(topology, a, b) {
-        Some(Explanation::Together(hops)) => hops,
-        _ => Vec::new(),
-    }
-}
-
-/// Pairs that are together in `whole` and apart in `parts`: the lowest function of each further part with the
-/// lowest of the first.
-fn splits(whole: &Groups, parts: &Groups) -> Vec<(Bdf, Bdf)> {
+/// Pairs that are together in `whole` and apart in `parts`: the lowest function of the first part with the lowest
+/// of each other part, and why they are together.
+fn splits(whole: &Groups, parts: &Groups) -> Vec<(Bdf, Bdf, Vec<Hop>)> {
     let mut pairs = Vec::new();
     for group in whole.all() {
         let mut lowest: BTreeMap<usize, Bdf> = BTreeMap::new();
@@ -98,8 +87,11 @@ fn splits(whole: &Groups, parts: &Groups) -> Vec<(Bdf, Bdf)> {
         }
         let mut lowest: Vec<Bdf> = lowest.into_values().collect();
         lowest.sort_unstable();
-        if let Some((first, others)) = lowest.split_first() {
-            pairs.extend(others.iter().map(|other| (*first, *other)));
+        if let Some((first, others)) = lowest.split_first()
+            && !others.is_empty()
+        {
+            let chains = Chains::to(*first, whole.reasons(group));
+            pairs.extend(others.iter().map(|other| (*first, *other, chains.from(*other))));
         }
     }
     pairs
