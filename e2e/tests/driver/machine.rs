@@ -8,9 +8,9 @@ use iommu_types::{
     Access, AddrRange, Clock, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PAGE_SIZE, Registers, SourceId,
     SystemMemory, Table, TableFrame, TableMemory,
 };
-use vtd_driver::{Blocked, BringUpError, Domain, Found, Timeouts, Translating, Unit, UnitOptions};
+use vtd_driver::{Blocked, BringUpError, Domain, Found, TableMode, Timeouts, Translating, Unit, UnitOptions};
 use vtd_model::{AccessWidth, Interrupt, InterruptRequest, Request, UnitConfig};
-use vtd_spec::register::offset;
+use vtd_spec::register::{InvalidationQueueAddress, offset};
 
 /// Bytes of memory: table frames come from the top, the pages that devices are given lie below `TABLES`.
 const MEMORY: u64 = 1 << 36;
@@ -22,6 +22,8 @@ const TURN_NS: u64 = 1_000;
 pub(crate) struct Machine {
     pub(crate) memory: SparseMemory,
     unit: RefCell<vtd_model::Unit>,
+    /// The mode that the driver is asked to use.
+    mode: TableMode,
     now: Cell<u64>,
     /// Register writes since the last look: offset and value.
     writes: RefCell<Vec<(u32, u64)>>,
@@ -53,6 +55,7 @@ impl Machine {
         Self {
             memory: memory.build(),
             unit: RefCell::new(vtd_model::Unit::new(config)),
+            mode: TableMode::Legacy,
             now: Cell::new(0),
             writes: RefCell::default(),
             descriptors: RefCell::default(),
@@ -63,6 +66,11 @@ impl Machine {
         }
     }
 
+    pub(crate) fn in_mode(mut self, mode: TableMode) -> Self {
+        self.mode = mode;
+        self
+    }
+
     pub(crate) fn options(&self) -> UnitOptions {
         UnitOptions {
             host_address_width: self.unit.borrow().config().host_address_width(),
@@ -70,6 +78,7 @@ impl Machine {
                 command_ns: 10_000 * TURN_NS,
                 invalidation_ns: 10_000 * TURN_NS,
             },
+            mode: self.mode,
             ..UnitOptions::default()
         }
     }
@@ -149,7 +158,8 @@ impl Machine {
     /// Notes what lies between the old tail and `tail`.
     fn note_descriptors(&self, tail: u64) {
         const WAIT: u64 = 5;
-        let base = self.register64(offset::IQA) & !(PAGE_SIZE - 1);
+        let queue = InvalidationQueueAddress::new_with_raw_value(self.register64(offset::IQA));
+        let base = queue.base().raw();
         let mut at = self.register64(offset::IQT);
         while at != tail {
             let words = self
@@ -159,7 +169,7 @@ impl Machine {
             if words[0] & 0xf != WAIT {
                 self.descriptors.borrow_mut().push(words);
             }
-            at = (at + 16) % PAGE_SIZE;
+            at = (at + queue.dw().bytes()) % PAGE_SIZE;
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use iommu_types::{Access, AddrRange, HostPhys, Iova, PAGE_SIZE, Perms, SourceId};
 use proptest::prelude::*;
-use vtd_driver::{AttachError, DomainOptions, PendingFlush, Requester, Translating, Unit};
+use vtd_driver::{AttachError, DomainOptions, PendingFlush, Requester, Stage, TableMode, Translating, Unit};
 use vtd_model::{Profile, UnitConfig};
 
 use crate::machine::{Machine, TestDomain, range, source};
@@ -65,26 +65,46 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// A unit, the mode that it is driven in, and the stages of its domains.
+#[derive(Clone, Copy, Debug)]
+struct Setting {
+    config: UnitConfig,
+    mode: TableMode,
+    stages: [Stage; DOMAINS],
+}
+
 /// Units that differ in everything that changes what the driver owes them.
-fn config() -> impl Strategy<Value = UnitConfig> {
+fn setting() -> impl Strategy<Value = Setting> {
     let page_selective = prop_oneof![Just(None), Just(Some(0)), Just(Some(9)), Just(Some(18))];
     let levels = prop_oneof![
         Just((true, false, false)),
         Just((false, true, false)),
         Just((true, true, true))
     ];
-    let flags = proptest::array::uniform6(any::<bool>());
-    (page_selective, levels, flags, any::<bool>()).prop_map(|(selective, levels, flags, queue)| {
-        let [caching, write_buffer, coherent, enhanced, superpages, snoop] = flags;
-        UnitConfig::builder()
+    let flags = proptest::array::uniform8(any::<bool>());
+    let stages = proptest::array::uniform3(prop_oneof![Just(Stage::Second), Just(Stage::First)]);
+    (page_selective, levels, flags, stages).prop_map(|(selective, levels, flags, stages)| {
+        let [
+            caching,
+            write_buffer,
+            coherent,
+            enhanced,
+            superpages,
+            snoop,
+            queue,
+            scalable,
+        ] = flags;
+        let queue = queue || scalable;
+        let config = UnitConfig::builder()
             .profile(Profile::Silicon)
             .three_levels(levels.0)
             .four_levels(levels.1)
             .five_levels(levels.2)
             .domain_id_bits(4)
             .caching_mode(caching)
-            .write_buffer_flush(write_buffer)
+            .write_buffer_flush(write_buffer && !scalable)
             .coherent(coherent)
+            .scalable_walk_coherency(scalable && coherent)
             .enhanced_root_pointer(enhanced)
             .pages_2m(superpages)
             .pages_1g(false)
@@ -93,8 +113,18 @@ fn config() -> impl Strategy<Value = UnitConfig> {
             .queued_invalidation(queue)
             .interrupt_remapping(queue)
             .extended_interrupts(queue)
+            .scalable_mode(scalable)
+            .scalable_second_stage(scalable)
+            .first_stage(scalable)
             .build()
-            .expect("a possible unit")
+            .expect("a possible unit");
+        if scalable {
+            let mode = TableMode::Scalable;
+            Setting { config, mode, stages }
+        } else {
+            let (mode, stages) = (TableMode::Legacy, [Stage::Second; DOMAINS]);
+            Setting { config, mode, stages }
+        }
     })
 }
 
@@ -130,6 +160,7 @@ struct World<'m> {
     machine: &'m Machine,
     unit: Unit<&'m Machine, &'m Machine, Translating>,
     domains: Vec<TestDomain<'m>>,
+    stages: [Stage; DOMAINS],
     expected: Vec<Expected>,
     devices: Vec<Requester>,
     attached: [Option<usize>; DEVICES],
@@ -138,7 +169,7 @@ struct World<'m> {
 }
 
 impl<'m> World<'m> {
-    fn new(machine: &'m Machine) -> Self {
+    fn new(machine: &'m Machine, stages: [Stage; DOMAINS]) -> Self {
         let unit = machine.translating();
         let bridge = source("04:00.0");
         let mut snooped: Vec<HostPhys> = machine.memory.unseen_by_hardware().iter().map(|at| at.page()).collect();
@@ -146,9 +177,16 @@ impl<'m> World<'m> {
         assert!(snooped.len() <= 1);
         Self {
             machine,
-            domains: (0..DOMAINS)
-                .map(|_| unit.create_domain(DomainOptions::default()).expect("a domain"))
-                .collect(),
+            domains: stages
+                .map(|stage| {
+                    let options = DomainOptions {
+                        stage,
+                        ..DomainOptions::default()
+                    };
+                    unit.create_domain(options).expect("a domain")
+                })
+                .into(),
+            stages,
             unit,
             expected: (0..DOMAINS).map(|_| Expected::default()).collect(),
             devices: vec![
@@ -191,7 +229,13 @@ impl<'m> World<'m> {
                 perms,
             } => {
                 let (first, pages, target) = (BASES[base], SIZES[size], TARGETS[target]);
-                let mapping = Mapping { pages, target, perms };
+                // A first-stage page that can be written can be read.
+                let read = perms.read || self.stages[domain] == Stage::First;
+                let mapping = Mapping {
+                    pages,
+                    target,
+                    perms: Perms { read, ..perms },
+                };
                 if self.expected[domain]
                     .pending
                     .iter()
@@ -322,8 +366,8 @@ impl<'m> World<'m> {
         for domain in std::mem::take(&mut self.domains) {
             domain.destroy().expect("destroyed");
         }
-        // Context tables of at most three buses stay.
-        assert!(self.machine.memory.live_frames().len() <= before + 3);
+        // Context tables of three buses stay, and in scalable mode two PASID tables for each of five IDs.
+        assert!(self.machine.memory.live_frames().len() <= before + 3 + 10);
         assert_eq!(self.machine.memory.violations(), []);
     }
 }
@@ -338,9 +382,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
     #[test]
-    fn devices_reach_exactly_what_is_mapped_for_them(config in config(), ops in prop::collection::vec(op(), 1..60)) {
-        let machine = Machine::new(config);
-        let mut world = World::new(&machine);
+    fn devices_reach_exactly_what_is_mapped_for_them(setting in setting(), ops in prop::collection::vec(op(), 1..60)) {
+        let machine = Machine::new(setting.config).in_mode(setting.mode);
+        let mut world = World::new(&machine, setting.stages);
         // Three domains have a root table each; the rest is the unit's own.
         let before = machine.memory.live_frames().len() - DOMAINS;
         for op in ops {
