@@ -9,9 +9,6 @@ use crate::pci::{PortType, acs};
 use crate::quirks::{self, AcsQuirk, AcsQuirkKind};
 use crate::topology::Topology;
 
-/// The first Linux release that takes Intel's integrated endpoints for isolated.
-const LINUX_INTEGRATED_ENDPOINTS: (u16, u16) = (5, 8);
-
 /// ACS controls by name; prints as the specification abbreviates them, as in `SV RR`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AcsBits(pub u16);
@@ -176,15 +173,13 @@ impl Topology {
 
     fn isolation_by_quirk(&self, f: &Function, rules: Rules) -> Option<Isolation> {
         quirks::acs_quirks(f).find_map(|quirk| {
-            let applies = match quirk.kind {
-                AcsQuirkKind::AmdSouthbridge => f.multifunction && self.is_on_root_bus(f) && self.has_amd_iommu(),
-                AcsQuirkKind::IntegratedEndpoint => match rules {
-                    Rules::Linux(version) => version.at_least(LINUX_INTEGRATED_ENDPOINTS),
-                    Rules::Strict => true,
-                },
+            let known = match (rules, quirk.linux_since) {
+                (Rules::Linux(version), Some(since)) => version.at_least(since),
                 _ => true,
             };
-            if !applies {
+            let in_place = quirk.kind != AcsQuirkKind::AmdSouthbridge
+                || (f.multifunction && self.is_on_root_bus(f) && self.has_amd_iommu());
+            if !(known && in_place) {
                 return None;
             }
             // Linux turns chipset ports on at boot; Strict wants to see it.

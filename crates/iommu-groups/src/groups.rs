@@ -33,8 +33,9 @@ impl LinuxVersion {
 
     /// Release `major.minor`.
     ///
-    /// One difference is known: from 5.8 on, Intel's integrated endpoints count as isolated. (Stable releases
-    /// of older kernels took that change over; give such a kernel as 5.8.)
+    /// Releases differ in the devices they know to isolate, as far as [`crate::AcsQuirk::linux_since`] says: from
+    /// 5.8 on Intel's integrated endpoints, from 6.3 and 6.13 on Wangxun network cards. Stable releases of older
+    /// kernels took these over; give such a kernel as the release it took them from.
     #[must_use]
     pub const fn new(major: u16, minor: u16) -> Self {
         Self { major, minor }

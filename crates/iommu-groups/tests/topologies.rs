@@ -446,6 +446,23 @@ fn intel_integrated_endpoints_are_isolated_since_5_8() {
 }
 
 #[test]
+fn wangxun_cards_are_known_to_the_releases_that_learnt_of_them() {
+    let card = |device| {
+        Machine::new()
+            .with("00:01.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
+            .with("01:00.0", Space::new(0x8088, device).express(ENDPOINT).multifunction())
+            .with("01:00.1", Space::new(0x8088, device).express(ENDPOINT))
+    };
+    let groups = |device, minor| {
+        let rules = Rules::Linux(LinuxVersion::new(6, minor));
+        group(&card(device).scan(), rules).all().len()
+    };
+    assert_eq!([groups(0x1001, 2), groups(0x1001, 3)], [2, 3]);
+    assert_eq!([groups(0x5010, 12), groups(0x5010, 13)], [2, 3]);
+    assert_eq!(card(0x5010).strict().all().len(), 3);
+}
+
+#[test]
 fn sunrise_point_root_ports_keep_their_controls_in_dwords() {
     let port = |control: u32| {
         let mut space = Space::new(0x8086, 0xa110).bridge(1, 1).express(4).acs(0x0f, 0);

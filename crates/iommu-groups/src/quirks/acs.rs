@@ -34,6 +34,16 @@ pub struct AcsQuirk {
     pub kind: AcsQuirkKind,
     /// Where it is known from.
     pub source: Source,
+    /// The first Linux release (major, minor) that knows it, where that is established; stable releases of older
+    /// kernels may have taken it over.
+    pub linux_since: Option<(u16, u16)>,
+}
+
+impl AcsQuirk {
+    const fn since(mut self, major: u16, minor: u16) -> Self {
+        self.linux_since = Some((major, minor));
+        self
+    }
 }
 
 impl AcsQuirkKind {
@@ -64,6 +74,7 @@ const fn quirk(devices: Devices, kind: AcsQuirkKind, source: &'static str) -> Ac
         devices,
         kind,
         source: Source(source),
+        linux_since: None,
     }
 }
 
@@ -71,6 +82,7 @@ const MF: &str = "Linux drivers/pci/quirks.c, pci_quirk_mf_endpoint_acs";
 const AMD: &str = "Linux drivers/pci/quirks.c, pci_quirk_amd_sb_acs";
 const PCH: &str = "Linux drivers/pci/quirks.c, pci_quirk_intel_pch_acs";
 const RP: &str = "Linux drivers/pci/quirks.c, root ports with ACS-equivalent isolation";
+const WANGXUN: &str = "Linux drivers/pci/quirks.c, pci_quirk_wangxun_nic_acs";
 const ZHAOXIN: &str = "Linux drivers/pci/quirks.c, pci_quirk_zhaoxin_pcie_ports_acs";
 
 /// Root ports of Intel chipsets before the 100 series.
@@ -169,7 +181,8 @@ static QUIRKS: [AcsQuirk; 19] = [
         Devices::all(0x8086),
         AcsQuirkKind::IntegratedEndpoint,
         "Linux drivers/pci/quirks.c, pci_quirk_rciep_acs; VT-d (Root-Complex Peer to Peer Considerations)",
-    ),
+    )
+    .since(5, 8),
     quirk(PCH_PORTS[0], AcsQuirkKind::PchPort, PCH),
     quirk(PCH_PORTS[1], AcsQuirkKind::PchPort, PCH),
     quirk(Devices::new(0x17cb, &[(0x0400, 0x0401)]), AcsQuirkKind::Port, RP),
@@ -207,7 +220,7 @@ static QUIRKS: [AcsQuirk; 19] = [
 ];
 
 /// Continued: ports of vendors with long lists.
-static MORE: [AcsQuirk; 4] = [
+static MORE: [AcsQuirk; 5] = [
     quirk(
         Devices::new(0x1d17, &[(0x0710, 0x071e), (0x0721, 0x0721), (0x0723, 0x0732)]),
         AcsQuirkKind::RootOrDownstreamPort,
@@ -231,12 +244,15 @@ static MORE: [AcsQuirk; 4] = [
         "Linux drivers/pci/quirks.c, pci_quirk_nxp_rp_acs",
     ),
     quirk(
+        Devices::new(0x8088, &[(0x0100, 0x010f), (0x1001, 0x1001), (0x2001, 0x2001)]),
+        AcsQuirkKind::Port,
+        WANGXUN,
+    )
+    .since(6, 3),
+    quirk(
         Devices::new(
             0x8088,
             &[
-                (0x0100, 0x010f),
-                (0x1001, 0x1001),
-                (0x2001, 0x2001),
                 (0x5010, 0x5010),
                 (0x5025, 0x5025),
                 (0x5040, 0x5040),
@@ -246,8 +262,9 @@ static MORE: [AcsQuirk; 4] = [
             ],
         ),
         AcsQuirkKind::Port,
-        "Linux drivers/pci/quirks.c, pci_quirk_wangxun_nic_acs",
-    ),
+        WANGXUN,
+    )
+    .since(6, 13),
     quirk(
         Devices::new(
             0x0014,
