@@ -43,6 +43,8 @@ pub struct ScalableContext {
     pub pasid_enable: bool,
     /// PRE: page requests are accepted.
     pub page_requests: bool,
+    /// EPTR: translated requests may carry a PASID.
+    pub translated_pasid: bool,
     /// Number of PASIDs that the directory covers.
     pub pasid_count: u32,
     /// Host address of the PASID directory.
@@ -217,8 +219,10 @@ pub struct CachedTable {
     pub level: u8,
     /// Its host address.
     pub table: u64,
-    /// Rights that all entries above grant.
+    /// Rights that all entries above grant; in first-stage tables only `write` is limited.
     pub perms: Perms,
+    /// All entries above have the user flag (first stage).
+    pub user: bool,
 }
 
 /// An interrupt remapping table entry as its words, already read and judged present.

@@ -311,8 +311,41 @@ builder! {
     pass_through: bool = true,
     /// Snoop control (ECAP.SC); on by default.
     snoop_control: bool = true,
-    /// Device-TLBs (ECAP.DT): translation and translated requests; off by default.
+    /// Device-TLBs (ECAP.DT): translation and translated requests; off by default. The embedder has to carry out
+    /// [`crate::Unit::take_device_invalidation`].
     device_tlb: bool = false,
+    /// The no-write flag of translation requests is honoured (ECAP.NWFS); off by default.
+    no_write_flag: bool = false,
+    /// Scalable mode (ECAP.SMTS); off by default. Turns none of the features on that need it.
+    scalable_mode: bool = false,
+    /// Second-stage translation in scalable mode (ECAP.SSTS); off by default.
+    scalable_second_stage: bool = false,
+    /// First-stage translation (ECAP.FSTS); off by default.
+    first_stage: bool = false,
+    /// Nested translation (ECAP.NEST); off by default.
+    nested: bool = false,
+    /// First-stage pages of 1 GiB (CAP.FS1GP); off by default.
+    first_stage_1g: bool = false,
+    /// First-stage tables of 5 levels (CAP.FS5LP); off by default.
+    first_stage_five_levels: bool = false,
+    /// Scalable-mode table walks snoop if PWSNP says so (ECAP.SMPWCS); off by default. Accessed and dirty flags need it.
+    scalable_walk_coherency: bool = false,
+    /// Accessed and dirty flags of second-stage tables (ECAP.SSADS); off by default.
+    second_stage_dirty: bool = false,
+    /// The extended accessed flag (ECAP.EAFS); off by default.
+    extended_accessed: bool = false,
+    /// PASIDs of so many bits, 1 to 20 (ECAP.PASID, ECAP.PSS); `None`, no PASIDs, by default.
+    pasid_bits: Option<u8> = None,
+    /// The PASID of requests without one is programmable (ECAP.RPS); off by default.
+    rid_pasid: bool = false,
+    /// Privileged requests (ECAP.SRS); off by default.
+    supervisor_requests: bool = false,
+    /// Requests without PASID can be privileged (ECAP.RPRIVS); off by default.
+    rid_privilege: bool = false,
+    /// Abort-DMA mode (ECAP.ADMS); off by default.
+    abort_dma: bool = false,
+    /// Protected low and high memory regions (CAP.PLMR, CAP.PHMR); off by default.
+    protected_memory: bool = false,
     /// Sizes of the caches; `None`, the default, takes those of the profile.
     cache_sizes: Option<CacheSizes> = None,
     /// Wait descriptors ask the embedder to drain requests in flight before they complete; off by default. For
@@ -355,6 +388,48 @@ impl UnitConfigBuilder {
         self.pass_through = extended.pt();
         self.snoop_control = extended.sc();
         self.device_tlb = extended.dt();
+        self.no_write_flag = extended.nwfs() && extended.dt();
+        self.protected_memory = capability.plmr() && capability.phmr();
+        self.abort_dma = extended.adms();
+        // Older revisions used some of these bits for what was removed since: they count with scalable mode only.
+        let scalable = extended.smts();
+        self.scalable_mode = scalable;
+        self.scalable_second_stage = scalable && extended.ssts();
+        self.first_stage = scalable && extended.fsts();
+        self.nested = scalable && extended.nest();
+        self.first_stage_1g = self.first_stage && capability.fs1gp();
+        self.first_stage_five_levels = self.first_stage && capability.fs5lp();
+        self.scalable_walk_coherency = scalable && extended.smpwcs();
+        self.second_stage_dirty = scalable && extended.ssads();
+        self.extended_accessed = scalable && extended.eafs();
+        self.pasid_bits = if scalable && extended.pasid() {
+            Some(extended.pasid_bits())
+        } else {
+            None
+        };
+        self.rid_pasid = scalable && extended.rps();
+        self.supervisor_requests = scalable && extended.srs();
+        self.rid_privilege = scalable && extended.rprivs();
+        self
+    }
+
+    /// Switches everything of scalable mode on that this model has: both stages, nested, flags, 20-bit PASIDs,
+    /// privileged requests, abort-DMA mode.
+    #[must_use]
+    pub const fn full_scalable_mode(mut self) -> Self {
+        self.scalable_mode = true;
+        self.scalable_second_stage = true;
+        self.first_stage = true;
+        self.nested = true;
+        self.first_stage_1g = true;
+        self.scalable_walk_coherency = true;
+        self.second_stage_dirty = true;
+        self.extended_accessed = true;
+        self.pasid_bits = Some(20);
+        self.rid_pasid = true;
+        self.supervisor_requests = true;
+        self.rid_privilege = true;
+        self.abort_dma = true;
         self
     }
 
@@ -404,6 +479,10 @@ impl UnitConfigBuilder {
             Some(mask) if mask > 63 => return Err(ConfigError::AddressMask(mask)),
             _ => {}
         }
+        match self.pasid_bits {
+            Some(bits) if !(1..=20).contains(&bits) => return Err(ConfigError::PasidBits(bits)),
+            _ => {}
+        }
         if self.handle_mask > 15 {
             return Err(ConfigError::HandleMask(self.handle_mask));
         }
@@ -411,35 +490,40 @@ impl UnitConfigBuilder {
     }
 
     fn check_dependencies(&self) -> Result<(), ConfigError> {
-        let section = "§11.4.3, ECAP_REG";
+        let section = "§11.4.2, CAP_REG, and §11.4.3, ECAP_REG";
+        let queue = (self.queued_invalidation, "queued_invalidation");
+        let remapping = (self.interrupt_remapping, "interrupt_remapping");
+        let scalable = (self.scalable_mode, "scalable_mode");
+        let first = (self.first_stage, "first_stage");
+        let second = (self.scalable_second_stage, "scalable_second_stage");
+        let coherent = (self.scalable_walk_coherency, "scalable_walk_coherency");
+        let device = (self.device_tlb, "device_tlb");
+        let supervisor = (self.supervisor_requests, "supervisor_requests");
         let rules = [
-            (
-                self.device_tlb,
-                "device_tlb",
-                self.queued_invalidation,
-                "queued_invalidation",
-            ),
-            (
-                self.interrupt_remapping,
-                "interrupt_remapping",
-                self.queued_invalidation,
-                "queued_invalidation",
-            ),
-            (
-                self.extended_interrupts,
-                "extended_interrupts",
-                self.interrupt_remapping,
-                "interrupt_remapping",
-            ),
+            (self.device_tlb, "device_tlb", queue),
+            (self.no_write_flag, "no_write_flag", device),
+            (self.interrupt_remapping, "interrupt_remapping", queue),
+            (self.extended_interrupts, "extended_interrupts", remapping),
             // From version 6.0 on the registers do not invalidate, so nothing else could.
-            (
-                self.version.0 >= 6,
-                "version 6.0 and later",
-                self.queued_invalidation,
-                "queued_invalidation",
-            ),
+            (self.version.0 >= 6, "version 6.0 and later", queue),
+            (self.scalable_mode, "scalable_mode", queue),
+            (self.scalable_second_stage, "scalable_second_stage", scalable),
+            (self.first_stage, "first_stage", scalable),
+            (self.nested, "nested", first),
+            (self.nested, "nested", second),
+            (self.first_stage_1g, "first_stage_1g", first),
+            (self.first_stage_five_levels, "first_stage_five_levels", first),
+            (self.scalable_walk_coherency, "scalable_walk_coherency", scalable),
+            (self.second_stage_dirty, "second_stage_dirty", coherent),
+            (self.second_stage_dirty, "second_stage_dirty", second),
+            (self.extended_accessed, "extended_accessed", coherent),
+            (self.extended_accessed, "extended_accessed", first),
+            (self.pasid_bits.is_some(), "pasid_bits", scalable),
+            (self.rid_pasid, "rid_pasid", scalable),
+            (self.supervisor_requests, "supervisor_requests", scalable),
+            (self.rid_privilege, "rid_privilege", supervisor),
         ];
-        for (wanted, feature, present, needs) in rules {
+        for (wanted, feature, (present, needs)) in rules {
             if wanted && !present {
                 return Err(ConfigError::Needs {
                     feature,
@@ -447,6 +531,13 @@ impl UnitConfigBuilder {
                     section,
                 });
             }
+        }
+        if self.scalable_mode && self.write_buffer_flush {
+            return Err(ConfigError::Excludes {
+                feature: "scalable_mode",
+                other: "write_buffer_flush",
+                section,
+            });
         }
         Ok(())
     }
@@ -504,6 +595,10 @@ impl UnitConfigBuilder {
         Ok(Capability::DEFAULT
             .with_nd(u3::extract_u8((self.domain_id_bits - 4) / 2, 0))
             .with_rwbf(self.write_buffer_flush)
+            .with_plmr(self.protected_memory)
+            .with_phmr(self.protected_memory)
+            .with_fs1gp(self.first_stage_1g)
+            .with_fs5lp(self.first_stage_five_levels)
             .with_cm(self.caching_mode)
             .with_sagaw(u5::extract_u8(sagaw, 0))
             .with_mgaw(u6::extract_u8(guest - 1, 0))
@@ -533,6 +628,20 @@ impl UnitConfigBuilder {
                 if self.interrupt_remapping { self.handle_mask } else { 0 },
                 0,
             ))
+            .with_nwfs(self.no_write_flag)
+            .with_smts(self.scalable_mode)
+            .with_ssts(self.scalable_second_stage)
+            .with_fsts(self.first_stage)
+            .with_nest(self.nested)
+            .with_smpwcs(self.scalable_walk_coherency)
+            .with_ssads(self.second_stage_dirty)
+            .with_eafs(self.extended_accessed)
+            .with_pasid(self.pasid_bits.is_some())
+            .with_pss(u5::extract_u8(self.pasid_bits.unwrap_or(1).wrapping_sub(1), 0))
+            .with_rps(self.rid_pasid)
+            .with_srs(self.supervisor_requests)
+            .with_rprivs(self.rid_privilege)
+            .with_adms(self.abort_dma)
     }
 
     /// VT-d §11.4.2 (CAP_REG.FRO), §11.4.3 (ECAP_REG.IRO): both blocks lie in unused space, in units of 16 bytes.
@@ -597,8 +706,7 @@ mod tests {
             .host_address_width(39)
             .build()
             .expect("consistent");
-        // PLMR and PHMR are not advertised (protected memory registers).
-        assert_eq!(config.capability().raw_value() | 0x60, cap.raw_value());
+        assert_eq!(config.capability(), cap);
         assert_eq!(config.extended_capability(), ecap);
     }
 
@@ -633,6 +741,25 @@ mod tests {
                 ..
             }
         ));
+        assert!(matches!(
+            error(b.scalable_mode(true).write_buffer_flush(true)),
+            ConfigError::Excludes {
+                other: "write_buffer_flush",
+                ..
+            }
+        ));
+        assert!(matches!(
+            error(b.nested(true)),
+            ConfigError::Needs {
+                feature: "nested",
+                needs: "first_stage",
+                ..
+            }
+        ));
+        assert_eq!(
+            error(b.scalable_mode(true).pasid_bits(Some(21))),
+            ConfigError::PasidBits(21)
+        );
         for (block, bad) in [
             ("IOTLB", b.invalidate_address_at(Some(0x80))),
             ("IOTLB", b.invalidate_address_at(Some(0xF8))),

@@ -96,5 +96,5 @@ pub use latched::Latched;
 pub use registers::AccessWidth;
 pub use request::{Fault, Request, RequestKind, Translation};
 pub use translate::{Outcome, translate};
-pub use unit::{DrainToken, EventMessage, EventSource, Unit};
+pub use unit::{DeviceInvalidation, DrainToken, EventMessage, EventSource, PasidScope, Unit};
 pub use vtd_spec::fault::Response;

@@ -3,8 +3,12 @@
 //! [`translate`] changes nothing but the caches it is given and, where tables ask for it, their accessed and dirty
 //! flags. Any number of threads can run it over one [`Latched`] state.
 
+mod first_stage;
+mod flags;
 mod legacy;
+mod scalable;
 mod second_stage;
+mod stages;
 
 use iommu_types::{Access, AddrRange, HostPhys, Iova, PageSize, Perms, SystemMemory};
 use vtd_spec::fault::Response;
@@ -66,6 +70,7 @@ where
         stamp,
         report: WalkReport::default(),
         fault_processing_disabled: false,
+        keeps_tables_unchanged: false,
     };
     let result = walk.run().or_else(|stop| walk.answer(stop));
     Outcome {
@@ -85,6 +90,8 @@ struct Walk<'a, M, C> {
     report: WalkReport,
     /// FPD in any structure read so far.
     fault_processing_disabled: bool,
+    /// Only look: no flag is set in any table.
+    keeps_tables_unchanged: bool,
 }
 
 impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
@@ -130,8 +137,12 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             TranslationTableMode::Legacy if root.ssirwe() && extended.ssirws() => Err(Condition::Rta1_4.into()),
             TranslationTableMode::AbortDma => Err(Condition::Rta4.into()),
             TranslationTableMode::Legacy if request.pasid.is_some() => Err(Condition::Rta2.into()),
+            // RTA.5: from version 8 on, requests to execute are blocked here.
+            _ if self.config.version().faults_execute_requests() && request.pasid.is_some() && request.execute => {
+                Err(Condition::Rta5.into())
+            }
             TranslationTableMode::Legacy => self.legacy(),
-            TranslationTableMode::Scalable => Err(Condition::Rta1_3.into()),
+            TranslationTableMode::Scalable => self.scalable(),
         }
     }
 

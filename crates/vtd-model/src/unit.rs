@@ -1,7 +1,9 @@
 //! The mutable half: registers, commands, the invalidation queue, the fault log.
 
 mod command;
+mod device;
 mod event;
+
 mod fault_log;
 mod invalidate;
 mod queue;
@@ -21,6 +23,7 @@ use crate::registers::{AccessWidth, RegisterFile, split};
 use crate::request::{Fault, Request, Translation};
 use crate::translate::translate;
 
+pub use device::{DeviceInvalidation, PasidScope};
 pub use event::{EventMessage, EventSource};
 pub use queue::DrainToken;
 
@@ -46,6 +49,9 @@ pub struct Unit<C = Caches> {
     drain_needed: bool,
     drain: queue::DrainState,
     next_token: u64,
+    devices: device::Devices,
+    /// What becomes of the wait descriptor at the head that device-TLB invalidations hold up.
+    held_wait: device::HeldWait,
     /// A command that software has written and hardware has not carried out (asynchronous profiles).
     pending: Option<GlobalCommand>,
     messages: event::Messages,
@@ -75,6 +81,8 @@ impl<C: TranslationCache> Unit<C> {
             drain_needed: false,
             drain: queue::DrainState::default(),
             next_token: 0,
+            devices: device::Devices::default(),
+            held_wait: device::HeldWait::None,
             pending: None,
             messages: event::Messages::default(),
         }

@@ -5,7 +5,7 @@ use vtd_spec::entry::{ContextEntry, ContextTranslation, RootEntry};
 use vtd_spec::message;
 
 use super::second_stage::{SecondStage, SecondStop};
-use super::{Stop, Walk};
+use super::{Stop, Walk, low_bits};
 use crate::cache::{AddressSpaceTag, CachedContext, CachedPage, Context, LegacyContext, Stage, TranslationCache};
 use crate::condition::Condition;
 use crate::request::{RequestKind, Translation};
@@ -148,6 +148,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         let tables = SecondStage {
             root: HostPhys::new(context.root),
             levels: context.levels,
+            flags: false,
+            snooped: self.config.extended_capability().c(),
         };
         if self.address() > tables.address_limit(self.config) {
             return Err(Condition::Lgn1_1.into());
@@ -178,8 +180,21 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
     fn walk_legacy(&mut self, tables: &SecondStage, tag: &AddressSpaceTag) -> Result<CachedPage, Stop> {
         let address = self.address();
         let (page, keep) = match self.second_stage(tables, tag, address) {
-            // A page that nothing may use counts as not present (VT-d §9.8).
-            Ok(page) => (page, !page.user.is_none() || self.config.caches_faults()),
+            Ok(page) => {
+                let cached = CachedPage {
+                    base: address & !low_bits(page.shift),
+                    shift: page.shift,
+                    phys: page.phys.raw(),
+                    user: page.perms,
+                    supervisor: page.perms,
+                    user_allowed: true,
+                    dirty: true,
+                    snoop: page.snoop,
+                    fault: None,
+                };
+                // A page that nothing may use counts as not present (VT-d §9.8).
+                (cached, !page.perms.is_none() || self.config.caches_faults())
+            }
             Err(SecondStop::TopUnreadable) => return Err(Condition::Lct4_3.into()),
             Err(SecondStop::Unreadable) => return Err(Condition::Lss1.into()),
             Err(stop) => {

@@ -119,6 +119,7 @@ impl<C: TranslationCache> Unit<C> {
                 self.registers
                     .set64(offset::IQH, InvalidationQueueHead::DEFAULT.raw_value());
                 self.drain = super::queue::DrainState::default();
+                self.held_wait = super::device::HeldWait::None;
                 self.set_status(status.with_qies(false));
             }
             Change::Interrupts(on) => self.set_interrupts(status, on),

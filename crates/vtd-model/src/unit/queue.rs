@@ -2,18 +2,23 @@
 
 use iommu_types::SystemMemory;
 use vtd_spec::descriptor::{
-    ContextCacheInvalidation, DescriptorType, InterruptEntryInvalidation, IotlbInvalidation as IotlbDescriptor,
+    ContextCacheInvalidation, DescriptorType, DeviceTlbInvalidation, InterruptEntryInvalidation,
+    IotlbInvalidation as IotlbDescriptor, PasidCacheInvalidation, PasidDeviceTlbInvalidation, PasidIotlbInvalidation,
     WaitDescriptor,
 };
-use vtd_spec::encoding::{ContextGranularity, InterruptGranularity, IotlbGranularity};
+use vtd_spec::encoding::{
+    ContextGranularity, InterruptGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
+};
 use vtd_spec::register::{
     DescriptorWidth, InvalidationCompletionStatus, InvalidationQueueErrorRecord, InvalidationQueueHead,
     InvalidationQueueTail, QueueError, TranslationTableMode, offset,
 };
 
+use super::device::{HeldWait, PasidScope};
 use super::{EventSource, Unit};
 use crate::cache::{
-    ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PageBlock, TranslationCache,
+    ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PageBlock, PasidInvalidation,
+    TranslationCache,
 };
 
 /// Descriptors that one register write processes at most; what is left, [`Unit::step`] does.
@@ -90,8 +95,9 @@ impl<C: TranslationCache> Unit<C> {
                 self.registers.set64(offset::IQH, next.raw_value());
                 true
             }
-            // The wait at the head has asked for a drain.
-            Ok(false) => true,
+            // The descriptor at the head waits for the embedder: a drain, or device-TLBs. Only a drain that was asked
+            // for just now is progress.
+            Ok(false) => self.drain.awaited.is_some(),
             Err(error) => {
                 self.stop_queue(error);
                 true
@@ -143,6 +149,18 @@ impl<C: TranslationCache> Unit<C> {
                 self.context_descriptor(ContextCacheInvalidation::from_words(words), upper_clear)?;
             }
             DescriptorType::IOTLB => self.iotlb_descriptor(IotlbDescriptor::from_words(words), upper_clear)?,
+            DescriptorType::DEVICE_TLB if ecap.dt() => {
+                return self.device_descriptor(DeviceTlbInvalidation::from_words(words), upper_clear);
+            }
+            DescriptorType::PASID_IOTLB => {
+                self.pasid_iotlb_descriptor(PasidIotlbInvalidation::from_words(words), upper_clear)?;
+            }
+            DescriptorType::PASID_CACHE => {
+                self.pasid_cache_descriptor(PasidCacheInvalidation::from_words(words), upper_clear)?;
+            }
+            DescriptorType::PASID_DEVICE_TLB if ecap.dt() => {
+                return self.pasid_device_descriptor(PasidDeviceTlbInvalidation::from_words(words), upper_clear);
+            }
             DescriptorType::INTERRUPT_ENTRY if ecap.ir() => {
                 self.interrupt_descriptor(InterruptEntryInvalidation::from_words(words), upper_clear)?;
             }
@@ -193,6 +211,68 @@ impl<C: TranslationCache> Unit<C> {
         Ok(())
     }
 
+    /// VT-d §6.5.2.2.
+    fn pasid_cache_descriptor(&mut self, d: PasidCacheInvalidation, upper_clear: bool) -> Result<(), QueueError> {
+        check(upper_clear && d.raw_value() & PasidCacheInvalidation::RESERVED == 0)?;
+        let domain = self.domain(d.did());
+        let what = match d.g() {
+            PasidCacheGranularity::Global => PasidInvalidation::Global,
+            PasidCacheGranularity::Domain => PasidInvalidation::Domain(domain),
+            PasidCacheGranularity::Pasid => PasidInvalidation::Pasid(domain, d.pasid().raw()),
+            PasidCacheGranularity::Reserved => return Err(QueueError::RESERVED_FIELD),
+        };
+        self.counters.invalidations.pasid += 1;
+        self.cache.invalidate(&Invalidation::Pasid(what));
+        Ok(())
+    }
+
+    /// VT-d §6.5.2.4. Any address mask is accepted.
+    fn pasid_iotlb_descriptor(&mut self, d: PasidIotlbInvalidation, upper_clear: bool) -> Result<(), QueueError> {
+        check(upper_clear && d.raw_value() & PasidIotlbInvalidation::RESERVED == 0)?;
+        let (domain, pasid) = (self.domain(d.did()), d.pasid().raw());
+        let what = match d.g() {
+            PasidIotlbGranularity::Pasid => IotlbInvalidation::Pasid { domain, pasid },
+            PasidIotlbGranularity::Page => IotlbInvalidation::PasidPages {
+                domain,
+                pasid,
+                pages: PageBlock::new(d.address().raw(), d.am().value(), d.ih()),
+            },
+            PasidIotlbGranularity::Reserved0 | PasidIotlbGranularity::Reserved1 => {
+                return Err(QueueError::RESERVED_FIELD);
+            }
+        };
+        self.counters.invalidations.pasid_iotlb += 1;
+        self.drain_needed = true;
+        self.cache.invalidate(&Invalidation::Iotlb(what));
+        Ok(())
+    }
+
+    /// VT-d §6.5.2.5.
+    fn device_descriptor(&mut self, d: DeviceTlbInvalidation, upper_clear: bool) -> Result<bool, QueueError> {
+        check(upper_clear && d.raw_value() & DeviceTlbInvalidation::RESERVED == 0)?;
+        // PFSID is reserved without ECAP.DIT.
+        check(d.pfsid() == 0 || self.config.extended_capability().dit())?;
+        let (first, order) = d.range();
+        Ok(self.send_device_invalidation(d.source(), None, first, order))
+    }
+
+    /// VT-d §6.5.2.6.
+    fn pasid_device_descriptor(
+        &mut self,
+        d: PasidDeviceTlbInvalidation,
+        upper_clear: bool,
+    ) -> Result<bool, QueueError> {
+        check(upper_clear && d.raw_value() & PasidDeviceTlbInvalidation::RESERVED == 0)?;
+        check(d.pfsid() == 0 || self.config.extended_capability().dit())?;
+        let (first, order) = d.range();
+        let scope = if d.gi() {
+            PasidScope::All
+        } else {
+            PasidScope::One(d.pasid())
+        };
+        Ok(self.send_device_invalidation(d.source(), Some(scope), first, order))
+    }
+
     /// VT-d §6.5.2.8.
     fn interrupt_descriptor(&mut self, d: InterruptEntryInvalidation, upper_clear: bool) -> Result<(), QueueError> {
         check(upper_clear && d.raw_value() & InterruptEntryInvalidation::RESERVED == 0)?;
@@ -224,6 +304,16 @@ impl<C: TranslationCache> Unit<C> {
         check(upper_clear && d.raw_value() & WaitDescriptor::RESERVED == 0)?;
         // PD is reserved without ECAP.PDS.
         check(!d.pd() || self.config.extended_capability().pds())?;
+        // Device-TLB invalidations complete before the wait does; it is looked at again when they have.
+        if self.held_wait == HeldWait::Aborted {
+            self.held_wait = HeldWait::None;
+            return Ok(true);
+        }
+        if self.devices.is_waiting() {
+            self.held_wait = HeldWait::Pending;
+            return Ok(false);
+        }
+        self.held_wait = HeldWait::None;
         if self.config.two_phase_waits() && self.drain_needed && !self.drain.done {
             self.next_token += 1;
             self.drain = DrainState {

@@ -13,6 +13,8 @@ mod hostile;
 mod interrupts;
 mod legacy;
 mod oracle;
+mod oracle_scalable;
 mod queue;
 mod rig;
+mod scalable;
 mod silicon;

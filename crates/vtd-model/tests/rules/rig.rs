@@ -30,6 +30,7 @@ pub(crate) struct Rig {
     pub(crate) tables: RawTables<'static, SparseMemory>,
     pub(crate) root: u64,
     tail: u64,
+    wide: bool,
 }
 
 impl Rig {
@@ -44,6 +45,7 @@ impl Rig {
             tables,
             root,
             tail: 0,
+            wide: false,
         }
     }
 
@@ -52,6 +54,17 @@ impl Rig {
         let mut rig = Self::new(builder);
         rig.enable_queue();
         rig.set_root(rig.root);
+        rig.command(|c| c.with_te(true));
+        rig
+    }
+
+    /// A unit with translation on in scalable mode, an empty root table and a queue of 256-bit descriptors.
+    pub(crate) fn scalable(builder: UnitConfigBuilder) -> Self {
+        let mut rig = Self::new(builder);
+        rig.wide = true;
+        rig.write64(offset::IQA, QUEUE | 1 << 11 | 1);
+        rig.command(|c| c.with_qie(true));
+        rig.set_root(rig.root | 1 << 10);
         rig.command(|c| c.with_te(true));
         rig
     }
@@ -146,7 +159,11 @@ impl Rig {
     pub(crate) fn enqueue(&mut self, descriptors: &[[u64; 2]]) {
         for words in descriptors {
             self.tables.put_words(QUEUE + self.tail, words);
-            self.tail = (self.tail + 16) % 4096;
+            if self.wide {
+                self.tables.put_words(QUEUE + self.tail + 16, &[0, 0]);
+            }
+            let (step, len) = if self.wide { (32, 8192) } else { (16, 4096) };
+            self.tail = (self.tail + step) % len;
         }
     }
 
