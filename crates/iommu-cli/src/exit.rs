@@ -61,7 +61,9 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |why: &dyn fmt::Display| Failure::Measure(format!("{}: {why}", file.display()));
     let length = std::fs::metadata(file).map_err(|why| failed(&why))?.len();
     if length > LARGEST_FILE {
-        return Err(failed(&format!("{length} bytes are more than the {LARGEST_FILE} that any table needs")));
+        return Err(failed(&format!(
+            "{length} bytes are more than the {LARGEST_FILE} that any table needs"
+        )));
     }
     std::fs::read(file).map_err(|why| failed(&why))
 }

@@ -19,7 +19,12 @@ use clap::{Parser, Subcommand};
 use crate::exit::{Failure, Verdict};
 
 #[derive(Debug, Parser)]
-#[command(name = "iommu", version, about = "Shows which device can reach which memory, and why", arg_required_else_help = true)]
+#[command(
+    name = "iommu",
+    version,
+    about = "Shows which device can reach which memory, and why",
+    arg_required_else_help = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -59,8 +64,12 @@ enum DmarCommand {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(options) => run::run(&options),
-        Command::Dmar { command: DmarCommand::Show { file, json } } => show_table(&file, json),
-        Command::Dmar { command: DmarCommand::Build { machine, output } } => build_table(machine.as_deref(), &output),
+        Command::Dmar {
+            command: DmarCommand::Show { file, json },
+        } => show_table(&file, json),
+        Command::Dmar {
+            command: DmarCommand::Build { machine, output },
+        } => build_table(machine.as_deref(), &output),
     };
     match result {
         Ok(verdict) => verdict.into(),
@@ -84,7 +93,9 @@ fn show_table(file: &std::path::Path, json: bool) -> Result<Verdict, Failure> {
 
 fn build_table(machine: Option<&std::path::Path>, output: &std::path::Path) -> Result<Verdict, Failure> {
     let description = machine::describe(machine)?;
-    let table = description.to_dmar().map_err(|why| Failure::Input(format!("{}: {why}", description.name)))?;
+    let table = description
+        .to_dmar()
+        .map_err(|why| Failure::Input(format!("{}: {why}", description.name)))?;
     std::fs::write(output, &table).map_err(|why| Failure::Measure(format!("{}: {why}", output.display())))?;
     Ok(Verdict::Yes)
 }

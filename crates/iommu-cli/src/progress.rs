@@ -22,13 +22,21 @@ pub(crate) struct Progress {
 impl Progress {
     /// Begins a step of `total` units.
     pub(crate) fn begin(what: &'static str, total: u64) -> Self {
-        Self { what, total, start: Instant::now(), drawn: None, terminal: std::io::stderr().is_terminal() }
+        Self {
+            what,
+            total,
+            start: Instant::now(),
+            drawn: None,
+            terminal: std::io::stderr().is_terminal(),
+        }
     }
 
     /// `done` units are done.
     pub(crate) fn at(&mut self, done: u64) {
         let now = Instant::now();
-        let due = self.drawn.map_or(now - self.start >= PATIENCE, |last| now - last >= INTERVAL);
+        let due = self
+            .drawn
+            .map_or(now - self.start >= PATIENCE, |last| now - last >= INTERVAL);
         if self.terminal && due {
             self.drawn = Some(now);
             let line = bar(self.what, done, self.total);
@@ -41,15 +49,26 @@ impl Progress {
 impl Drop for Progress {
     fn drop(&mut self) {
         if self.drawn.is_some() {
-            let _ = write!(std::io::stderr(), "\r{:width$}\r", "", width = self.what.len() + WIDTH + 10);
+            let _ = write!(
+                std::io::stderr(),
+                "\r{:width$}\r",
+                "",
+                width = self.what.len() + WIDTH + 10
+            );
         }
     }
 }
 
 fn bar(what: &str, done: u64, total: u64) -> String {
-    let share = |of: u64| usize::try_from(u128::from(done.min(total)) * u128::from(of) / u128::from(total.max(1))).unwrap_or(0);
+    let share =
+        |of: u64| usize::try_from(u128::from(done.min(total)) * u128::from(of) / u128::from(total.max(1))).unwrap_or(0);
     let filled = share(WIDTH as u64);
-    format!("{what} [{}{}] {:>3} %", "#".repeat(filled), ".".repeat(WIDTH - filled), share(100))
+    format!(
+        "{what} [{}{}] {:>3} %",
+        "#".repeat(filled),
+        ".".repeat(WIDTH - filled),
+        share(100)
+    )
 }
 
 #[cfg(test)]

@@ -15,8 +15,12 @@ pub(crate) fn parse(text: &str) -> Result<u64, String> {
         "T" | "TB" | "TIB" => 40,
         other => return Err(format!("unknown unit {other:?}: sizes end in K, M, G or T, as in 64M")),
     };
-    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is not a size: expected a number such as 64M"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} does not fit in 64 bits"))
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is not a size: expected a number such as 64M"))?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| format!("{text:?} does not fit in 64 bits"))
 }
 
 /// A size as people read it: the largest binary unit that leaves at most one decimal.
@@ -28,7 +32,11 @@ pub(crate) fn show(bytes: u64) -> String {
         }
         let tenths = ((u128::from(bytes) * 10) >> shift) % 10;
         let whole = bytes >> shift;
-        return if tenths == 0 { format!("{whole} {unit}") } else { format!("{whole}.{tenths} {unit}") };
+        return if tenths == 0 {
+            format!("{whole} {unit}")
+        } else {
+            format!("{whole}.{tenths} {unit}")
+        };
     }
     format!("{bytes} B")
 }

@@ -47,14 +47,20 @@ impl Expectation {
     pub(crate) fn parse(text: &str) -> Result<Self, Mistake> {
         let mut cells = BTreeMap::new();
         for (index, line) in text.lines().enumerate() {
-            let mistake = |problem: String| Mistake { line: index + 1, problem };
+            let mistake = |problem: String| Mistake {
+                line: index + 1,
+                problem,
+            };
             let content = line.split('#').next().unwrap_or_default();
             let words: Vec<&str> = content.split_whitespace().collect();
             let [requester, target, verdict] = words[..] else {
                 if words.is_empty() {
                     continue;
                 }
-                return Err(mistake(format!("expected REQUESTER TARGET VERDICT, found {:?}", content.trim())));
+                return Err(mistake(format!(
+                    "expected REQUESTER TARGET VERDICT, found {:?}",
+                    content.trim()
+                )));
             };
             let requester: Bdf = requester.parse().map_err(|e| mistake(format!("{requester:?}: {e}")))?;
             let target: Target = target
@@ -68,15 +74,20 @@ impl Expectation {
             }
         }
         if cells.is_empty() {
-            return Err(Mistake { line: 1, problem: "no cell: a kept matrix has one line for each".to_owned() });
+            return Err(Mistake {
+                line: 1,
+                problem: "no cell: a kept matrix has one line for each".to_owned(),
+            });
         }
         Ok(Self { cells })
     }
 
     /// What is not as it was kept, in the order of requesters and columns.
     pub(crate) fn differences(&self, seen: &[Cell]) -> Vec<Difference> {
-        let seen: BTreeMap<(Bdf, Target), Verdict> =
-            seen.iter().map(|cell| ((cell.requester, cell.target), cell.seen)).collect();
+        let seen: BTreeMap<(Bdf, Target), Verdict> = seen
+            .iter()
+            .map(|cell| ((cell.requester, cell.target), cell.seen))
+            .collect();
         let mut keys: Vec<_> = self.cells.keys().chain(seen.keys()).copied().collect();
         keys.sort_unstable();
         keys.dedup();
@@ -109,6 +120,7 @@ fn names<T: std::fmt::Display>(all: &[T]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::run::matrix::Tally;
 
     fn cell(requester: &str, target: Target, seen: Verdict) -> Cell {
         Cell {
@@ -119,6 +131,7 @@ mod tests {
             seen,
             evidence: String::new(),
             logged: None,
+            tally: Tally::default(),
         }
     }
 
@@ -142,12 +155,15 @@ mod tests {
         let differences = kept.differences(&now);
         assert_eq!(differences.len(), 3);
         assert_eq!(differences[0].seen, Some(Verdict::Allowed));
-        assert_eq!(differences[1], Difference {
-            requester: "02:00.0".parse().expect("valid"),
-            target: Target::PeerBar,
-            kept: Some(Verdict::Blocked),
-            seen: None,
-        });
+        assert_eq!(
+            differences[1],
+            Difference {
+                requester: "02:00.0".parse().expect("valid"),
+                target: Target::PeerBar,
+                kept: Some(Verdict::Blocked),
+                seen: None,
+            }
+        );
         assert_eq!(differences[2].kept, None);
     }
 

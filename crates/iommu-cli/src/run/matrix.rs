@@ -20,15 +20,17 @@ pub(crate) enum Target {
     Rmrr,
     /// The interrupt address range, with a message that was not given to this function.
     MsiWindow,
-    /// The register window of another function.
+    /// The register window of a function of another group.
     PeerBar,
+    /// The register window of a function of the same group.
+    GroupPeer,
     /// A page that was mapped, used, and unmapped again.
     UnmappedAgain,
 }
 
 impl Target {
     /// All targets in the order of the matrix's columns.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::OwnMapping,
         Self::ReadOnly,
         Self::OtherGuest,
@@ -37,6 +39,7 @@ impl Target {
         Self::MsiWindow,
         Self::PeerBar,
         Self::UnmappedAgain,
+        Self::GroupPeer,
     ];
 
     /// The name in files and in JSON.
@@ -49,6 +52,7 @@ impl Target {
             Self::Rmrr => "rmrr",
             Self::MsiWindow => "msi-window",
             Self::PeerBar => "peer-bar",
+            Self::GroupPeer => "group-peer",
             Self::UnmappedAgain => "unmapped-again",
         }
     }
@@ -63,6 +67,7 @@ impl Target {
             Self::Rmrr => ["RMRR", ""],
             Self::MsiWindow => ["MSI", "window"],
             Self::PeerBar => ["peer", "BAR"],
+            Self::GroupPeer => ["group", "peer"],
             Self::UnmappedAgain => ["unmapped", "again"],
         }
     }
@@ -132,6 +137,17 @@ pub(crate) struct Logged {
     pub(crate) reason: String,
 }
 
+/// How many accesses were made for a cell, and what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Accesses that were tried.
+    pub(crate) tried: u32,
+    /// Those that did not reach their target.
+    pub(crate) stopped: u32,
+    /// Those that left a record with the right source and address.
+    pub(crate) recorded: u32,
+}
+
 /// One cell of the matrix.
 #[derive(Clone, Debug)]
 pub(crate) struct Cell {
@@ -139,21 +155,27 @@ pub(crate) struct Cell {
     pub(crate) requester: Bdf,
     /// Against what.
     pub(crate) target: Target,
-    /// What groups and mappings predict.
+    /// What groups and mappings predict; unknown where they allow either.
     pub(crate) predicted: Verdict,
     /// Why they predict it.
     pub(crate) because: String,
     /// What was seen.
     pub(crate) seen: Verdict,
-    /// How it was seen: what was read back, what the unit logged.
+    /// How it was seen: what was read back.
     pub(crate) evidence: String,
     /// The unit's record of the access, where it made one.
     pub(crate) logged: Option<Logged>,
+    /// The accesses behind the cell.
+    pub(crate) tally: Tally,
 }
 
 impl Cell {
-    /// Whether the prediction held, and a blocked access left a record.
+    /// Whether the prediction held, and each blocked access that was forbidden left a record.
     pub(crate) fn holds(&self) -> bool {
-        self.predicted == self.seen && (self.seen != Verdict::Blocked || self.logged.is_some())
+        match self.predicted {
+            Verdict::Unknown => true,
+            Verdict::Allowed => self.seen == Verdict::Allowed,
+            Verdict::Blocked => self.seen == Verdict::Blocked && self.tally.recorded == self.tally.tried,
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! The result of a run as JSON and as the exit code.
 
+use iommu_vfio::GroupInfo;
 use serde::Serialize;
 
-use super::matrix::{Cell, Verdict};
+use super::expect::Difference;
+use super::matrix::{Cell, Tally, Verdict};
 
 /// Version of the JSON's shape; it changes when a field changes its meaning or goes away.
 const SCHEMA: &str = "portcullis-run-1";
@@ -51,6 +53,15 @@ pub(crate) struct Forbidden {
     pub(crate) logged: u64,
 }
 
+impl Forbidden {
+    /// Counts accesses in that were made outside of the matrix.
+    pub(crate) fn add(&mut self, tally: Tally) {
+        self.tried += u64::from(tally.tried);
+        self.blocked += u64::from(tally.stopped);
+        self.logged += u64::from(tally.recorded);
+    }
+}
+
 /// One group.
 #[derive(Debug, Serialize)]
 pub(crate) struct GroupRow {
@@ -97,6 +108,19 @@ pub(crate) struct ComparisonRow {
     pub(crate) forbidden_blocked: u64,
 }
 
+impl ComparisonRow {
+    /// A row without figures.
+    pub(crate) const fn new(iommu: &'static str) -> Self {
+        Self {
+            iommu,
+            dmas: 0,
+            bytes_bounced: 0,
+            forbidden_tried: 0,
+            forbidden_blocked: 0,
+        }
+    }
+}
+
 /// A cell that is not as it was kept.
 #[derive(Debug, Serialize)]
 pub(crate) struct DifferenceRow {
@@ -126,13 +150,9 @@ impl Outcome {
 
     /// Takes the matrix in and counts what it forbade.
     pub(crate) fn take_matrix(&mut self, cells: &[Cell]) {
-        let forbidden: Vec<&Cell> = cells.iter().filter(|cell| cell.predicted == Verdict::Blocked).collect();
-        let count = |holds: &dyn Fn(&Cell) -> bool| forbidden.iter().filter(|cell| holds(cell)).count() as u64;
-        self.summary.forbidden = Forbidden {
-            tried: count(&|_| true),
-            blocked: count(&|cell| cell.seen == Verdict::Blocked),
-            logged: count(&|cell| cell.logged.is_some()),
-        };
+        for cell in cells.iter().filter(|cell| cell.predicted == Verdict::Blocked) {
+            self.summary.forbidden.add(cell.tally);
+        }
         self.matrix = cells.iter().map(CellRow::from).collect();
     }
 }
@@ -151,6 +171,27 @@ impl From<&Cell> for CellRow {
                 address: logged.address.clone(),
                 reason: logged.reason.clone(),
             }),
+        }
+    }
+}
+
+impl From<Difference> for DifferenceRow {
+    fn from(difference: Difference) -> Self {
+        Self {
+            requester: difference.requester.to_string(),
+            target: difference.target.name(),
+            kept: difference.kept.map(Verdict::name),
+            seen: difference.seen.map(Verdict::name),
+        }
+    }
+}
+
+impl From<GroupInfo> for GroupRow {
+    fn from(group: GroupInfo) -> Self {
+        Self {
+            id: group.id.0,
+            functions: group.members.iter().map(ToString::to_string).collect(),
+            reasons: group.reasons.iter().map(ToString::to_string).collect(),
         }
     }
 }

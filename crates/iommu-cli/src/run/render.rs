@@ -26,7 +26,13 @@ pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
     let by_place: BTreeMap<(Bdf, Target), &Cell> =
         cells.iter().map(|cell| ((cell.requester, cell.target), cell)).collect();
     let label = |r: &Requester| format!("{} {} ({})", r.bdf, r.name, r.owner);
-    let width = requesters.iter().map(|r| label(r).chars().count()).max().unwrap_or(0).max(9) + 2;
+    let width = requesters
+        .iter()
+        .map(|r| label(r).chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(9)
+        + 2;
     let mut text = String::new();
     for line in 0..2 {
         let _ = write!(text, "  {:width$}", if line == 0 { "requester" } else { "" });
@@ -58,7 +64,10 @@ pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
 fn reasons(cells: &[Cell]) -> String {
     let mut lines: BTreeMap<(Target, &'static str, &str), Vec<&Cell>> = BTreeMap::new();
     for cell in cells {
-        lines.entry((cell.target, cell.predicted.name(), &cell.because)).or_default().push(cell);
+        lines
+            .entry((cell.target, cell.predicted.name(), &cell.because))
+            .or_default()
+            .push(cell);
     }
     let mut text = String::new();
     for ((target, verdict, because), cells) in lines {
@@ -67,7 +76,11 @@ fn reasons(cells: &[Cell]) -> String {
         let _ = writeln!(text, "  {:<15}          {}", "", who.join(" "));
     }
     for cell in cells.iter().filter(|cell| !cell.holds()) {
-        let log = if cell.seen == Verdict::Blocked && cell.logged.is_none() { "; the unit logged nothing" } else { "" };
+        let log = if cell.seen == Verdict::Blocked && cell.logged.is_none() {
+            "; the unit logged nothing"
+        } else {
+            ""
+        };
         let _ = writeln!(
             text,
             "  MISMATCH {} {}: predicted {}, seen {}: {}{log}",
@@ -80,7 +93,7 @@ fn reasons(cells: &[Cell]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run::matrix::Logged;
+    use crate::run::matrix::{Logged, Tally};
 
     fn cell(target: Target, predicted: Verdict, seen: Verdict) -> Cell {
         let logged = (seen == Verdict::Blocked).then(|| Logged {
@@ -96,13 +109,21 @@ mod tests {
             seen,
             evidence: "memory unchanged".to_owned(),
             logged,
+            tally: Tally {
+                tried: 1,
+                stopped: 1,
+                recorded: 1,
+            },
         }
     }
 
     #[test]
     fn a_cell_that_is_not_as_predicted_stands_out() {
-        let who =
-            [Requester { bdf: "03:00.0".parse().expect("valid"), name: "disk".to_owned(), owner: "guest A".to_owned() }];
+        let who = [Requester {
+            bdf: "03:00.0".parse().expect("valid"),
+            name: "disk".to_owned(),
+            owner: "guest A".to_owned(),
+        }];
         let cells = [
             cell(Target::HostMemory, Verdict::Blocked, Verdict::Blocked),
             cell(Target::Rmrr, Verdict::Blocked, Verdict::Allowed),

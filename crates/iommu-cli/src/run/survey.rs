@@ -2,10 +2,15 @@
 
 use acpi_dmar::lint::{self, Machine as LintMachine};
 use acpi_dmar::{Dmar, Severity};
+use iommu_vfio::{GroupInfo, Platform};
 use soft_platform::{Machine, Service};
+use vtd_model::Counters;
 
+use super::guests::{self, Guest};
+use super::outcome::{ComparisonRow, DifferenceRow, Outcome};
 use super::transcript::Transcript;
 use crate::exit::Failure;
+use crate::size;
 
 /// Findings that are shown in a run; `iommu dmar show` has them all.
 const SHOWN_FINDINGS: usize = 6;
@@ -15,7 +20,7 @@ pub(crate) fn table(transcript: &mut Transcript, bytes: &[u8], origin: &str) -> 
     transcript.step("Firmware: the DMAR table is read and checked")?;
     let table = Dmar::parse(bytes).map_err(|why| Failure::Input(format!("{origin}: {why}")))?;
     transcript.line(&format!(
-        "{origin}: {} bytes, {} addresses bits, checksum {}",
+        "{origin}: {} bytes, {} address bits, checksum {}",
         table.bytes().len(),
         table.host_address_bits(),
         if table.checksum_ok() { "good" } else { "BAD" },
@@ -31,7 +36,11 @@ pub(crate) fn table(transcript: &mut Transcript, bytes: &[u8], origin: &str) -> 
         table.sidps().count(),
     ))?;
     let report = lint::lint_bytes(bytes, &LintMachine::default());
-    let worth: Vec<_> = report.findings.iter().filter(|f| f.severity != Severity::Info).collect();
+    let worth: Vec<_> = report
+        .findings
+        .iter()
+        .filter(|f| f.severity != Severity::Info)
+        .collect();
     for finding in worth.iter().take(SHOWN_FINDINGS) {
         transcript.line(&format!("{finding}"))?;
     }
@@ -45,9 +54,18 @@ pub(crate) fn table(transcript: &mut Transcript, bytes: &[u8], origin: &str) -> 
 pub(crate) fn units(transcript: &mut Transcript, machine: &Machine) -> Result<(), Failure> {
     transcript.step("Units: one in software for each DRHD structure")?;
     for unit in machine.units() {
-        let node = unit.node.map_or("no RHSA".to_owned(), |node| format!("structures on node {node}"));
-        let rest = if unit.include_pci_all { ", serves what no other unit names" } else { "" };
-        transcript.line(&format!("unit {} at {}, segment {}, {node}{rest}", unit.index, unit.base, unit.segment))?;
+        let node = unit
+            .node
+            .map_or("no RHSA".to_owned(), |node| format!("structures on node {node}"));
+        let rest = if unit.include_pci_all {
+            ", serves what no other unit names"
+        } else {
+            ""
+        };
+        transcript.line(&format!(
+            "unit {} at {}, segment {}, {node}{rest}",
+            unit.index, unit.base, unit.segment
+        ))?;
     }
     for refused in machine.refused_units() {
         transcript.line(&format!("{refused}"))?;
@@ -56,7 +74,7 @@ pub(crate) fn units(transcript: &mut Transcript, machine: &Machine) -> Result<()
 }
 
 /// Step: the functions and who serves each.
-pub(crate) fn functions(transcript: &mut Transcript, machine: &Machine) -> Result<(), Failure> {
+pub(crate) fn functions(transcript: &mut Transcript, machine: &Machine, notes: &[String]) -> Result<(), Failure> {
     transcript.step("Functions: the unit that serves each, explicit scopes first")?;
     let width = machine.functions().map(|f| f.name.chars().count()).max().unwrap_or(0);
     for function in machine.functions() {
@@ -65,7 +83,130 @@ pub(crate) fn functions(transcript: &mut Transcript, machine: &Machine) -> Resul
             other => other.to_string(),
         };
         let synthetic = if function.synthetic { " (synthetic)" } else { "" };
-        transcript.line(&format!("{} {:width$}{synthetic}  {served}", function.bdf, function.name))?;
+        transcript.line(&format!(
+            "{} {:width$}{synthetic}  {served}",
+            function.bdf, function.name
+        ))?;
+    }
+    for note in notes {
+        transcript.line(&format!("assumed: {note}"))?;
     }
     Ok(())
+}
+
+/// Step: the groups with their reasons.
+pub(crate) fn groups(transcript: &mut Transcript, platform: &Platform) -> Result<Vec<GroupInfo>, Failure> {
+    transcript.step("Groups: functions that nothing keeps apart")?;
+    let groups = platform.groups();
+    for group in &groups {
+        let members: Vec<String> = group.members.iter().map(|bdf| bdf.source.to_string()).collect();
+        transcript.line(&format!("group {:<3} {}", group.id, members.join(" ")))?;
+        for reason in &group.reasons {
+            transcript.line(&format!("          {reason}"))?;
+        }
+    }
+    Ok(groups)
+}
+
+/// Step: what the driver did to every unit.
+pub(crate) fn bring_up(transcript: &mut Transcript, platform: &Platform) -> Result<(), Failure> {
+    transcript.step("Driver: every unit taken over, everything blocked that nobody was given")?;
+    let report = platform.report();
+    for unit in &report.units {
+        transcript.line(&unit.to_string())?;
+    }
+    for region in &report.regions {
+        transcript.line(&region.to_string())?;
+    }
+    Ok(())
+}
+
+/// A guest, as it was set up.
+pub(crate) fn guest(transcript: &Transcript, platform: &Platform, guest: &Guest) -> Result<(), Failure> {
+    let numbers: Vec<String> = guest.groups.iter().map(|group| group.id.to_string()).collect();
+    let functions: Vec<String> = guest
+        .groups
+        .iter()
+        .flat_map(|group| guests::endpoints(platform, group))
+        .map(|bdf| bdf.source.to_string())
+        .collect();
+    transcript.line(&format!(
+        "{}: groups {}, devices {}",
+        guest.name,
+        numbers.join(" "),
+        functions.join(" ")
+    ))?;
+    let memory = guest.memory.memory();
+    let first = guest
+        .translate(0)
+        .map_or_else(|| "nowhere".to_owned(), |at| at.to_string());
+    transcript.line(&format!(
+        "         {} of memory in {} runs; guest address 0x0 is host address {first}",
+        size::show(memory.len()),
+        memory.extents().len()
+    ))
+}
+
+/// What a unit has done, in one line.
+pub(crate) fn counters(counters: &Counters) -> String {
+    format!("{counters:?}")
+}
+
+/// The closing table: no IOMMU against VT-d.
+pub(crate) fn comparison(
+    transcript: &mut Transcript,
+    none: &ComparisonRow,
+    vtd: &ComparisonRow,
+) -> Result<(), Failure> {
+    transcript.step("Without and with IOMMU")?;
+    transcript.line(&format!(
+        "{:<10} {:>12} {:>15} {:>28}",
+        "IOMMU", "DMAs issued", "bytes bounced", "forbidden accesses blocked"
+    ))?;
+    for row in [none, vtd] {
+        let blocked = format!("{} of {}", row.forbidden_blocked, row.forbidden_tried);
+        transcript.line(&format!(
+            "{:<10} {:>12} {:>15} {blocked:>28}",
+            row.iommu, row.dmas, row.bytes_bounced
+        ))?;
+    }
+    Ok(())
+}
+
+/// What is not as it was kept.
+pub(crate) fn differences(transcript: &Transcript, differences: &[DifferenceRow]) -> Result<(), Failure> {
+    transcript.line("")?;
+    if differences.is_empty() {
+        return transcript.line("the access matrix is as it was kept");
+    }
+    for difference in differences {
+        transcript.line(&format!(
+            "CHANGED {} {}: kept {}, now {}",
+            difference.requester,
+            difference.target,
+            difference.kept.unwrap_or("not there"),
+            difference.seen.unwrap_or("not there")
+        ))?;
+    }
+    Ok(())
+}
+
+/// The last lines.
+pub(crate) fn verdict(transcript: &Transcript, outcome: &Outcome) -> Result<(), Failure> {
+    let summary = &outcome.summary;
+    let forbidden = summary.forbidden;
+    let result = if summary.ok {
+        "as groups and mappings predict"
+    } else {
+        "NOT as predicted"
+    };
+    transcript.block(&format!(
+        "{}: {} moved in {:.2} s; {} of {} forbidden accesses blocked, {} logged.\n",
+        result,
+        size::show(summary.bytes_moved),
+        summary.seconds,
+        forbidden.blocked,
+        forbidden.tried,
+        forbidden.logged
+    ))
 }

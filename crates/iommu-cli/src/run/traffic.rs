@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use iommu_types::{Bdf, HostPhys, Iova, SystemMemory};
-use soft_platform::{Machine, Pages};
+use iommu_types::{Bdf, Iova};
+use iommu_vfio::UserMemory;
+use soft_platform::Machine;
 
 use crate::progress::Progress;
 
@@ -18,8 +19,8 @@ pub(crate) struct Copy<'a> {
     pub(crate) destination: Iova,
     /// How much in one round; a multiple of 8.
     pub(crate) len: u64,
-    /// The memory behind the address space.
-    pub(crate) memory: &'a Pages,
+    /// The memory behind the address space: addresses are offsets in it.
+    pub(crate) memory: &'a UserMemory,
 }
 
 /// What the copying came to.
@@ -68,9 +69,17 @@ fn one_round(machine: &Machine, part: &Copy<'_>, round: u64, copied: &mut Copied
         let len = PIECE.min(part.len - done);
         let size = usize::try_from(len).map_err(|_| "a piece does not fit in memory".to_owned())?;
         let (expected, found) = (&mut expected[..size], &mut found[..size]);
-        fill(expected, round.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (part.source.raw() + done));
-        memory_write(machine, part.memory, part.source.raw() + done, expected)?;
-        let at = |base: Iova| base.checked_add(done).ok_or_else(|| "the buffer passes the end of the space".to_owned());
+        fill(
+            expected,
+            round.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (part.source.raw() + done),
+        );
+        part.memory
+            .write(part.source.raw() + done, expected)
+            .map_err(|why| why.to_string())?;
+        let at = |base: Iova| {
+            base.checked_add(done)
+                .ok_or_else(|| "the buffer passes the end of the space".to_owned())
+        };
         let (source, destination) = (at(part.source)?, at(part.destination)?);
         machine
             .with_engine(part.function, |engine, bus| {
@@ -88,9 +97,14 @@ fn one_round(machine: &Machine, part: &Copy<'_>, round: u64, copied: &mut Copied
                 Ok::<(), String>(())
             })
             .map_err(|why| why.to_string())??;
-        memory_read(machine, part.memory, part.destination.raw() + done, found)?;
+        part.memory
+            .read(part.destination.raw() + done, found)
+            .map_err(|why| why.to_string())?;
         if let Some(at) = first_difference(expected, found) {
-            return Err(format!("byte {at:#x} from {destination} is {:#04x}, not {:#04x}", found[at], expected[at]));
+            return Err(format!(
+                "byte {at:#x} from {destination} is {:#04x}, not {:#04x}",
+                found[at], expected[at]
+            ));
         }
         done += len;
         copied.bytes += len;
@@ -114,40 +128,6 @@ fn fill(bytes: &mut [u8], seed: u64) {
         state ^= state << 17;
         word.copy_from_slice(&state.to_le_bytes()[..word.len()]);
     }
-}
-
-/// Splits `len` bytes at `offset` of scattered memory into pieces that are contiguous in host memory.
-fn pieces(memory: &Pages, offset: u64, len: usize) -> impl Iterator<Item = (Option<HostPhys>, std::ops::Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        if done >= len {
-            return None;
-        }
-        let at = offset + done as u64;
-        let rest_of_page = usize::try_from(4096 - (at & 4095)).unwrap_or(1);
-        let now = rest_of_page.min(len - done);
-        let range = done..done + now;
-        done += now;
-        Some((memory.at(at), range))
-    })
-}
-
-/// Writes scattered memory, as its owner (a guest's processor) does.
-pub(crate) fn memory_write(machine: &Machine, memory: &Pages, offset: u64, bytes: &[u8]) -> Result<(), String> {
-    for (at, range) in pieces(memory, offset, bytes.len()) {
-        let at = at.ok_or_else(|| format!("offset {offset:#x} is outside the memory"))?;
-        machine.write(at, &bytes[range]).map_err(|why| why.to_string())?;
-    }
-    Ok(())
-}
-
-/// Reads scattered memory, as its owner does.
-pub(crate) fn memory_read(machine: &Machine, memory: &Pages, offset: u64, bytes: &mut [u8]) -> Result<(), String> {
-    for (at, range) in pieces(memory, offset, bytes.len()) {
-        let at = at.ok_or_else(|| format!("offset {offset:#x} is outside the memory"))?;
-        machine.read(at, &mut bytes[range]).map_err(|why| why.to_string())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -18,7 +18,11 @@ impl Transcript {
     /// The next step's heading.
     pub(crate) fn step(&mut self, title: &str) -> Result<(), Failure> {
         self.step += 1;
-        self.put(&format!("{}{:2}  {title}\n", if self.step > 1 { "\n" } else { "" }, self.step))
+        self.put(&format!(
+            "{}{:2}  {title}\n",
+            if self.step > 1 { "\n" } else { "" },
+            self.step
+        ))
     }
 
     /// A line below the heading.

@@ -1,0 +1,322 @@
+//! `iommu run`: rehearses a device assignment, from a firmware table to an access matrix.
+//!
+//! Everything happens in software: the machine's own table is read, its units come up under the real driver,
+//! the functions are assigned through VFIO, move real data, and are then told to reach for what is not theirs.
+
+pub(crate) mod expect;
+pub(crate) mod matrix;
+
+mod dma_api;
+mod grid;
+mod guests;
+mod interrupts;
+mod outcome;
+mod probe;
+mod render;
+mod source;
+mod survey;
+mod traffic;
+mod transcript;
+mod unprotected;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use iommu_types::{Bdf, Iova};
+use iommu_vfio::{Platform, PlatformOptions};
+
+use self::expect::Expectation;
+use self::guests::{Guest, Plan};
+use self::matrix::Tally;
+use self::outcome::{ComparisonRow, DifferenceRow, GroupRow, Outcome};
+use self::source::Source;
+use self::transcript::Transcript;
+use crate::exit::{Failure, Verdict, print, read_text};
+use crate::size;
+
+/// What can be said on the command line.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// A machine file; the embedded two-socket server if there is none
+    machine: Option<PathBuf>,
+    /// Take the machine from a firmware table: the functions that its scopes name
+    #[arg(long, value_name = "FILE", conflicts_with = "machine")]
+    dmar: Option<PathBuf>,
+    /// Give these functions to the first guest, with all of their groups
+    #[arg(long, value_name = "BDF", num_args = 1..)]
+    assign: Vec<Bdf>,
+    /// Memory of each guest
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "64M")]
+    mem: u64,
+    /// How much data to move through translated DMA
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "1G")]
+    bytes: u64,
+    /// Compare the access matrix with a kept one
+    #[arg(long, value_name = "FILE")]
+    expect: Option<PathBuf>,
+    /// Keep the access matrix in a file, for --expect
+    #[arg(long, value_name = "FILE")]
+    keep: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The smallest guest: room for a source, a destination and the pages of the probes.
+const SMALLEST_GUEST: u64 = 1 << 20;
+/// Bytes that a function copies in one round at most.
+const ROUND: u64 = 16 << 20;
+/// Address lines of the narrow device of the DMA API's step.
+const NARROW_BITS: u32 = 32;
+
+/// Runs the rehearsal.
+pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
+    if options.mem < SMALLEST_GUEST || !options.mem.is_multiple_of(4096) {
+        let smallest = size::show(SMALLEST_GUEST);
+        return Err(Failure::Input(format!(
+            "--mem: expected whole pages, {smallest} or more"
+        )));
+    }
+    let kept = match &options.expect {
+        None => None,
+        Some(file) => Some(
+            Expectation::parse(&read_text(file)?)
+                .map_err(|why| Failure::Input(format!("{}: {why}", file.display())))?,
+        ),
+    };
+    let source = Source::load(options.machine.as_deref(), options.dmar.as_deref())?;
+    let mut transcript = Transcript::new(options.json);
+    transcript.block(&format!(
+        "Rehearsal on {}: all in software, the host is not touched.\n\n",
+        source.origin
+    ))?;
+    let mut outcome = Outcome::new(source.origin.clone());
+
+    survey::table(&mut transcript, &source.dmar, &source.table_origin)?;
+    let machine = source.machine()?;
+    survey::units(&mut transcript, &machine)?;
+    survey::functions(&mut transcript, &machine, &source.notes)?;
+    let platform = Platform::bring_up(machine.clone(), PlatformOptions::default())
+        .map_err(|why| Failure::Input(format!("{}: {why}", source.origin)))?;
+    outcome.groups = survey::groups(&mut transcript, &platform)?
+        .into_iter()
+        .map(GroupRow::from)
+        .collect();
+    survey::bring_up(&mut transcript, &platform)?;
+
+    let engines = machine.functions().any(|function| function.engine);
+    let plan = guests::plan(&platform, &options.assign).map_err(|why| Failure::Input(why.to_string()))?;
+    if !engines || plan.first.is_empty() {
+        transcript.line("")?;
+        transcript.line("nothing to rehearse: no function that a unit serves can be assigned")?;
+        return finish(options, outcome, Verdict::Unsupported);
+    }
+    let guests = assign(&mut transcript, &platform, &plan, options.mem)?;
+    let moved = move_data(&mut transcript, &platform, &guests, options, &mut outcome)?;
+    let forged = raise_interrupts(&mut transcript, &platform, &guests, &mut outcome)?;
+    let (mut vtd, mut none) = use_dma_api(&mut transcript, &platform, &guests, &source, options, &mut outcome)?;
+
+    transcript.step("Access matrix: who reaches what, tried with real accesses")?;
+    let grid = grid::build(&platform, &guests, options.mem).map_err(Failure::Measure)?;
+    transcript.block(&render::matrix(&grid.requesters, &grid.cells))?;
+    outcome.take_matrix(&grid.cells);
+    outcome.summary.forbidden.add(forged);
+    vtd.dmas += moved + grid.issued;
+    vtd.forbidden_tried = outcome.summary.forbidden.tried;
+    vtd.forbidden_blocked = outcome.summary.forbidden.blocked;
+    none.dmas += none.forbidden_tried;
+    survey::comparison(&mut transcript, &none, &vtd)?;
+    outcome.comparison = vec![none, vtd];
+
+    if let Some(file) = &options.keep {
+        std::fs::write(file, expect::keep(&grid.cells, &source.origin))
+            .map_err(|why| Failure::Measure(format!("{}: {why}", file.display())))?;
+    }
+    if let Some(kept) = kept {
+        let differences: Vec<DifferenceRow> = kept
+            .differences(&grid.cells)
+            .into_iter()
+            .map(DifferenceRow::from)
+            .collect();
+        survey::differences(&transcript, &differences)?;
+        outcome.differences = Some(differences);
+    }
+    let cells_hold = grid.cells.iter().all(matrix::Cell::holds);
+    let as_kept = outcome.differences.as_ref().is_none_or(Vec::is_empty);
+    outcome.summary.ok = cells_hold && as_kept && outcome.summary.failed_checks.is_empty();
+    survey::verdict(&transcript, &outcome)?;
+    let verdict = if outcome.summary.ok {
+        Verdict::Yes
+    } else {
+        Verdict::Findings
+    };
+    finish(options, outcome, verdict)
+}
+
+fn finish(options: &Options, outcome: Outcome, verdict: Verdict) -> Result<Verdict, Failure> {
+    if options.json {
+        let text = serde_json::to_string_pretty(&outcome).map_err(|why| Failure::Measure(why.to_string()))?;
+        print(&format!("{text}\n"))?;
+    }
+    Ok(verdict)
+}
+
+/// Step: containers, groups and devices of the guests, and their memory.
+fn assign(transcript: &mut Transcript, platform: &Platform, plan: &Plan, mem: u64) -> Result<Vec<Guest>, Failure> {
+    transcript.step("Assignment: container, group, device; guest addresses to host addresses")?;
+    let mut guests = Vec::new();
+    for (name, groups) in [("guest A", &plan.first), ("guest B", &plan.second)] {
+        if groups.is_empty() && !guests.is_empty() {
+            continue;
+        }
+        let guest = guests::create(platform, name, groups, mem)
+            .map_err(|why| Failure::Input(format!("{name} cannot have what it should: {why}")))?;
+        survey::guest(transcript, platform, &guest)?;
+        guests.push(guest);
+    }
+    Ok(guests)
+}
+
+/// Step: data through translated addresses; answers with the DMAs issued.
+fn move_data(
+    transcript: &mut Transcript,
+    platform: &Platform,
+    guests: &[Guest],
+    options: &Options,
+    outcome: &mut Outcome,
+) -> Result<u64, Failure> {
+    transcript.step("Data: DMA engines copy through their guests' addresses, every byte compared")?;
+    let machine = platform.machine();
+    let mut work = Vec::new();
+    for guest in guests {
+        let engines: Vec<Bdf> = guest
+            .functions()
+            .filter(|bdf| machine.function(*bdf).is_some_and(|f| f.engine))
+            .collect();
+        // Below 3 GiB guest addresses are offsets in the guest's memory; each function has its own part.
+        let share = (guest.memory.memory().len().min(3 << 30) / (2 * engines.len().max(1) as u64)) & !4095;
+        for (number, function) in engines.into_iter().enumerate() {
+            let base = 2 * share * number as u64;
+            work.push(traffic::Copy {
+                function,
+                source: Iova::new(base),
+                destination: Iova::new(base + share),
+                len: share.min(ROUND),
+                memory: guest.memory.memory(),
+            });
+        }
+    }
+    let copied = traffic::copy(machine, &work, options.bytes);
+    let rate = if copied.seconds > 0.0 {
+        (copied.bytes >> 20) as f64 / copied.seconds
+    } else {
+        0.0
+    };
+    transcript.line(&format!(
+        "{} functions copied {} in {:.2} s ({rate:.0} MiB/s, comparing included), {} DMAs",
+        work.len(),
+        size::show(copied.bytes),
+        copied.seconds,
+        copied.dmas
+    ))?;
+    for unit in machine.units() {
+        if let Some(counters) = machine.unit_counters(unit.index) {
+            transcript.line(&format!("unit {}: {}", unit.index, survey::counters(&counters)))?;
+        }
+    }
+    outcome.summary.bytes_moved = copied.bytes;
+    outcome.summary.seconds = copied.seconds;
+    if let Some(problem) = copied.problem {
+        fail(transcript, outcome, problem)?;
+    }
+    Ok(copied.dmas)
+}
+
+/// Step: an interrupt that arrives and one that is forged.
+fn raise_interrupts(
+    transcript: &mut Transcript,
+    platform: &Platform,
+    guests: &[Guest],
+    outcome: &mut Outcome,
+) -> Result<Tally, Failure> {
+    transcript.step("Interrupts: one through its remapping entry, the same one forged")?;
+    let Some(guest) = guests.first() else {
+        return Ok(Tally::default());
+    };
+    let seen = interrupts::show(platform, guest).map_err(Failure::Measure)?;
+    for line in &seen.lines {
+        transcript.line(line)?;
+    }
+    for problem in seen.failed {
+        fail(transcript, outcome, problem)?;
+    }
+    Ok(seen.forged)
+}
+
+/// Step: the DMA API of the host, with the unit and without one.
+fn use_dma_api(
+    transcript: &mut Transcript,
+    platform: &Platform,
+    guests: &[Guest],
+    source: &Source,
+    options: &Options,
+    outcome: &mut Outcome,
+) -> Result<(ComparisonRow, ComparisonRow), Failure> {
+    transcript.step("DMA API: two pages apart as one transfer; a 32-bit function and a page above 4 GiB")?;
+    let (bare, unprotected) =
+        unprotected::try_everything(&source.description, options.mem).map_err(Failure::Measure)?;
+    let mut vtd = ComparisonRow::new("VT-d");
+    let mut none = ComparisonRow::new("none");
+    none.forbidden_tried = unprotected.tried;
+    none.forbidden_blocked = unprotected.blocked;
+    let Some(function) = host_function(platform, guests) else {
+        transcript.line("every function is assigned or unserved: the host has none to show this with")?;
+        return Ok((vtd, none));
+    };
+    for (label, work, row) in [
+        ("no IOMMU", dma_api::without(&bare, function, NARROW_BITS), &mut none),
+        ("VT-d", dma_api::with_unit(platform, function, NARROW_BITS), &mut vtd),
+    ] {
+        let work = work.map_err(Failure::Measure)?;
+        for line in &work.lines {
+            transcript.line(&format!("{label:<8} {line}"))?;
+        }
+        row.dmas += work.dmas;
+        row.bytes_bounced = work.bounced;
+        for problem in work.failed {
+            fail(transcript, outcome, format!("{label}: {problem}"))?;
+        }
+    }
+    Ok((vtd, none))
+}
+
+/// A function that stayed with the host and is served by a unit; one with 32 address lines first.
+fn host_function(platform: &Platform, guests: &[Guest]) -> Option<Bdf> {
+    let machine = platform.machine();
+    let assigned = |bdf: Bdf| {
+        guests
+            .iter()
+            .flat_map(|guest| &guest.groups)
+            .any(|group| group.members.contains(&bdf))
+    };
+    let reserved = |bdf: Bdf| {
+        platform
+            .report()
+            .regions
+            .iter()
+            .any(|region| region.functions.contains(&bdf))
+    };
+    let mut free: Vec<_> = machine
+        .functions()
+        .filter(|f| f.engine && !assigned(f.bdf) && !reserved(f.bdf) && platform.unit_of(f.bdf).is_ok())
+        .collect();
+    free.sort_by_key(|function| function.dma_bits);
+    free.first().map(|function| function.bdf)
+}
+
+/// Notes a check that did not come out as predicted.
+fn fail(transcript: &Transcript, outcome: &mut Outcome, problem: String) -> Result<(), Failure> {
+    transcript.line(&format!("MISMATCH {problem}"))?;
+    outcome.summary.failed_checks.push(problem);
+    Ok(())
+}

@@ -1,0 +1,350 @@
+//! The access matrix of a machine: every function with a DMA engine against every kind of target.
+
+use iommu_types::{AddrRange, Bdf, HostPhys, Iova, SourceId};
+use iommu_vfio::Platform;
+use soft_platform::{FunctionInfo, Machine, PageRequest, Service, Zone};
+use vtd_driver::{EventMessage, InterruptBlock, InterruptSource, InterruptTarget};
+
+use super::guests::Guest;
+use super::matrix::{Cell, Target, Verdict};
+use super::probe::{Place, Probed, Prober};
+use super::render::Requester;
+
+/// The vector of the message that nobody may forge.
+const FOREIGN_VECTOR: u8 = 0xe7;
+/// Offset of a scratch register in BAR 0 of functions with an engine (`edu`'s liveness check).
+const SCRATCH: u64 = 4;
+/// Bytes of a probing access.
+const PROBE_LEN: u64 = 8;
+
+/// A matrix and who is in it.
+#[derive(Debug, Default)]
+pub(crate) struct Grid {
+    /// The rows.
+    pub(crate) requesters: Vec<Requester>,
+    /// The cells.
+    pub(crate) cells: Vec<Cell>,
+    /// Accesses issued.
+    pub(crate) issued: u64,
+}
+
+/// What everybody is tried against.
+struct Scene<'a> {
+    machine: &'a Machine,
+    platform: &'a Platform,
+    guests: &'a [Guest],
+    /// A page of the host, outside of all guest address ranges.
+    host_page: HostPhys,
+    /// A message of an interrupt entry on each unit that belongs to none of the functions.
+    foreign: Vec<Option<EventMessage>>,
+}
+
+/// Tries everything.
+///
+/// # Errors
+/// What could not be set up or looked at: a failure of the rehearsal, not of the machine.
+pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<Grid, String> {
+    let machine = platform.machine();
+    let host_page = host_page(machine, mem)?;
+    let mut blocks = Vec::new();
+    let foreign = foreign_messages(platform, &mut blocks)?;
+    let scene = Scene {
+        machine,
+        platform,
+        guests,
+        host_page,
+        foreign,
+    };
+    let mut grid = Grid::default();
+    let mut prober = Prober::new(machine, Some(platform));
+    let functions: Vec<FunctionInfo> = machine
+        .functions()
+        .filter(|function| function.engine)
+        .cloned()
+        .collect();
+    for function in &functions {
+        machine.set_command(function.bdf, iommu_groups::pci::header::COMMAND_BUS_MASTER, true);
+        let guest = scene.guest_of(function.bdf);
+        grid.requesters.push(Requester {
+            bdf: function.bdf,
+            name: function.name.clone(),
+            owner: guest.map_or("host".to_owned(), |guest| guest.name.clone()),
+        });
+        scene
+            .row(function, guest, &mut prober, &mut grid.cells)
+            .map_err(|why| format!("{}: {why}", function.bdf))?;
+    }
+    grid.issued = prober.issued;
+    for (index, block) in blocks {
+        if let Some(unit) = platform.unit(index) {
+            // What cannot be given back stays taken: the machine ends with the run.
+            let _ = unit.release_interrupts(block);
+        }
+    }
+    Ok(grid)
+}
+
+/// A page of the host whose address is in no guest's range of memory addresses.
+pub(crate) fn host_page(machine: &Machine, mem: u64) -> Result<HostPhys, String> {
+    let run = |zone| PageRequest::contiguous(mem + 4096).zone(zone);
+    let pages = machine
+        .memory()
+        .allocate_pages(run(Zone::Below4G))
+        .or_else(|_| machine.memory().allocate_pages(run(Zone::Above4G)))
+        .map_err(|why| why.to_string())?;
+    pages.at(mem).ok_or_else(|| "the host's page lies nowhere".to_owned())
+}
+
+/// On each unit in service, an interrupt entry that is made for a requester that does not exist.
+fn foreign_messages(
+    platform: &Platform,
+    blocks: &mut Vec<(usize, InterruptBlock)>,
+) -> Result<Vec<Option<EventMessage>>, String> {
+    let nobody = InterruptSource::Requester(SourceId::from_raw(0xfff8));
+    let mut messages = Vec::new();
+    for info in platform.machine().units() {
+        let remaps = platform
+            .report()
+            .units
+            .iter()
+            .any(|step| step.unit == info.index && step.interrupts.is_ok());
+        let Some(unit) = platform.unit(info.index).filter(|_| remaps) else {
+            messages.push(None);
+            continue;
+        };
+        let block = unit.allocate_interrupts(1, nobody).map_err(|why| why.to_string())?;
+        unit.set_interrupt(&block, 0, Some(InterruptTarget::fixed(FOREIGN_VECTOR, 0)))
+            .map_err(|why| why.to_string())?;
+        messages.push(block.message(0));
+        blocks.push((info.index, block));
+    }
+    Ok(messages)
+}
+
+/// A prediction and what it rests on.
+type Prediction = (Verdict, String);
+
+impl Scene<'_> {
+    fn guest_of(&self, function: Bdf) -> Option<&Guest> {
+        self.guests
+            .iter()
+            .find(|guest| guest.functions().any(|own| own == function))
+    }
+
+    /// All cells of one requester.
+    fn row(
+        &self,
+        function: &FunctionInfo,
+        guest: Option<&Guest>,
+        prober: &mut Prober<'_>,
+        cells: &mut Vec<Cell>,
+    ) -> Result<(), String> {
+        let requester = function.bdf;
+        if let Some(guest) = guest {
+            self.own_memory(requester, guest, prober, cells)?;
+        }
+        for target in [Target::OtherGuest, Target::HostMemory, Target::Rmrr] {
+            let Some(at) = self.victim(target, function, guest) else {
+                continue;
+            };
+            let mut probed = Probed::default();
+            let address = Iova::new(at.raw());
+            prober.write(requester, address, Place::Memory(at), &mut probed)?;
+            prober.read(requester, address, at, &mut probed)?;
+            let prediction = self.predict(target, function, guest, at);
+            cells.push(cell(requester, target, prediction, probed));
+        }
+        if let Some(message) = function
+            .service
+            .unit()
+            .and_then(|unit| self.foreign.get(unit).copied().flatten())
+        {
+            let mut probed = Probed::default();
+            prober.message(requester, message.address, message.data, FOREIGN_VECTOR, &mut probed)?;
+            let why = "the interrupt entry is made for another requester (source validation)".to_owned();
+            cells.push(cell(requester, Target::MsiWindow, (Verdict::Blocked, why), probed));
+        }
+        self.peers(function, guest, prober, cells)
+    }
+
+    /// The cells that only the holder of a mapping has.
+    fn own_memory(
+        &self,
+        requester: Bdf,
+        guest: &Guest,
+        prober: &mut Prober<'_>,
+        cells: &mut Vec<Cell>,
+    ) -> Result<(), String> {
+        let name = &guest.name;
+        let mut probed = Probed::default();
+        let own = guest.translate(0).ok_or("the guest has no memory")?;
+        prober.write(requester, Iova::ZERO, Place::Memory(own), &mut probed)?;
+        prober.read(requester, Iova::ZERO, own, &mut probed)?;
+        let why = format!("mapped for reading and writing for {name}");
+        cells.push(cell(requester, Target::OwnMapping, (Verdict::Allowed, why), probed));
+
+        let (iova, at) = guest.read_only().ok_or("the guest has no page for probing")?;
+        let mut read = Probed::default();
+        prober.read(requester, iova, at, &mut read)?;
+        if read.reached != 1 {
+            return Err(format!("the read-only page cannot be read: {}", read.evidence));
+        }
+        let mut probed = Probed::default();
+        prober.write(requester, iova, Place::Memory(at), &mut probed)?;
+        let why = "the page is mapped for reading only (reading it succeeded)".to_owned();
+        cells.push(cell(requester, Target::ReadOnly, (Verdict::Blocked, why), probed));
+
+        let (iova, at) = guest.passing().ok_or("the guest has no page for probing")?;
+        guest.map_passing().map_err(|why| why.to_string())?;
+        let mut before = Probed::default();
+        prober.write(requester, iova, Place::Memory(at), &mut before)?;
+        guest.unmap_passing().map_err(|why| why.to_string())?;
+        if before.reached != 1 {
+            return Err(format!("a mapped page cannot be written: {}", before.evidence));
+        }
+        let mut probed = Probed::default();
+        prober.write(requester, iova, Place::Memory(at), &mut probed)?;
+        prober.read(requester, iova, at, &mut probed)?;
+        let why = "unmapped and invalidated (before that, writing it succeeded)".to_owned();
+        cells.push(cell(requester, Target::UnmappedAgain, (Verdict::Blocked, why), probed));
+        Ok(())
+    }
+
+    /// Registers of functions of other groups, and of its own.
+    fn peers(
+        &self,
+        function: &FunctionInfo,
+        guest: Option<&Guest>,
+        prober: &mut Prober<'_>,
+        cells: &mut Vec<Cell>,
+    ) -> Result<(), String> {
+        let own = self.platform.group_of(function.bdf);
+        let together = |other: Bdf| own.as_ref().is_some_and(|group| group.members.contains(&other));
+        for (target, inside) in [(Target::PeerBar, false), (Target::GroupPeer, true)] {
+            let peer = self
+                .machine
+                .functions()
+                .filter(|other| other.bdf != function.bdf && other.engine && together(other.bdf) == inside)
+                .find_map(|other| Some((other, self.register(other.bdf, function)?)));
+            let Some((peer, at)) = peer else { continue };
+            let mut probed = Probed::default();
+            prober.write(function.bdf, Iova::new(at.raw()), Place::Register(at), &mut probed)?;
+            let prediction = if inside {
+                (
+                    Verdict::Unknown,
+                    format!("in one group with {}: nothing keeps them apart", peer.bdf.source),
+                )
+            } else {
+                self.predict(target, function, guest, at)
+            };
+            cells.push(cell(function.bdf, target, prediction, probed));
+        }
+        Ok(())
+    }
+
+    /// The scratch register of `peer`, if `function` can put its address on the bus.
+    fn register(&self, peer: Bdf, function: &FunctionInfo) -> Option<HostPhys> {
+        let at = self.machine.bar_range(peer, 0)?.first().checked_add(SCRATCH)?;
+        reachable(function, at).then_some(at)
+    }
+
+    /// The memory that stands for a target, if `function` can put its address on the bus.
+    fn victim(&self, target: Target, function: &FunctionInfo, guest: Option<&Guest>) -> Option<HostPhys> {
+        let at = match target {
+            Target::OtherGuest => {
+                let other = self
+                    .guests
+                    .iter()
+                    .find(|other| guest.is_none_or(|own| own.name != other.name))?;
+                let own_len = guest.map_or(0, |own| own.memory.memory().len());
+                other.page_from(own_len)?
+            }
+            Target::HostMemory => self.host_page,
+            Target::Rmrr => self.regions().map(|(range, _)| range.first()).find(|at| {
+                // Some firmware reserves memory that this machine does not have.
+                self.machine.memory().node_of(*at).is_some()
+            })?,
+            _ => return None,
+        };
+        reachable(function, at).then_some(at)
+    }
+
+    /// Reserved regions, with the functions that they are mapped for as long as the host has them.
+    fn regions(&self) -> impl Iterator<Item = (AddrRange<HostPhys>, &[Bdf])> {
+        self.platform
+            .report()
+            .regions
+            .iter()
+            .filter_map(|step| Some((step.range?, step.functions.as_slice())))
+    }
+
+    /// What groups and mappings say about an access to host address `at`, used as an IOVA.
+    fn predict(&self, target: Target, function: &FunctionInfo, guest: Option<&Guest>, at: HostPhys) -> Prediction {
+        match function.service {
+            Service::Uncovered => {
+                return (Verdict::Allowed, "no unit of the table covers the function".to_owned());
+            }
+            Service::Blocked(doubt) => return (Verdict::Blocked, format!("stopped by the platform: {doubt}")),
+            Service::Unit(..) => {}
+        }
+        if let Err(why) = self.platform.unit_of(function.bdf) {
+            return (Verdict::Unknown, format!("its unit is not in service: {why}"));
+        }
+        let iova = Iova::new(at.raw());
+        if let Some(guest) = guest {
+            let mapped = guest
+                .container
+                .mappings()
+                .iter()
+                .any(|mapping| mapping.range.contains(iova));
+            return if mapped {
+                (Verdict::Allowed, format!("mapped for {}", guest.name))
+            } else {
+                (Verdict::Blocked, "no mapping in its guest's address space".to_owned())
+            };
+        }
+        let group = self
+            .platform
+            .group_of(function.bdf)
+            .map(|group| group.members)
+            .unwrap_or_default();
+        let listed = self.regions().any(|(range, functions)| {
+            range.contains(at) && functions.iter().any(|bdf| *bdf == function.bdf || group.contains(bdf))
+        });
+        if target == Target::Rmrr && listed {
+            return (
+                Verdict::Allowed,
+                "firmware reserves the region for it (RMRR), identity-mapped".to_owned(),
+            );
+        }
+        (
+            Verdict::Blocked,
+            "given to nobody: the driver blocks it by default".to_owned(),
+        )
+    }
+}
+
+/// Whether a function's address lines reach `at` and the bytes after it.
+fn reachable(function: &FunctionInfo, at: HostPhys) -> bool {
+    function.dma_bits >= 64 || at.raw() + PROBE_LEN <= 1 << function.dma_bits
+}
+
+fn cell(requester: Bdf, target: Target, (predicted, because): Prediction, probed: Probed) -> Cell {
+    let seen = if probed.reached == probed.tally.tried {
+        Verdict::Allowed
+    } else if probed.reached == 0 {
+        Verdict::Blocked
+    } else {
+        Verdict::Unknown
+    };
+    Cell {
+        requester,
+        target,
+        predicted,
+        because,
+        seen,
+        evidence: probed.evidence,
+        logged: probed.logged,
+        tally: probed.tally,
+    }
+}

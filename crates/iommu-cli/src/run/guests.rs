@@ -1,0 +1,186 @@
+//! Two guests: who gets which groups, their memory, their devices.
+
+use iommu_types::{Bdf, GuestPhys, HostPhys, Iova, Perms};
+use iommu_vfio::{Container, Device, Driver, GroupId, GroupInfo, GuestMemory, Platform, Type1, UserMemory, VfioError};
+use soft_platform::PageRequest;
+
+/// Longest run of host memory behind a guest's: what a host that has been up for a while has to offer.
+const EXTENT: u64 = 256 << 10;
+/// Where the pages for probing are mapped: in the gap that a PC's memory leaves below 4 GiB, within reach of
+/// devices with 32 address lines.
+const PROBE: u64 = 0xc800_0000;
+const PAGE: u64 = 4096;
+
+/// A guest with its memory and devices.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    /// What it is called.
+    pub(crate) name: String,
+    /// Its memory map.
+    pub(crate) container: Container<Type1>,
+    /// Its memory.
+    pub(crate) memory: GuestMemory,
+    /// Its devices: endpoints that can be opened.
+    pub(crate) devices: Vec<Device>,
+    /// Its groups.
+    pub(crate) groups: Vec<GroupInfo>,
+    /// Two pages of its own, mapped apart from its memory.
+    pub(crate) probe: UserMemory,
+}
+
+impl Guest {
+    /// The functions it has.
+    pub(crate) fn functions(&self) -> impl Iterator<Item = Bdf> + '_ {
+        self.devices.iter().map(Device::function)
+    }
+
+    /// A page that it can only read: where devices see it, and where it is.
+    pub(crate) fn read_only(&self) -> Option<(Iova, HostPhys)> {
+        Some((Iova::new(PROBE), self.probe.at(0)?))
+    }
+
+    /// A page to map, use and unmap: where devices see it, and where it is.
+    pub(crate) fn passing(&self) -> Option<(Iova, HostPhys)> {
+        Some((Iova::new(PROBE + PAGE), self.probe.at(PAGE)?))
+    }
+
+    /// Maps the passing page.
+    pub(crate) fn map_passing(&self) -> Result<(), VfioError> {
+        self.container
+            .dma_map(Iova::new(PROBE + PAGE), &self.probe, PAGE, PAGE, Perms::READ_WRITE)
+    }
+
+    /// Unmaps the passing page; when this returns no device can use it.
+    pub(crate) fn unmap_passing(&self) -> Result<(), VfioError> {
+        self.container.dma_unmap(Iova::new(PROBE + PAGE), PAGE).map(drop)
+    }
+
+    /// A page of its memory whose host address lies at or above `from`, where its owner's devices do not see it
+    /// under that number; below 4 GiB if there is one.
+    pub(crate) fn page_from(&self, from: u64) -> Option<HostPhys> {
+        let pages = self.memory.memory().extents().iter().map(|extent| extent.first());
+        pages.filter(|page| page.raw() >= from).min()
+    }
+
+    /// Where the host keeps guest address `at`.
+    pub(crate) fn translate(&self, at: u64) -> Option<HostPhys> {
+        self.memory.translate(GuestPhys::new(at))
+    }
+}
+
+/// Hands groups to a guest, gives it memory and maps it.
+pub(crate) fn create(platform: &Platform, name: &str, groups: &[GroupInfo], mem: u64) -> Result<Guest, VfioError> {
+    let user = platform.user(name);
+    let mut container = Container::new(platform, user);
+    for group in groups {
+        for member in endpoints(platform, group) {
+            platform.bind(member, Driver::Vfio)?;
+        }
+        let viable = platform.open_group(group.id)?.viable().map_err(VfioError::from)?;
+        container.attach(viable).map_err(VfioError::from)?;
+    }
+    let container = container.set_iommu().map_err(VfioError::from)?;
+    let memory = GuestMemory::new(platform.allocate(user, PageRequest::scattered(mem, EXTENT))?);
+    container.map_guest(&memory, Perms::READ_WRITE)?;
+    let probe = platform.allocate(user, PageRequest::contiguous(2 * PAGE))?;
+    container.dma_map(Iova::new(PROBE), &probe, 0, PAGE, Perms::READ)?;
+    let mut devices = Vec::new();
+    for member in groups.iter().flat_map(|group| endpoints(platform, group)) {
+        let device = container.open_device(member)?;
+        device.set_bus_master(true);
+        devices.push(device);
+    }
+    Ok(Guest {
+        name: name.to_owned(),
+        container,
+        memory,
+        devices,
+        groups: groups.to_vec(),
+        probe,
+    })
+}
+
+/// The members of a group that are no bridges.
+pub(crate) fn endpoints(platform: &Platform, group: &GroupInfo) -> Vec<Bdf> {
+    let machine = platform.machine();
+    let endpoint = |bdf: &Bdf| {
+        machine
+            .function(*bdf)
+            .is_some_and(|function| !function.kind.is_bridge())
+    };
+    group.members.iter().copied().filter(endpoint).collect()
+}
+
+/// Which groups go to which guest.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    /// Groups of the first guest.
+    pub(crate) first: Vec<GroupInfo>,
+    /// Groups of the second.
+    pub(crate) second: Vec<GroupInfo>,
+}
+
+/// Chooses groups. What `wanted` names goes to the first guest. Without wishes the groups of devices behind
+/// ports are dealt out in turn, one by one, and what is built into the chipset stays with the host.
+pub(crate) fn plan(platform: &Platform, wanted: &[Bdf]) -> Result<Plan, VfioError> {
+    let mut plan = Plan::default();
+    for bdf in wanted {
+        let group = platform.group_of(*bdf).ok_or(VfioError::NoFunction(*bdf))?;
+        if plan.first.iter().all(|known| known.id != group.id) {
+            plan.first.push(group);
+        }
+    }
+    let mut candidates = candidates(platform, &plan);
+    if wanted.is_empty() {
+        // A third of the groups at least stays with the host, so that there is somebody to be blocked by default.
+        let dealt = candidates.len().div_ceil(2).max(candidates.len().min(2));
+        for (turn, group) in candidates.drain(..dealt.min(candidates.len())).enumerate() {
+            if turn % 2 == 0 {
+                plan.first.push(group)
+            } else {
+                plan.second.push(group)
+            }
+        }
+    } else {
+        plan.second.extend(candidates.into_iter().next());
+    }
+    Ok(plan)
+}
+
+/// Groups that can be given away without a second thought: an engine in them, a unit that contains them, no
+/// reserved memory; devices behind ports first.
+fn candidates(platform: &Platform, plan: &Plan) -> Vec<GroupInfo> {
+    let machine = platform.machine();
+    let taken = |id: GroupId| plan.first.iter().any(|group| group.id == id);
+    let reserved: Vec<Bdf> = platform
+        .report()
+        .regions
+        .iter()
+        .flat_map(|region| region.functions.clone())
+        .collect();
+    let mut candidates: Vec<GroupInfo> = platform
+        .groups()
+        .into_iter()
+        .filter(|group| !taken(group.id) && !group.uncertain)
+        .filter(|group| {
+            let endpoints = endpoints(platform, group);
+            let engines = endpoints
+                .iter()
+                .filter_map(|bdf| machine.function(*bdf))
+                .any(|function| function.engine);
+            engines
+                && endpoints
+                    .iter()
+                    .all(|bdf| platform.unit_of(*bdf).is_ok() && !reserved.contains(bdf))
+        })
+        .collect();
+    let behind_port = |group: &GroupInfo| {
+        endpoints(platform, group).iter().any(|bdf| {
+            machine
+                .function(*bdf)
+                .is_some_and(|function| function.parent.is_some() && !function.kind.is_conventional())
+        })
+    };
+    candidates.sort_by_key(|group| (!behind_port(group), group.members.last().copied()));
+    candidates
+}
