@@ -145,7 +145,13 @@ where
         self.check(buffers)?;
         let mapping = if self.backend.translates(device, buffers) {
             let natural = device.boundary != u64::MAX;
-            self.map_translated(core, device, buffers, direction, natural)?
+            match self.map_translated(core, device, buffers, direction, natural) {
+                // A full window is no reason to give up where addresses also work as they are.
+                Err(DmaError::Backend(_)) if !self.kind().isolates() => {
+                    self.map_untranslated(core, device, buffers, direction)?
+                }
+                done => done?,
+            }
         } else {
             self.map_untranslated(core, device, buffers, direction)?
         };
@@ -413,7 +419,8 @@ where
             phys: buffer.phys.page(),
             len: pages,
         };
-        if device.trust == Trust::Trusted || (head == 0 && tail == 0) {
+        let trusted = device.trust == Trust::Trusted || !self.kind().isolates();
+        if trusted || (head == 0 && tail == 0) {
             prepared.pieces.push(direct);
             return Ok(());
         }

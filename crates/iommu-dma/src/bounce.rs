@@ -214,6 +214,12 @@ impl BouncePool {
         if count > MAX_RUN {
             return None;
         }
+        // A run longer than the distance between boundaries crosses one wherever it lies; its segments are cut there.
+        let crosses = count * SLOT - 1 > place.boundary;
+        let place = Place {
+            boundary: if crosses { u64::MAX } else { place.boundary },
+            ..place
+        };
         let areas = self.areas.len();
         for turn in 0..areas {
             let index = (own % areas + turn) % areas;

@@ -7,6 +7,8 @@
 //!
 //! * [`Translated`]: an IOMMU. Buffers that lie apart become one run of addresses, no address is too high for a
 //!   narrow device, and the device reaches nothing else;
+//! * [`Aperture`]: a classic IOMMU. One window in low memory, shared by all devices: it joins pages and helps narrow
+//!   devices, and protects nothing;
 //! * [`Direct`]: nothing. The device uses the memory's own addresses; buffers it cannot address are copied through a
 //!   pool; nothing is protected, and [`Kind`] says so.
 //!
@@ -62,6 +64,7 @@
 
 extern crate alloc;
 
+mod aperture;
 mod api;
 mod backend;
 mod bounce;
@@ -73,6 +76,10 @@ mod layout;
 mod mapping;
 mod translated;
 
+pub use aperture::{
+    Aperture, ApertureCore, ApertureError, ApertureFault, ApertureRegisters, ApertureUnit, InWindow, MAX_WINDOW,
+    MIN_WINDOW, aperture_runs, aperture_table_len,
+};
 pub use api::{DmaApi, DmaCore};
 pub use backend::{Backend, Kind, When};
 pub use bounce::{BouncePool, MAX_RUN, PoolError, SLOT};
