@@ -245,7 +245,7 @@ fn space(last: u64) -> IovaSpace {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_crowded_space_is_shared_without_overlap_or_loss(ops in prop::collection::vec(op(0x60_0000), 1..250)) {

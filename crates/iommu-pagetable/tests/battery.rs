@@ -329,7 +329,7 @@ fn run<F: Format>(format: F, second_stage: bool, levels: Levels, sizes: LeafSize
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_format_and_depth_agrees_with_the_model(
