@@ -77,3 +77,4 @@ pub use memory::{
 };
 pub use route::{Refusal, Route, Shortcut};
 pub use units::{RefusedUnit, UnitInfo, UnitRefusal, UnitRegisters};
+pub use vtd_model::{Profile, UnitConfigBuilder};

@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 
 use iommu_devices::{Bus, DmaEngine, Effects, Function, ResetKind};
+use iommu_groups::ConfigAccess;
 use iommu_groups::pci::header;
 use iommu_types::{AddrRange, Bdf, BusError, HostPhys};
 
@@ -217,5 +218,12 @@ impl Machine {
             Some(engine) => Ok(action(engine, &bus)),
             None => Err(NoFunction::NoEngine(bdf)),
         }
+    }
+}
+
+/// For `iommu-groups`, which forms groups from configuration space.
+impl ConfigAccess for Machine {
+    fn read32(&self, function: Bdf, offset: u16) -> Option<u32> {
+        Some(self.config_read32(function, offset))
     }
 }
