@@ -100,4 +100,4 @@ pub use groups::{Barrier, Difference, Explanation, Group, Groups, LinuxVersion, 
 pub use problem::{ListFault, Problem};
 pub use quirks::{AcsQuirk, AcsQuirkKind, AliasEffect, AliasQuirk, BridgeQuirk, BridgeQuirkKind, Devices, Source};
 pub use reason::{Hop, Reason};
-pub use topology::{AcsControl, Alias, AliasVia, BusId, BusNumbers, Facts, Roots, Topology};
+pub use topology::{AcsControl, Alias, AliasVia, BusId, BusNumbers, Facts, Origin, Roots, Topology};

@@ -7,7 +7,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
 
-use iommu_types::{Bdf, DevFn, Segment};
+use iommu_types::{Bdf, DevFn, Segment, SourceId};
 
 pub use self::alias::{Alias, AliasVia};
 use crate::access::ConfigAccess;
@@ -105,6 +105,17 @@ pub enum Roots<'a> {
     Given(&'a [BusId]),
     /// Those that no listed bridge claims.
     Inferred,
+}
+
+/// What a bus hangs from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The root complex.
+    Root,
+    /// This bridge, whose secondary bus it is.
+    Bridge(Bdf),
+    /// Nothing that is known.
+    Unknown,
 }
 
 /// One bus.
@@ -209,6 +220,31 @@ impl Topology {
     #[must_use]
     pub fn is_root_bus(&self, bus: BusId) -> bool {
         self.buses.get(&bus).is_some_and(|bus| bus.is_root)
+    }
+
+    /// What `bus` hangs from.
+    #[must_use]
+    pub fn origin(&self, bus: BusId) -> Origin {
+        match self.buses.get(&bus) {
+            Some(bus) if bus.is_root => Origin::Root,
+            Some(bus) => bus
+                .bridge
+                .and_then(|bridge| self.functions.get(bridge))
+                .map_or(Origin::Unknown, |bridge| Origin::Bridge(bridge.bdf)),
+            None => Origin::Unknown,
+        }
+    }
+
+    /// The function that firmware tables name when they mean the one at `bdf`: the physical function of a virtual
+    /// one, function 0 of a device with alternative routing IDs (VT-d §8.3, DRHD), otherwise itself.
+    #[must_use]
+    pub fn listed_as(&self, bdf: Bdf) -> Bdf {
+        let Some(f) = self.get(bdf) else { return bdf };
+        let own = f.physical_function.unwrap_or(bdf);
+        let first = Bdf::new(own.segment, SourceId::new(own.bus(), DevFn::default()));
+        let is_ari = self.get(first).is_some_and(|first| first.ari.is_present())
+            && self.parent(own).is_some_and(|port| port.ari_forwarding);
+        if is_ari { first } else { own }
     }
 
     /// Whether resetting the bus above the function at `bdf` resets it and nothing else.

@@ -10,10 +10,10 @@
 mod support;
 
 use iommu_groups::{
-    AcsBits, AliasVia, Barrier, Difference, Explanation, Facts, Grounds, Lack, LinuxVersion, Problem, Reason, Roots,
-    Rules, Topology, differences, group,
+    AcsBits, AliasVia, Barrier, BusId, Difference, Explanation, Facts, Grounds, Lack, LinuxVersion, Origin, Problem,
+    Reason, Roots, Rules, Topology, differences, group,
 };
-use iommu_types::{DevFn, SourceId};
+use iommu_types::{DevFn, Segment, SourceId};
 use support::{
     ACS_CAP, ACS_ENHANCED, ACS_ON, ENDPOINT, INTEGRATED, Machine, PCI_TO_PCIE, PCIE_TO_PCI, Space, UPSTREAM, bdf,
     conventional, downstream, endpoint, partition, root_port, upstream,
@@ -369,7 +369,7 @@ fn children_of_a_vmd_share_its_requester_id_and_group() {
         .with("00:0e.0", Space::new(0x8086, 0x467f).express(INTEGRATED))
         .with("0001:00:06.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
         .with("0001:01:00.0", endpoint());
-    machine.roots.push(iommu_groups::BusId::of(bdf("0001:00:06.0")));
+    machine.roots.push(BusId::of(bdf("0001:00:06.0")));
     let facts = Facts {
         real_dma: ["0001:00:06.0", "0001:01:00.0"]
             .map(|child| (bdf(child), bdf("00:0e.0")))
@@ -667,4 +667,25 @@ fn ats_that_is_known_to_be_broken_is_marked() {
     let topology = Machine::new().with("00:03.0", space).scan();
     let ats = topology.get(bdf("00:03.0")).unwrap().ats.present().unwrap();
     assert_eq!((ats.enabled, ats.queue_depth, ats.broken), (true, 32, true));
+}
+
+#[test]
+fn firmware_tables_can_be_matched_with_buses_and_functions() {
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 2).ari_forwarding())
+        .with("01:00.0", endpoint().ari(9).sriov(1, 0x100, 1, 7))
+        .with("01:01.1", endpoint().ari(0));
+    let topology = machine.scan();
+    let bus = |bus| BusId::new(Segment(0), bus);
+    assert_eq!(topology.origin(bus(0)), Origin::Root);
+    assert_eq!(topology.origin(bus(1)), Origin::Bridge(bdf("00:01.0")));
+    assert_eq!(
+        topology.origin(bus(2)),
+        Origin::Unknown,
+        "only virtual functions have this number"
+    );
+    for name in ["02:00.0", "01:01.1", "01:00.0"] {
+        assert_eq!(topology.listed_as(bdf(name)), bdf("01:00.0"), "{name}");
+    }
+    assert_eq!(topology.listed_as(bdf("00:01.0")), bdf("00:01.0"));
 }
