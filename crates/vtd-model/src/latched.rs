@@ -1,5 +1,6 @@
 //! The part of a unit's state that decides about requests.
 
+use iommu_types::{AddrRange, HostPhys};
 use vtd_spec::register::{InterruptRemapTableAddress, RootTableAddress};
 
 /// What commands have made effective (VT-d §11.4.4): the registers that software merely wrote are not in here.
@@ -17,6 +18,8 @@ pub struct Latched {
     pub interrupt_table: InterruptRemapTableAddress,
     /// GSTS.CFIS: compatibility-format interrupts pass.
     pub compatibility_interrupts: bool,
+    /// The protected low and high memory region while PMEN.PRS is set (VT-d §11.4.8).
+    pub protected: [Option<AddrRange<HostPhys>>; 2],
 }
 
 impl Latched {
@@ -27,5 +30,22 @@ impl Latched {
         interrupts_enabled: false,
         interrupt_table: InterruptRemapTableAddress::DEFAULT,
         compatibility_interrupts: false,
+        protected: [None; 2],
     };
+
+    /// Whether host memory at `at` is protected against all DMA.
+    #[must_use]
+    pub fn is_protected(&self, at: HostPhys) -> bool {
+        self.protected.iter().flatten().any(|region| region.contains(at))
+    }
+
+    /// Whether any of `range` is protected.
+    fn touches_protected(&self, range: AddrRange<HostPhys>) -> bool {
+        self.protected.iter().flatten().any(|region| region.overlaps(range))
+    }
+
+    /// Whether an answer for host memory `range` has to be narrowed to the page of the request.
+    pub(crate) fn splits(&self, range: Option<AddrRange<HostPhys>>) -> bool {
+        self.protected != [None; 2] && range.is_none_or(|range| self.touches_protected(range))
+    }
 }

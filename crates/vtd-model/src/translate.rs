@@ -72,7 +72,10 @@ where
         fault_processing_disabled: false,
         keeps_tables_unchanged: false,
     };
-    let result = walk.run().or_else(|stop| walk.answer(stop));
+    let result = walk
+        .run()
+        .and_then(|answer| walk.outside_protected(answer))
+        .or_else(|stop| walk.answer(stop));
     Outcome {
         result,
         report: walk.report,
@@ -144,6 +147,31 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             TranslationTableMode::Legacy => self.legacy(),
             TranslationTableMode::Scalable => self.scalable(),
         }
+    }
+
+    /// VT-d §11.4.8: an access that ends in a protected memory region is blocked and not recorded, whatever TES says. A
+    /// translation request is told of the region's page that it may not use it.
+    fn outside_protected(&self, mut answer: Translation) -> Result<Translation, Stop> {
+        if answer.perms.is_none() || answer.untranslated_only || self.latched.protected == [None; 2] {
+            return Ok(answer);
+        }
+        if self.latched.is_protected(answer.phys) {
+            return match self.request.kind {
+                RequestKind::Translation => Ok(self.no_access()),
+                _ => Err(Stop::Silent),
+            };
+        }
+        // The answer holds for the whole page: none of it may lie in a region.
+        let before = answer.page.first().raw();
+        let first = answer.phys.checked_sub(self.address() - before.min(self.address()));
+        let len = answer.page.len();
+        let range = first
+            .zip(len)
+            .and_then(|(first, len)| AddrRange::from_base_len(first, len));
+        if self.latched.splits(range) {
+            answer.page = AddrRange::page_around(self.request.address, PageSize::Size4K);
+        }
+        Ok(answer)
     }
 
     /// The answer for a walk that was stopped.

@@ -6,6 +6,7 @@ mod event;
 
 mod fault_log;
 mod invalidate;
+mod protected;
 mod queue;
 
 use iommu_types::SystemMemory;
@@ -161,6 +162,7 @@ impl<C: TranslationCache> Unit<C> {
             _ if at == offset::CCMD + 4 => self.context_command(),
             _ if at == ecap.iotlb_offset() + 4 => self.iotlb_command(),
             offset::FSTS => self.fault_status_written(memory),
+            offset::PMEN => self.protected_memory_written(),
             offset::FECTL => self.event_mask_written(EventSource::Fault),
             offset::IQT if ecap.qi() => self.run_queue(memory),
             offset::ICS if ecap.qi() => self.event_status_written(EventSource::InvalidationCompletion),

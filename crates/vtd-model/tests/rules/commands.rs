@@ -215,3 +215,56 @@ fn a_64_bit_write_over_two_registers_acts_as_two_writes() {
     );
     assert_eq!(rig.unit.read(offset::FECTL, AccessWidth::Qword), 0x0000_0031_8000_0000);
 }
+
+#[test]
+fn protected_memory_blocks_dma_whether_or_not_it_is_translated() {
+    let mut rig = Rig::new(spec().protected_memory(true));
+    // The granule shows where all-ones were written.
+    rig.write32(offset::PLMBASE, u32::MAX);
+    assert_eq!(rig.read32(offset::PLMBASE), 0xFFE0_0000);
+    rig.write32(offset::PLMBASE, 0x0040_0000);
+    rig.write32(offset::PLMLIMIT, 0x0060_0000);
+    rig.write64(offset::PHMBASE, 0x1_0000_0000);
+    rig.write64(offset::PHMLIMIT, 0x1_0000_0000);
+    assert!(rig.read(NIC, 0x0040_0000).is_ok());
+    rig.write32(offset::PMEN, 1 << 31);
+    assert_eq!(rig.read32(offset::PMEN), 1 << 31 | 1);
+    for (address, passes) in [
+        (0x003F_F000, true),
+        (0x0040_0000, false),
+        (0x007F_F000, false),
+        (0x0080_0000, true),
+        (0x1_0000_0000, false),
+        (0x1_001F_F000, false),
+        (0x1_0020_0000, true),
+    ] {
+        let got = rig.write(NIC, address);
+        assert_eq!(got.is_ok(), passes, "{address:x}");
+        // No answer reaches into a region.
+        assert!(got.is_err() || got.expect("passes").page.len() == Some(0x1000));
+    }
+    // Translated too, and without a fault record.
+    rig.set_root(rig.root);
+    rig.command(|c| c.with_te(true));
+    let top = rig.tables.page();
+    rig.context(NIC, translation_type::UNTRANSLATED, top, 2, DID);
+    rig.map(top, 0x1000, 0x0041_0000);
+    rig.tables.second_stage(top, 4, 0x4000_0000, 0, 3, 3);
+    assert_eq!(
+        rig.read(NIC, 0x1000).expect_err("blocked").reason,
+        vtd_model::Fault::SILENT
+    );
+    assert!(rig.read(NIC, 0x4000_0000).is_ok());
+    assert!(
+        rig.read(NIC, 0x4050_0000).is_err(),
+        "the same cached page, protected part"
+    );
+    assert_eq!(rig.fault_status().raw_value(), 0);
+    rig.write32(offset::PMEN, 0);
+    assert_eq!(rig.read32(offset::PMEN), 0);
+    assert!(rig.read(NIC, 0x1000).is_ok());
+    // A limit below the base switches the region off.
+    rig.write32(offset::PLMLIMIT, 0);
+    rig.write32(offset::PMEN, 1 << 31);
+    assert!(rig.read(NIC, 0x1000).is_ok());
+}
