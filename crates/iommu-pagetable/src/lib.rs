@@ -62,6 +62,7 @@
 extern crate alloc;
 
 mod config;
+mod dirty;
 mod error;
 mod format;
 mod map;
@@ -71,6 +72,7 @@ mod unmap;
 mod unmapped;
 
 pub use config::{Config, LeafSizes, Levels};
+pub use dirty::{DirtyBits, DirtyCleared, DirtyError};
 pub use error::{MapError, UnmapError};
 pub use format::{FirstStage, Format, SecondStage};
 pub use table::{Mapping, PageTable};

@@ -8,6 +8,8 @@ use iommu_types::{AddrRange, HostPhys, Iova, Perms, TableFrame};
 ///
 /// The owner invalidates [`Self::range`], waits for the confirmation, and only then gives the table pages back
 /// ([`Self::into_frames`]) and lets anybody use the addresses again. Dropping this leaks the pages, which is safe.
+///
+/// Dirty bits of what was unmapped are gone; [`crate::PageTable::read_dirty`] comes first where they matter.
 #[derive(Debug)]
 #[must_use = "hardware may still use what was unmapped: invalidate its range, wait, then free its frames"]
 pub struct Unmapped {
