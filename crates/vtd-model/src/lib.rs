@@ -96,5 +96,5 @@ pub use latched::Latched;
 pub use registers::AccessWidth;
 pub use request::{Fault, Request, RequestKind, Translation};
 pub use translate::{Outcome, translate};
-pub use unit::{DeviceInvalidation, DrainToken, EventMessage, EventSource, PasidScope, Unit};
+pub use unit::{DeviceInvalidation, DrainToken, EventMessage, EventSource, PasidScope, RestoreError, Unit};
 pub use vtd_spec::fault::Response;

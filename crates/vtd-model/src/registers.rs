@@ -157,7 +157,6 @@ impl RegisterFile {
     }
 
     /// Every stored word, for saving.
-    #[cfg_attr(not(test), expect(dead_code, reason = "saving a unit comes with its format"))]
     pub(crate) fn words(&self) -> &[u32] {
         &self.words
     }

@@ -8,6 +8,7 @@ mod fault_log;
 mod invalidate;
 mod protected;
 mod queue;
+mod save;
 
 use iommu_types::SystemMemory;
 use vtd_spec::register::{
@@ -27,6 +28,7 @@ use crate::translate::translate;
 pub use device::{DeviceInvalidation, PasidScope};
 pub use event::{EventMessage, EventSource};
 pub use queue::DrainToken;
+pub use save::RestoreError;
 
 /// What a read of an address where no register answers gives.
 const NO_ANSWER: u64 = u64::MAX;

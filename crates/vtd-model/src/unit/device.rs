@@ -51,7 +51,7 @@ pub(super) enum HeldWait {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Devices {
     /// Message of each tag, and whether the embedder has taken it.
-    tags: [Option<(DeviceInvalidation, bool)>; TAGS],
+    pub(super) tags: [Option<(DeviceInvalidation, bool)>; TAGS],
 }
 
 impl Devices {

@@ -39,8 +39,8 @@ pub struct EventMessage {
 /// before software has cleared the status of the first.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Messages {
-    fault: Option<EventMessage>,
-    invalidation: Option<EventMessage>,
+    pub(super) fault: Option<EventMessage>,
+    pub(super) invalidation: Option<EventMessage>,
 }
 
 impl Messages {

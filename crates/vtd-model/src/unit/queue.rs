@@ -33,11 +33,11 @@ pub struct DrainToken(pub u64);
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct DrainState {
     /// The drain that has to be reported before the queue goes on.
-    awaited: Option<DrainToken>,
+    pub(super) awaited: Option<DrainToken>,
     /// Whether the embedder has been told.
-    announced: bool,
+    pub(super) announced: bool,
     /// The descriptor under the head needs no further drain.
-    done: bool,
+    pub(super) done: bool,
 }
 
 impl<C: TranslationCache> Unit<C> {

@@ -16,5 +16,6 @@ mod oracle;
 mod oracle_scalable;
 mod queue;
 mod rig;
+mod save;
 mod scalable;
 mod silicon;
