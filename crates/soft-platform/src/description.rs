@@ -12,6 +12,7 @@ use std::path::Path;
 use iommu_types::{AddrRange, Bdf, HostPhys, NodeId, Segment};
 
 pub use self::from_dmar::Assumption;
+pub(crate) use self::from_dmar::MAX_RMRR;
 pub use self::value::{BusRange, ScopePath};
 use crate::memory::MemoryRange;
 

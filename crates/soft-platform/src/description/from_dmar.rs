@@ -12,8 +12,8 @@ use crate::memory::MemoryRange;
 const MAX_FUNCTIONS: usize = 512;
 /// Most nodes with memory of their own.
 const MAX_NODES: usize = 8;
-/// Longest reserved region that gets memory, in bytes; real ones are at most some hundred MiB.
-const MAX_RMRR: u64 = 1 << 30;
+/// Longest reserved region that is believed, in bytes; real ones are at most some hundred MiB.
+pub(crate) const MAX_RMRR: u64 = 1 << 30;
 /// Memory below 4 GiB, on node 0, in bytes.
 const LOW_MEMORY: u64 = 2 << 30;
 /// Memory of each node above 4 GiB, in bytes.

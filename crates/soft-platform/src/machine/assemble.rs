@@ -11,7 +11,7 @@ use iommu_types::{Bdf, NodeId, Segment};
 
 use super::functions::{FunctionInfo, Slot};
 use super::{Machine, MachineError, MachineOptions, Service, Shared};
-use crate::description::{FunctionDescription, FunctionKind, MachineDescription};
+use crate::description::{FunctionDescription, FunctionKind, MAX_RMRR, MachineDescription};
 use crate::fabric::{Decodes, Meters};
 use crate::interrupts::Sink;
 use crate::memory::MachineMemory;
@@ -34,6 +34,8 @@ pub(super) fn machine(
     let table = dmar.map(Dmar::parse).transpose()?;
     let mut reserved: Vec<_> = description.rmrrs.iter().map(|rmrr| rmrr.range).collect();
     reserved.extend(table.into_iter().flat_map(Dmar::rmrrs).filter_map(|rmrr| rmrr.region()));
+    // Firmware that reserves everything would leave nothing to run with; such a region is not believed.
+    reserved.retain(|region| region.len().is_some_and(|len| len <= MAX_RMRR));
     let memory = MachineMemory::new(&description.memory, &reserved)?;
     let Units {
         slots,
