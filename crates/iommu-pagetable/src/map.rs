@@ -57,9 +57,15 @@ impl<F: Format> PageTable<F> {
         let damaged = |table| MapError::Damaged { iova, table };
         let root = self.root_node(memory).map_err(damaged)?;
         let node = walk.descend(root, span).map_err(damaged)?;
-        let needed = walk.plan(node, span, phys.raw())?;
-        walk.supply(needed, supply)?;
-        walk.fill(node, span, phys.raw(), perms, supply)?;
+        if node.level == 1 {
+            // All tables are there: the usual case of a small mapping.
+            walk.check_free(node, span)?;
+            walk.write_leaves(node, span, phys.raw(), perms);
+        } else {
+            let needed = walk.plan(node, span, phys.raw())?;
+            walk.supply(needed, supply)?;
+            walk.fill(node, span, phys.raw(), perms, supply)?;
+        }
         if !self.config.coherent && self.linking.load(Ordering::SeqCst) != 0 {
             // Somebody is between linking a table and writing that link back, and this mapping may lie below it.
             walk.write_back_links(root, span).map_err(damaged)?;
@@ -101,18 +107,39 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
         fits.then_some(size)
     }
 
+    /// Refuses a span of a leaf table in which anything is mapped.
+    #[inline]
+    fn check_free(&self, node: Node<'a>, span: Span) -> Result<(), MapError> {
+        let (first, last) = span.indices(1);
+        let mut entries = node.entries[first..=last].iter();
+        match entries.position(|entry| self.format.is_present(entry.load(Ordering::Relaxed))) {
+            None => Ok(()),
+            Some(pages) => {
+                let at = Iova::new(span.first + u64::try_from(pages).unwrap_or(0) * PAGE_SIZE);
+                Err(MapError::Overlap { at })
+            }
+        }
+    }
+
+    /// Writes the entries of a leaf table for a span.
+    #[inline]
+    fn write_leaves(&self, node: Node<'a>, span: Span, phys: u64, perms: Perms) {
+        let (first, last) = span.indices(1);
+        // Entries of neighbouring pages differ by the same number, whatever the format.
+        let leaf = |phys| self.format.leaf(HostPhys::new(phys), PageSize::Size4K, perms);
+        let mut word = leaf(phys);
+        let step = leaf(phys ^ PAGE_SIZE).abs_diff(word);
+        for entry in &node.entries[first..=last] {
+            entry.store(word, Ordering::Release);
+            word = word.wrapping_add(step);
+        }
+        self.write_back(node, first, last + 1 - first);
+    }
+
     /// Looks for overlap, and counts the tables that mapping `span` to `phys` needs.
     pub(crate) fn plan(&self, node: Node<'a>, span: Span, phys: u64) -> Result<usize, MapError> {
         if node.level == 1 {
-            let (first, last) = span.indices(1);
-            let mut entries = node.entries[first..=last].iter();
-            return match entries.position(|entry| self.format.is_present(entry.load(Ordering::Relaxed))) {
-                None => Ok(0),
-                Some(pages) => {
-                    let at = Iova::new(span.first + u64::try_from(pages).unwrap_or(0) * PAGE_SIZE);
-                    Err(MapError::Overlap { at })
-                }
-            };
+            return self.check_free(node, span).map(|()| 0);
         }
         let mut needed = 0;
         for slot in span.slots(node.level) {
@@ -185,16 +212,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
         supply: &mut Vec<TableFrame>,
     ) -> Result<(), MapError> {
         if node.level == 1 {
-            let (first, last) = span.indices(1);
-            // Entries of neighbouring pages differ by the same number, whatever the format.
-            let leaf = |phys| self.format.leaf(HostPhys::new(phys), PageSize::Size4K, perms);
-            let mut word = leaf(phys);
-            let step = leaf(phys ^ PAGE_SIZE).abs_diff(word);
-            for entry in &node.entries[first..=last] {
-                entry.store(word, Ordering::Release);
-                word = word.wrapping_add(step);
-            }
-            self.write_back(node, first, last + 1 - first);
+            self.write_leaves(node, span, phys, perms);
             return Ok(());
         }
         let (first, last) = span.indices(node.level);

@@ -65,6 +65,7 @@ impl Node<'_> {
 
 impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     /// The table that an entry for `iova` leads to, or the address where none is.
+    #[inline]
     pub(crate) fn child(&self, entry: u64, level: u8) -> Result<Node<'a>, HostPhys> {
         let at = self.format.table(entry);
         let entries = self.memory.table(at).ok_or(at)?;
@@ -76,6 +77,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     }
 
     /// Where walkers do not snoop, makes `count` entries from `index` on visible to them.
+    #[inline]
     pub(crate) fn write_back(&self, node: Node<'_>, index: usize, count: usize) {
         if self.config.coherent || count == 0 {
             return;
@@ -90,6 +92,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     /// The lowest existing table whose entry for the span is the only one the span touches, and its entries.
     ///
     /// Ends above a leaf or a missing entry.
+    #[inline]
     pub(crate) fn descend(&self, root: Node<'a>, span: Span) -> Result<Node<'a>, HostPhys> {
         let mut node = root;
         while node.level > 1 {
@@ -148,6 +151,7 @@ impl<F: Format> PageTable<F> {
 
     /// The addresses that the tree can translate.
     #[must_use]
+    #[inline]
     pub fn aperture(&self) -> AddrRange<Iova> {
         let last = self.format.last_iova(self.config.levels);
         // Zero is below every address; the page stands for the impossible case only.
@@ -167,6 +171,7 @@ impl<F: Format> PageTable<F> {
     }
 
     /// The root table, or its address if the memory does not know it.
+    #[inline]
     pub(crate) fn root_node<'a, M: TableMemory>(&self, memory: &'a M) -> Result<Node<'a>, HostPhys> {
         let at = self.root.base();
         Ok(Node {

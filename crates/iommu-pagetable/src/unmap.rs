@@ -100,6 +100,17 @@ impl<F: Format> PageTable<F> {
         let root = self.root_node(memory).map_err(damaged)?;
         let node = walk.descend(root, span).map_err(damaged)?;
 
+        if node.level == 1 {
+            // One leaf table, which stays: the usual case of a small mapping.
+            let pages = walk.count_leaves(node, span, rules)?;
+            walk.clear_leaves(node, span);
+            return Ok(Unmapped {
+                range,
+                pages,
+                freed: Vec::new(),
+                remainder: None,
+            });
+        }
         let mut census = Census::default();
         walk.census(node, span, rules, &mut census)?;
         let mut out = walk.prepare(range, &census)?;
@@ -165,19 +176,36 @@ impl<F: Format> PageTable<F> {
 }
 
 impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
+    /// How many pages of a span of a leaf table are mapped; refuses holes if the rules do.
+    #[inline]
+    fn count_leaves(&self, node: Node<'a>, span: Span, rules: UnmapRules) -> Result<u64, UnmapError> {
+        let (first, last) = span.indices(1);
+        let entries = &node.entries[first..=last];
+        let absent = |entry: &AtomicU64| !self.format.is_present(entry.load(Ordering::Relaxed));
+        let holes = entries.iter().filter(|entry| absent(entry)).count();
+        if holes != 0 && rules.holes == Holes::Refuse {
+            let pages = entries.iter().position(absent).unwrap_or(0);
+            let at = Iova::new(span.first + u64::try_from(pages).unwrap_or(0) * PAGE_SIZE);
+            return Err(UnmapError::NotMapped { at });
+        }
+        Ok(u64::try_from(entries.len() - holes).unwrap_or(0))
+    }
+
+    /// Clears the entries of a leaf table for a span.
+    #[inline]
+    fn clear_leaves(&self, node: Node<'a>, span: Span) {
+        let (first, last) = span.indices(1);
+        for entry in &node.entries[first..=last] {
+            // A store, not a swap: the caller owns the range, and reads dirty bits before it unmaps.
+            entry.store(0, Ordering::Release);
+        }
+        self.write_back(node, first, last + 1 - first);
+    }
+
     /// The first step: refuses what the rules refuse, counts the rest.
     fn census(&self, node: Node<'a>, span: Span, rules: UnmapRules, census: &mut Census) -> Result<(), UnmapError> {
         if node.level == 1 {
-            let (first, last) = span.indices(1);
-            let entries = &node.entries[first..=last];
-            let absent = |entry: &AtomicU64| !self.format.is_present(entry.load(Ordering::Relaxed));
-            let holes = entries.iter().filter(|entry| absent(entry)).count();
-            if holes != 0 && rules.holes == Holes::Refuse {
-                let pages = entries.iter().position(absent).unwrap_or(0);
-                let at = Iova::new(span.first + u64::try_from(pages).unwrap_or(0) * PAGE_SIZE);
-                return Err(UnmapError::NotMapped { at });
-            }
-            census.pages += u64::try_from(entries.len() - holes).unwrap_or(0);
+            census.pages += self.count_leaves(node, span, rules)?;
             return Ok(());
         }
         for slot in span.slots(node.level) {
@@ -283,15 +311,11 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
 
     /// The second step: clears the entries of `span` and unlinks the tables it covers.
     fn clear(&self, node: Node<'a>, span: Span, freed: &mut Vec<TableFrame>) {
-        let (first, last) = span.indices(node.level);
         if node.level == 1 {
-            for entry in &node.entries[first..=last] {
-                // A store, not a swap: the caller owns the range, and reads dirty bits before it unmaps.
-                entry.store(0, Ordering::Release);
-            }
-            self.write_back(node, first, last + 1 - first);
+            self.clear_leaves(node, span);
             return;
         }
+        let (first, last) = span.indices(node.level);
         let mut written = false;
         for slot in span.slots(node.level) {
             let entry = node.load(slot.index);
