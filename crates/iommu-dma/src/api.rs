@@ -9,9 +9,9 @@ use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, SystemMemory};
 use crate::backend::{Backend, Kind, When};
 use crate::bounce::{BouncePool, MAX_RUN, Place, SLOT, copy, zero};
 use crate::counters::Counters;
-use crate::device::{Buffer, Device, Direction, Trust};
+use crate::device::{Buffer, Device, Direction, DmaSegment, Trust};
 use crate::error::DmaError;
-use crate::layout::{Layout, Piece, Segments, round_up};
+use crate::layout::{Layout, Piece, SegmentList, Segments, round_up};
 use crate::mapping::{Bounce, Mapping, Unconfirmed, UnmapError};
 
 /// The DMA interface over a [`Backend`], with memory to copy in and, if given, a pool to copy through.
@@ -124,7 +124,41 @@ where
         buffer: Buffer,
         direction: Direction,
     ) -> Result<Mapping<B>, DmaError<B::Error>> {
-        self.map_sg(core, device, &[buffer], direction)
+        let buffers = [buffer];
+        let pages = round_up(buffer.phys.page_offset().saturating_add(buffer.len));
+        let plain = device.trust == Trust::Trusted && device.boundary == u64::MAX && buffer.len <= device.max_segment;
+        let (true, true, Some(pages)) = (plain, buffer.len != 0, pages) else {
+            return self.map_sg(core, device, &buffers, direction);
+        };
+        if !self.backend.translates(device, &buffers) || buffer.phys.page().checked_add(pages - 1).is_none() {
+            return self.map_sg(core, device, &buffers, direction);
+        }
+        // The usual case, without any list: one piece, one segment, no copy.
+        let piece = Piece {
+            offset: 0,
+            phys: buffer.phys.page(),
+            len: pages,
+        };
+        let request = IovaRequest::bytes(pages).below(device.mask);
+        let request = if device.low_first { request.low_first() } else { request };
+        let Ok((base, held)) = self.backend.map(&mut core.inner, request, &[piece], direction.perms()) else {
+            // The longer way has the reason, or another way out.
+            return self.map_sg(core, device, &buffers, direction);
+        };
+        core.counters.buffers += 1;
+        let address = base.checked_add(buffer.phys.page_offset()).unwrap_or(base);
+        let mapping = Mapping {
+            segments: SegmentList::One(DmaSegment {
+                address,
+                len: buffer.len,
+            }),
+            direction,
+            held: Some(held),
+            bounces: Vec::new(),
+            len: buffer.len,
+            when: When::Later,
+        };
+        Ok(Self::count(core, mapping))
     }
 
     /// Lets a device use a list of buffers, once.
