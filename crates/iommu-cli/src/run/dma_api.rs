@@ -189,7 +189,7 @@ fn pattern(round: u64, at: u64) -> u8 {
 fn check(machine: &Machine, buffers: &[Buffer], round: u64, work: &mut Work) {
     let mut at = 0;
     for buffer in buffers {
-        let mut found = [0; PAGE as usize];
+        let mut found = [0; 4096];
         let read = machine.read(HostPhys::new(buffer.phys.raw()), &mut found);
         let right = found.iter().zip(at..).all(|(byte, at)| *byte == pattern(round, at));
         if read.is_err() || !right {

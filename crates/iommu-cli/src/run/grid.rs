@@ -11,7 +11,7 @@ use super::probe::{Place, Probed, Prober};
 use super::render::Requester;
 
 /// The vector of the message that nobody may forge.
-const FOREIGN_VECTOR: u8 = 0xe7;
+pub(crate) const FOREIGN_VECTOR: u8 = 0xe7;
 /// Offset of a scratch register in BAR 0 of functions with an engine (`edu`'s liveness check).
 const SCRATCH: u64 = 4;
 /// Bytes of a probing access.
@@ -24,8 +24,28 @@ pub(crate) struct Grid {
     pub(crate) requesters: Vec<Requester>,
     /// The cells.
     pub(crate) cells: Vec<Cell>,
-    /// Accesses issued.
-    pub(crate) issued: u64,
+    /// What of it can be tried on a machine without IOMMU too, address for address.
+    pub(crate) repeatable: Vec<Attempt>,
+}
+
+/// A forbidden access that means the same with and without IOMMU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Attempt {
+    /// Who tries.
+    pub(crate) requester: Bdf,
+    /// Against what.
+    pub(crate) on: On,
+}
+
+/// What an [`Attempt`] is on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum On {
+    /// Memory: written and read.
+    Memory(HostPhys),
+    /// A register of a peer: written.
+    Register(HostPhys),
+    /// The processors: interrupted with a vector that is not the requester's.
+    Interrupt,
 }
 
 /// What everybody is tried against.
@@ -35,6 +55,8 @@ struct Scene<'a> {
     guests: &'a [Guest],
     /// A page of the host, outside of all guest address ranges.
     host_page: HostPhys,
+    /// A page of a guest without devices, where there is no second one.
+    idle_page: Option<HostPhys>,
     /// A message of an interrupt entry on each unit that belongs to none of the functions.
     foreign: Vec<Option<EventMessage>>,
 }
@@ -46,6 +68,11 @@ struct Scene<'a> {
 pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<Grid, String> {
     let machine = platform.machine();
     let host_page = host_page(machine, mem)?;
+    let idle_page = if guests.len() > 1 {
+        None
+    } else {
+        Some(idle_page(platform, mem)?)
+    };
     let mut blocks = Vec::new();
     let foreign = foreign_messages(platform, &mut blocks)?;
     let scene = Scene {
@@ -53,10 +80,11 @@ pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<G
         platform,
         guests,
         host_page,
+        idle_page,
         foreign,
     };
     let mut grid = Grid::default();
-    let mut prober = Prober::new(machine, Some(platform));
+    let prober = Prober::new(machine, Some(platform));
     let functions: Vec<FunctionInfo> = machine
         .functions()
         .filter(|function| function.engine)
@@ -71,10 +99,9 @@ pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<G
             owner: guest.map_or("host".to_owned(), |guest| guest.name.clone()),
         });
         scene
-            .row(function, guest, &mut prober, &mut grid.cells)
+            .row(function, guest, &prober, &mut grid)
             .map_err(|why| format!("{}: {why}", function.bdf))?;
     }
-    grid.issued = prober.issued;
     for (index, block) in blocks {
         if let Some(unit) = platform.unit(index) {
             // What cannot be given back stays taken: the machine ends with the run.
@@ -93,6 +120,17 @@ pub(crate) fn host_page(machine: &Machine, mem: u64) -> Result<HostPhys, String>
         .or_else(|_| machine.memory().allocate_pages(run(Zone::Above4G)))
         .map_err(|why| why.to_string())?;
     pages.at(mem).ok_or_else(|| "the host's page lies nowhere".to_owned())
+}
+
+/// A page of a guest that has memory and no devices.
+fn idle_page(platform: &Platform, mem: u64) -> Result<HostPhys, String> {
+    let user = platform.user("guest B");
+    let request = |zone| PageRequest::contiguous(mem + 4096).zone(zone);
+    let memory = platform
+        .allocate(user, request(Zone::Below4G))
+        .or_else(|_| platform.allocate(user, request(Zone::Above4G)))
+        .map_err(|why| why.to_string())?;
+    memory.at(mem).ok_or_else(|| "the guest's page lies nowhere".to_owned())
 }
 
 /// On each unit in service, an interrupt entry that is made for a requester that does not exist.
@@ -136,12 +174,12 @@ impl Scene<'_> {
         &self,
         function: &FunctionInfo,
         guest: Option<&Guest>,
-        prober: &mut Prober<'_>,
-        cells: &mut Vec<Cell>,
+        prober: &Prober<'_>,
+        grid: &mut Grid,
     ) -> Result<(), String> {
         let requester = function.bdf;
         if let Some(guest) = guest {
-            self.own_memory(requester, guest, prober, cells)?;
+            self.own_memory(requester, guest, prober, &mut grid.cells)?;
         }
         for target in [Target::OtherGuest, Target::HostMemory, Target::Rmrr] {
             let Some(at) = self.victim(target, function, guest) else {
@@ -152,7 +190,7 @@ impl Scene<'_> {
             prober.write(requester, address, Place::Memory(at), &mut probed)?;
             prober.read(requester, address, at, &mut probed)?;
             let prediction = self.predict(target, function, guest, at);
-            cells.push(cell(requester, target, prediction, probed));
+            grid.push(cell(requester, target, prediction, probed), On::Memory(at));
         }
         if let Some(message) = function
             .service
@@ -162,9 +200,12 @@ impl Scene<'_> {
             let mut probed = Probed::default();
             prober.message(requester, message.address, message.data, FOREIGN_VECTOR, &mut probed)?;
             let why = "the interrupt entry is made for another requester (source validation)".to_owned();
-            cells.push(cell(requester, Target::MsiWindow, (Verdict::Blocked, why), probed));
+            grid.push(
+                cell(requester, Target::MsiWindow, (Verdict::Blocked, why), probed),
+                On::Interrupt,
+            );
         }
-        self.peers(function, guest, prober, cells)
+        self.peers(function, guest, prober, grid)
     }
 
     /// The cells that only the holder of a mapping has.
@@ -172,7 +213,7 @@ impl Scene<'_> {
         &self,
         requester: Bdf,
         guest: &Guest,
-        prober: &mut Prober<'_>,
+        prober: &Prober<'_>,
         cells: &mut Vec<Cell>,
     ) -> Result<(), String> {
         let name = &guest.name;
@@ -215,8 +256,8 @@ impl Scene<'_> {
         &self,
         function: &FunctionInfo,
         guest: Option<&Guest>,
-        prober: &mut Prober<'_>,
-        cells: &mut Vec<Cell>,
+        prober: &Prober<'_>,
+        grid: &mut Grid,
     ) -> Result<(), String> {
         let own = self.platform.group_of(function.bdf);
         let together = |other: Bdf| own.as_ref().is_some_and(|group| group.members.contains(&other));
@@ -237,7 +278,7 @@ impl Scene<'_> {
             } else {
                 self.predict(target, function, guest, at)
             };
-            cells.push(cell(function.bdf, target, prediction, probed));
+            grid.push(cell(function.bdf, target, prediction, probed), On::Register(at));
         }
         Ok(())
     }
@@ -251,14 +292,7 @@ impl Scene<'_> {
     /// The memory that stands for a target, if `function` can put its address on the bus.
     fn victim(&self, target: Target, function: &FunctionInfo, guest: Option<&Guest>) -> Option<HostPhys> {
         let at = match target {
-            Target::OtherGuest => {
-                let other = self
-                    .guests
-                    .iter()
-                    .find(|other| guest.is_none_or(|own| own.name != other.name))?;
-                let own_len = guest.map_or(0, |own| own.memory.memory().len());
-                other.page_from(own_len)?
-            }
+            Target::OtherGuest => self.page_of_another(guest)?,
             Target::HostMemory => self.host_page,
             Target::Rmrr => self.regions().map(|(range, _)| range.first()).find(|at| {
                 // Some firmware reserves memory that this machine does not have.
@@ -267,6 +301,18 @@ impl Scene<'_> {
             _ => return None,
         };
         reachable(function, at).then_some(at)
+    }
+
+    /// A page of a guest other than `guest`, at an address where the latter has no memory of its own.
+    fn page_of_another(&self, guest: Option<&Guest>) -> Option<HostPhys> {
+        let others = self
+            .guests
+            .iter()
+            .filter(|other| guest.is_none_or(|own| own.name != other.name));
+        let own_len = guest.map_or(0, |own| own.memory.memory().len());
+        // Its memory may all lie where the requester has memory under the same numbers; its probe pages do not.
+        let page = |other: &Guest| other.page_from(own_len).or_else(|| other.probe.at(0));
+        others.filter_map(page).next().or(self.idle_page)
     }
 
     /// Reserved regions, with the functions that they are mapped for as long as the host has them.
@@ -321,6 +367,35 @@ impl Scene<'_> {
             Verdict::Blocked,
             "given to nobody: the driver blocks it by default".to_owned(),
         )
+    }
+}
+
+impl Grid {
+    /// How many of the repeatable accesses reached their target here.
+    pub(crate) fn repeatable_and_reached(&self) -> u64 {
+        const REPEATABLE: [Target; 5] = [
+            Target::OtherGuest,
+            Target::HostMemory,
+            Target::Rmrr,
+            Target::MsiWindow,
+            Target::PeerBar,
+        ];
+        self.cells
+            .iter()
+            .filter(|cell| cell.predicted == Verdict::Blocked && REPEATABLE.contains(&cell.target))
+            .map(|cell| u64::from(cell.tally.tried - cell.tally.stopped))
+            .sum()
+    }
+
+    /// Takes a cell in, and remembers it for the machine without IOMMU if it is forbidden.
+    fn push(&mut self, cell: Cell, on: On) {
+        if cell.predicted == Verdict::Blocked {
+            self.repeatable.push(Attempt {
+                requester: cell.requester,
+                on,
+            });
+        }
+        self.cells.push(cell);
     }
 }
 

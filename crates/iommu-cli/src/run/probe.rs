@@ -50,28 +50,16 @@ pub(crate) struct Prober<'a> {
     machine: &'a Machine,
     /// The driver side, to read fault records; nothing on a machine without IOMMU.
     platform: Option<&'a Platform>,
-    /// Accesses issued.
-    pub(crate) issued: u64,
 }
 
 impl<'a> Prober<'a> {
     /// Probes on a machine.
     pub(crate) const fn new(machine: &'a Machine, platform: Option<&'a Platform>) -> Self {
-        Self {
-            machine,
-            platform,
-            issued: 0,
-        }
+        Self { machine, platform }
     }
 
     /// `requester` writes at `address`, which is to reach `place`.
-    pub(crate) fn write(
-        &mut self,
-        requester: Bdf,
-        address: Iova,
-        place: Place,
-        probed: &mut Probed,
-    ) -> Result<(), String> {
+    pub(crate) fn write(&self, requester: Bdf, address: Iova, place: Place, probed: &mut Probed) -> Result<(), String> {
         let before = self.look(place)?;
         let marker = if before == MARKER { SECRET } else { MARKER };
         let len = match place {
@@ -95,7 +83,7 @@ impl<'a> Prober<'a> {
 
     /// `requester` reads at `address`, behind which the memory at `place` lies.
     pub(crate) fn read(
-        &mut self,
+        &self,
         requester: Bdf,
         address: Iova,
         place: HostPhys,
@@ -105,7 +93,6 @@ impl<'a> Prober<'a> {
         self.machine.read(place, &mut before).map_err(|why| why.to_string())?;
         self.machine.write(place, &SECRET).map_err(|why| why.to_string())?;
         self.forget();
-        self.issued += 1;
         let (sent, found) = self
             .machine
             .with_engine(requester, |engine, bus| {
@@ -123,7 +110,7 @@ impl<'a> Prober<'a> {
     /// `requester` sends an interrupt message that is not its own; whether `vector` arrives is looked up in what
     /// the processors received.
     pub(crate) fn message(
-        &mut self,
+        &self,
         requester: Bdf,
         address: u64,
         data: u32,
@@ -143,8 +130,7 @@ impl<'a> Prober<'a> {
     }
 
     /// Lets `requester` write `bytes` at `address`; the answer is what its engine was told.
-    fn send(&mut self, requester: Bdf, address: Iova, bytes: &[u8]) -> Result<Result<(), String>, String> {
-        self.issued += 1;
+    fn send(&self, requester: Bdf, address: Iova, bytes: &[u8]) -> Result<Result<(), String>, String> {
         self.machine
             .with_engine(requester, |engine, bus| {
                 engine.buffer_mut()[..bytes.len()].copy_from_slice(bytes);

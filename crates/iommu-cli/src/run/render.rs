@@ -18,6 +18,9 @@ pub(crate) struct Requester {
     pub(crate) owner: String,
 }
 
+/// Fault records that are shown: some, from all over the matrix.
+const EXAMPLES: usize = 5;
+const EXAMPLE_STEP: usize = 11;
 /// Width of a column.
 const COLUMN: usize = 9;
 
@@ -64,8 +67,14 @@ pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
 fn reasons(cells: &[Cell]) -> String {
     let mut lines: BTreeMap<(Target, &'static str, &str), Vec<&Cell>> = BTreeMap::new();
     for cell in cells {
+        // Where either is possible, what was seen is what there is to say.
+        let verdict = if cell.predicted == Verdict::Unknown {
+            cell.seen
+        } else {
+            cell.predicted
+        };
         lines
-            .entry((cell.target, cell.predicted.name(), &cell.because))
+            .entry((cell.target, verdict.name(), &cell.because))
             .or_default()
             .push(cell);
     }
@@ -74,6 +83,15 @@ fn reasons(cells: &[Cell]) -> String {
         let who: Vec<String> = cells.iter().map(|cell| cell.requester.source.to_string()).collect();
         let _ = writeln!(text, "  {:<15} {verdict:<8} {because}", target.name());
         let _ = writeln!(text, "  {:<15}          {}", "", who.join(" "));
+    }
+    let records = cells.iter().filter_map(|cell| Some((cell, cell.logged.as_ref()?)));
+    text.push_str("\n  What the units logged and the driver read back, for example:\n");
+    for (cell, logged) in records.step_by(EXAMPLE_STEP).take(EXAMPLES) {
+        let _ = writeln!(
+            text,
+            "    {} tried {}: source {}, {}: {}",
+            cell.requester, cell.target, logged.source, logged.address, logged.reason
+        );
     }
     for cell in cells.iter().filter(|cell| !cell.holds()) {
         let log = if cell.seen == Verdict::Blocked && cell.logged.is_none() {

@@ -149,7 +149,15 @@ pub(crate) fn guest(transcript: &Transcript, platform: &Platform, guest: &Guest)
 
 /// What a unit has done, in one line.
 pub(crate) fn counters(counters: &Counters) -> String {
-    format!("{counters:?}")
+    let (walks, reads) = (&counters.walks, &counters.walks.reads);
+    format!(
+        "{} requests, IOTLB {} hits and {} misses, {} table reads, {} blocked",
+        counters.requests,
+        walks.iotlb.hits,
+        walks.iotlb.misses,
+        reads.root + reads.context + reads.second_stage,
+        counters.blocked
+    )
 }
 
 /// The closing table: no IOMMU against VT-d.

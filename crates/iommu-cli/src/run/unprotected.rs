@@ -1,46 +1,43 @@
 //! The same machine without IOMMU: what the same accesses do there.
 
-use iommu_types::{HostPhys, Iova};
-use soft_platform::{Machine, MachineDescription, PageRequest, Zone};
+use iommu_types::Iova;
+use soft_platform::Machine;
 
-use super::grid::host_page;
+use super::grid::{Attempt, FOREIGN_VECTOR, On};
+use super::matrix::Tally;
 use super::probe::{Place, Probed, Prober};
 
-/// What became of the accesses.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Unprotected {
-    /// Accesses tried.
-    pub(crate) tried: u64,
-    /// Those that did not reach their target.
-    pub(crate) blocked: u64,
-}
+/// An interrupt message that needs no remapping entry: to APIC 0, fixed, edge-triggered.
+const COMPATIBILITY_MESSAGE: u64 = 0xfee0_0000;
 
-/// Every function with an engine reaches for memory of a guest and of the host.
-pub(crate) fn try_everything(description: &MachineDescription, mem: u64) -> Result<(Machine, Unprotected), String> {
-    let machine = Machine::without_iommu(description).map_err(|why| why.to_string())?;
-    let host = host_page(&machine, mem)?;
-    let guest = machine
-        .memory()
-        .allocate_pages(PageRequest::contiguous(4096).zone(Zone::Below4G))
-        .map_err(|why| why.to_string())?;
-    let victims: Vec<HostPhys> = [Some(host), guest.at(0)].into_iter().flatten().collect();
-    let engines: Vec<_> = machine
-        .functions()
-        .filter(|function| function.engine)
-        .map(|f| (f.bdf, f.dma_bits))
-        .collect();
+/// Tries everything again on a machine without units, where memory and registers have the same addresses.
+pub(crate) fn try_again(machine: &Machine, attempts: &[Attempt]) -> Result<Tally, String> {
     let mut probed = Probed::default();
-    let mut prober = Prober::new(&machine, None);
-    for (function, bits) in engines {
-        machine.set_command(function, iommu_groups::pci::header::COMMAND_BUS_MASTER, true);
-        for at in victims.iter().copied().filter(|at| bits >= 64 || at.raw() >> bits == 0) {
-            prober.write(function, Iova::new(at.raw()), Place::Memory(at), &mut probed)?;
-            prober.read(function, Iova::new(at.raw()), at, &mut probed)?;
+    let prober = Prober::new(machine, None);
+    for attempt in attempts {
+        let requester = attempt.requester;
+        machine.set_command(requester, iommu_groups::pci::header::COMMAND_BUS_MASTER, true);
+        match attempt.on {
+            On::Memory(at) => {
+                prober.write(requester, Iova::new(at.raw()), Place::Memory(at), &mut probed)?;
+                prober.read(requester, Iova::new(at.raw()), at, &mut probed)?;
+            }
+            On::Register(at) => {
+                prober.write(requester, Iova::new(at.raw()), Place::Register(at), &mut probed)?;
+            }
+            On::Interrupt => {
+                let data = u32::from(FOREIGN_VECTOR);
+                prober.message(requester, COMPATIBILITY_MESSAGE, data, FOREIGN_VECTOR, &mut probed)?;
+            }
         }
     }
-    let unprotected = Unprotected {
-        tried: u64::from(probed.tally.tried),
-        blocked: u64::from(probed.tally.stopped),
-    };
-    Ok((machine, unprotected))
+    Ok(probed.tally)
+}
+
+/// How many accesses the attempts are.
+pub(crate) fn accesses(attempts: &[Attempt]) -> u64 {
+    attempts
+        .iter()
+        .map(|attempt| if matches!(attempt.on, On::Memory(_)) { 2 } else { 1 })
+        .sum()
 }
