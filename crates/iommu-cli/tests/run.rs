@@ -1,0 +1,254 @@
+//! The binary as people use it.
+
+#![expect(clippy::expect_used, reason = "a test reports by panicking, its helpers too")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn iommu(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_iommu"))
+        .args(arguments)
+        .output()
+        .expect("the binary starts")
+}
+
+/// A short rehearsal: everything but the amount of data.
+fn short_run(more: &[&str]) -> Output {
+    iommu(&[&["run", "--mem", "4M", "--bytes", "8M"], more].concat())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn scratch(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+fn path(file: &std::path::Path) -> &str {
+    file.to_str().expect("a plain path")
+}
+
+/// The table of the sample machine, changed by `change`, in a file of its own.
+fn table(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> PathBuf {
+    let file = scratch(name);
+    let built = iommu(&["dmar", "build", "--output", path(&file)]);
+    assert_eq!(built.status.code(), Some(0), "{}", text(&built.stderr));
+    let mut bytes = std::fs::read(&file).expect("the table was written");
+    change(&mut bytes);
+    std::fs::write(&file, bytes).expect("writable");
+    file
+}
+
+/// Makes the sum of all bytes 0 again.
+fn fix_checksum(bytes: &mut [u8]) {
+    bytes[9] = 0;
+    bytes[9] = bytes
+        .iter()
+        .fold(0_u8, |sum, byte| sum.wrapping_add(*byte))
+        .wrapping_neg();
+}
+
+fn cell<'a>(report: &'a Value, requester: &str, target: &str) -> &'a Value {
+    report["matrix"]
+        .as_array()
+        .expect("a matrix")
+        .iter()
+        .find(|cell| cell["requester"] == requester && cell["target"] == target)
+        .unwrap_or(&Value::Null)
+}
+
+#[test]
+fn the_sample_machine_comes_out_as_predicted() {
+    let run = short_run(&["--json"]);
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    let summary = &report["summary"];
+    assert_eq!(summary["ok"], true);
+    assert!(summary["bytes_moved"].as_u64() >= Some(8 << 20));
+    let forbidden = &summary["forbidden"];
+    assert!(forbidden["tried"].as_u64() >= Some(40));
+    assert_eq!(forbidden["tried"], forbidden["blocked"]);
+    assert_eq!(forbidden["tried"], forbidden["logged"]);
+    // Two functions of one device without ACS reach each other, and so do cards on one conventional bus.
+    for (requester, peer) in [("0000:06:00.0", "allowed"), ("0000:0c:05.0", "allowed")] {
+        assert_eq!(cell(&report, requester, "group-peer")["seen"], peer);
+    }
+    // A card behind the PCIe-to-PCI bridge is logged with the bridge's requester ID.
+    assert_eq!(
+        cell(&report, "0000:0c:04.0", "host-memory")["fault"]["source"],
+        "0c:00.0"
+    );
+    // Firmware reserves memory for the USB controller, and for nobody else.
+    assert_eq!(cell(&report, "0000:00:1a.0", "rmrr")["seen"], "allowed");
+    assert_eq!(cell(&report, "0000:00:1e.0", "rmrr")["seen"], "blocked");
+    // Without IOMMU the same accesses all arrive.
+    let [none, vtd] = [0, 1].map(|row| &report["comparison"][row]);
+    assert_eq!(none["forbidden_blocked"], 0);
+    assert_eq!(vtd["forbidden_blocked"], vtd["forbidden_tried"]);
+    assert!(none["bytes_bounced"].as_u64() > Some(0));
+    assert_eq!(vtd["bytes_bounced"], 0);
+}
+
+#[test]
+fn a_group_is_assigned_as_a_whole() {
+    let run = short_run(&["--json", "--assign", "06:00.1"]);
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    for function in ["0000:06:00.0", "0000:06:00.1"] {
+        assert_eq!(
+            cell(&report, function, "own-mapping")["because"],
+            "mapped for reading and writing for guest A"
+        );
+    }
+    assert_eq!(cell(&report, "0000:03:00.0", "other-guest")["seen"], "blocked");
+}
+
+#[test]
+fn a_kept_matrix_is_a_gate() {
+    let kept = scratch("kept");
+    assert_eq!(short_run(&["--keep", path(&kept)]).status.code(), Some(0));
+    assert_eq!(short_run(&["--expect", path(&kept)]).status.code(), Some(0));
+
+    let matrix = std::fs::read_to_string(&kept).expect("it was kept");
+    let changed = matrix.replacen("host-memory      blocked", "host-memory      allowed", 1);
+    assert_ne!(matrix, changed);
+    std::fs::write(&kept, changed).expect("writable");
+    let run = short_run(&["--expect", path(&kept)]);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(
+        text(&run.stdout).contains("host-memory: kept allowed, now blocked"),
+        "{}",
+        text(&run.stdout)
+    );
+
+    std::fs::write(&kept, "0000:03:00.0 host-memory perhaps\n").expect("writable");
+    let run = short_run(&["--expect", path(&kept)]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(
+        text(&run.stderr).contains("line 1: \"perhaps\" is no verdict"),
+        "{}",
+        text(&run.stderr)
+    );
+}
+
+#[test]
+fn a_mistake_in_a_machine_file_is_named_with_its_line() {
+    let file = scratch("machine.toml");
+    std::fs::write(&file, "name = \"x\"\nhost-address-width = \"wide\"\n").expect("writable");
+    let run = iommu(&["run", path(&file)]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("machine.toml:2:"), "{}", text(&run.stderr));
+}
+
+#[test]
+fn the_table_of_the_sample_alone_gives_the_same_units() {
+    let file = table("sample.bin", |_| ());
+    let run = short_run(&["--json", "--dmar", path(&file)]);
+    assert_eq!(run.status.code(), Some(0), "{}{}", text(&run.stdout), text(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    assert_eq!(report["summary"]["ok"], true);
+    assert_eq!(cell(&report, "0000:00:1d.0", "host-memory")["seen"], "blocked");
+}
+
+#[test]
+fn a_truncated_table_is_refused_with_its_offset() {
+    let file = table("truncated.bin", |bytes| bytes.truncate(100));
+    let run = short_run(&["--dmar", path(&file)]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("100"), "{}", text(&run.stderr));
+    let shown = iommu(&["dmar", "show", path(&file)]);
+    assert_eq!(shown.status.code(), Some(1));
+    assert!(text(&shown.stdout).contains("L02"), "{}", text(&shown.stdout));
+}
+
+#[test]
+fn a_bad_checksum_is_said_and_the_table_is_used() {
+    let file = table("checksum.bin", |bytes| bytes[9] ^= 0x55);
+    let run = short_run(&["--dmar", path(&file)]);
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    assert!(text(&run.stdout).contains("checksum BAD"), "{}", text(&run.stdout));
+}
+
+#[test]
+fn functions_of_a_unit_at_address_zero_are_blocked_not_open() {
+    // The first structure is the unit of root port A; its base is the quadword at offset 56.
+    let file = table("base-zero.bin", |bytes| {
+        bytes[56..64].fill(0);
+        fix_checksum(bytes);
+    });
+    let run = short_run(&["--json", "--dmar", path(&file)]);
+    let report: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    let behind: Vec<&Value> = report["matrix"]
+        .as_array()
+        .expect("a matrix")
+        .iter()
+        .filter(|c| c["predicted"] == "allowed")
+        .collect();
+    assert!(!behind.is_empty(), "the other units still serve their functions");
+    let shown = text(&short_run(&["--dmar", path(&file)]).stdout);
+    assert!(shown.contains("DRHD at offset 0x30 (base 0x0) is not used"), "{shown}");
+    assert!(shown.contains("no unit, blocked"), "{shown}");
+}
+
+#[test]
+fn a_zero_length_structure_ends_the_walk_and_leaves_nothing_open() {
+    // The second structure (offset 0x48) gets length 0: what follows is unknown, so every owner is.
+    let file = table("zero-length.bin", |bytes| {
+        bytes[0x4a..0x4c].fill(0);
+        fix_checksum(bytes);
+    });
+    let run = short_run(&["--dmar", path(&file)]);
+    let shown = text(&run.stdout);
+    assert!(matches!(run.status.code(), Some(0 | 4)), "{shown}{}", text(&run.stderr));
+    assert!(shown.contains("0x48"), "{shown}");
+    assert!(!shown.contains("allowed  allowed"), "{shown}");
+}
+
+#[test]
+fn a_table_without_units_has_nothing_to_rehearse() {
+    let file = table("no-units.bin", |bytes| {
+        bytes.truncate(48);
+        bytes[4..8].copy_from_slice(&48_u32.to_le_bytes());
+        fix_checksum(bytes);
+    });
+    let run = short_run(&["--dmar", path(&file)]);
+    assert_eq!(run.status.code(), Some(4), "{}", text(&run.stderr));
+    assert!(
+        text(&run.stdout).contains("nothing to rehearse"),
+        "{}",
+        text(&run.stdout)
+    );
+}
+
+#[test]
+fn a_reserved_region_from_zero_to_zero_is_refused_and_said() {
+    // The RMRR of the sample: base and limit are the two quadwords after its header.
+    let file = table("rmrr-zero.bin", |bytes| {
+        let at = (48..bytes.len())
+            .find(|at| bytes[*at..].starts_with(&[0, 0, 0x80, 0x7b, 0, 0, 0, 0]))
+            .expect("the region's base is in the table");
+        bytes[at..at + 16].fill(0);
+        fix_checksum(bytes);
+    });
+    let run = short_run(&["--dmar", path(&file)]);
+    assert_eq!(run.status.code(), Some(0), "{}{}", text(&run.stdout), text(&run.stderr));
+    let shown = iommu(&["dmar", "show", path(&file)]);
+    assert_eq!(shown.status.code(), Some(1), "{}", text(&shown.stdout));
+}
+
+#[test]
+fn not_a_table_at_all_is_a_clear_message() {
+    let file = scratch("noise.bin");
+    std::fs::write(&file, [0x5a; 300]).expect("writable");
+    let run = short_run(&["--dmar", path(&file)]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("noise.bin"), "{}", text(&run.stderr));
+    assert_eq!(
+        iommu(&["dmar", "show", path(&scratch("missing"))]).status.code(),
+        Some(3)
+    );
+}
