@@ -3,7 +3,7 @@
 //! Ownership is recorded before an entry becomes present and removed only after the unit has confirmed that it
 //! forgot the entry, so that a lost acknowledgement can never make an ID look free that is not.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -14,10 +14,10 @@ use crate::domain::{DomainError, MapError};
 use crate::error::{HardwareError, Reachable, TableError, Unconfirmed};
 use crate::ids::DomainIds;
 use crate::invalidate::Invalidation;
-use crate::options::{PassThrough, Requester, TableMode};
+use crate::options::{DeviceTlb, PassThrough, Requester, TableMode};
 use crate::shared::{Host, Shared};
-use crate::space::Space;
-use crate::structures::Tables;
+use crate::space::{Space, Stages};
+use crate::structures::{Flags, Tables};
 
 /// The identifier with which units tag what they cache about entries that are not present (`VT-d §6.1`).
 const NOT_PRESENT: DomainId = DomainId(0);
@@ -70,6 +70,9 @@ pub enum AttachError {
     /// The policy of the unit forbids pass-through.
     #[error("pass-through is refused by the unit's options; set UnitOptions::pass_through to allow it")]
     PassThroughRefused,
+    /// The device's translations cannot be cached in the device.
+    #[error("no device-TLB: it needs ECAP.DT, a requester without aliases, and a domain that is not nested")]
+    NoDeviceTlb,
     /// The unit cannot pass through.
     #[error("the unit has no pass-through (ECAP.PT = 0); use an identity-mapped domain")]
     NoPassThrough,
@@ -94,6 +97,12 @@ pub enum DetachError {
     /// It is not attached.
     #[error("{requester} is not attached")]
     NotAttached {
+        /// The requester.
+        requester: SourceId,
+    },
+    /// The device may hold translations: its ATS has to be turned off first.
+    #[error("ATS of {requester} is on; detach it with detach_with_ats")]
+    AtsOn {
         /// The requester.
         requester: SourceId,
     },
@@ -129,6 +138,11 @@ impl Target {
         }
     }
 
+    /// Whether functions may hold translations of it in device-TLBs that this driver keeps clean.
+    fn caches_in_devices(&self) -> bool {
+        matches!(self, Self::Space(space) if !matches!(space.stages, Stages::Nested { .. }))
+    }
+
     /// The domain as [`Reachable`] names it.
     fn reported(&self) -> Option<DomainId> {
         match self {
@@ -144,6 +158,8 @@ struct Owner {
     target: Target,
     /// The requesters that were attached with this ID; none while it is only parked for its reserved regions.
     users: Vec<SourceId>,
+    /// The function may hold translations in a device-TLB.
+    device_tlb: bool,
     /// The entry is not present any more, and the unit has not confirmed yet that it forgot it.
     cleared: bool,
 }
@@ -165,6 +181,8 @@ pub(crate) struct Structures {
     /// Where IDs with reserved regions are while nobody has attached them.
     pub(crate) homes: BTreeMap<SourceId, Arc<Space>>,
     pub(crate) reserved: Vec<Reserved>,
+    /// IDs whose faults are not recorded.
+    silenced: BTreeSet<SourceId>,
     /// The one identifier that all pass-through entries share (rule D10).
     pass_through: Option<DomainId>,
 }
@@ -177,6 +195,7 @@ impl Structures {
             owners: BTreeMap::new(),
             homes: BTreeMap::new(),
             reserved: Vec::new(),
+            silenced: BTreeSet::new(),
             pass_through: None,
         }
     }
@@ -209,9 +228,13 @@ impl Structures {
         shared: &Shared<R, P>,
         requester: &Requester,
         target: &Target,
+        device_tlb: Option<DeviceTlb>,
     ) -> Result<(), AttachError> {
         shared.require_health()?;
         let ids = requester.ids();
+        if device_tlb.is_some() && !(shared.capabilities.ecap.dt() && ids.len() == 1 && target.caches_in_devices()) {
+            return Err(AttachError::NoDeviceTlb);
+        }
         let fresh = self.claimable(requester, &ids, target)?;
         let mut new_bus = false;
         for &id in &fresh {
@@ -236,7 +259,11 @@ impl Structures {
         self.forget(shared, &parked)
             .map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
         self.remove(shared, &parked)?;
-        self.publish(shared, &fresh, target, Some(requester.rid))?;
+        if let (Target::Space(space), Some(function)) = (target, device_tlb) {
+            // Recorded before the function can ask for its first translation.
+            space.add_device_tlb(requester.rid, function);
+        }
+        self.publish(shared, &fresh, target, Some(requester.rid), device_tlb.is_some())?;
         for id in ids.iter().filter(|id| !fresh.contains(id)) {
             if let Some(owner) = self.owners.get_mut(id) {
                 owner.users.push(requester.rid);
@@ -342,7 +369,7 @@ impl Structures {
         if new_bus {
             self.root_changed(shared)?;
         }
-        self.publish(shared, &free, &target, None)
+        self.publish(shared, &free, &target, None, false)
     }
 
     /// Makes the entries of `ids`, none of which is present, lead to `target`.
@@ -352,16 +379,19 @@ impl Structures {
         ids: &[SourceId],
         target: &Target,
         user: Option<SourceId>,
+        device_tlb: bool,
     ) -> Result<(), AttachError> {
         let Some(&first) = ids.first() else { return Ok(()) };
         for &id in ids {
             let owner = Owner {
                 target: target.clone(),
                 users: user.into_iter().collect(),
+                device_tlb,
                 cleared: false,
             };
+            let silent = self.silenced.contains(&id);
             self.owners.insert(id, owner);
-            self.tables.publish(shared, id, target)?;
+            self.tables.publish(shared, id, target, Flags { silent, device_tlb })?;
         }
         let confirmed = if shared.capabilities.caching_mode() {
             // VT-d §6.1: the entry was cached as not present under identifier 0, translations under the
@@ -389,6 +419,9 @@ impl Structures {
         requester: &Requester,
     ) -> Result<(), DetachError> {
         let rid = requester.rid;
+        if self.owners.get(&rid).is_some_and(|owner| owner.device_tlb) {
+            return Err(DetachError::AtsOn { requester: rid });
+        }
         let ids = requester.ids();
         let uses = |owner: &&Owner| owner.users.contains(&rid);
         let Some(target) = self.owners.get(&rid).filter(uses).map(|owner| owner.target.clone()) else {
@@ -430,6 +463,54 @@ impl Structures {
         Ok(())
     }
 
+    /// Makes a function whose ATS was turned off forget its translations: what [`Self::detach`] waits for.
+    pub(crate) fn empty_device_tlb<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        rid: SourceId,
+    ) -> Result<(), DetachError> {
+        let Some(owner) = self.owners.get_mut(&rid).filter(|owner| owner.device_tlb) else {
+            return Ok(());
+        };
+        let target = owner.target.clone();
+        if let Target::Space(space) = &target {
+            space
+                .empty_device_tlb(shared, rid)
+                .map_err(|cause| self.unconfirmed(rid, &target, cause))?;
+            space.remove_device_tlb(rid);
+        }
+        if let Some(owner) = self.owners.get_mut(&rid) {
+            owner.device_tlb = false;
+        }
+        Ok(())
+    }
+
+    /// Stops or resumes recording the faults of `requester`.
+    pub(crate) fn silence<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        requester: &Requester,
+        silent: bool,
+    ) -> Result<(), AttachError> {
+        shared.require_health()?;
+        let mut batch = Vec::new();
+        for source in requester.ids() {
+            if self.tables.add(shared, source)? {
+                self.root_changed(shared)?;
+            }
+            self.tables.silence(shared, source, silent)?;
+            if silent {
+                self.silenced.insert(source);
+            } else {
+                self.silenced.remove(&source);
+            }
+            // The flag of an entry that is not present is cached in caching mode only, under identifier 0.
+            let domain = self.owners.get(&source).map_or(NOT_PRESENT, |owner| owner.target.id());
+            batch.push(Invalidation::ContextDevice { source, domain });
+        }
+        Ok(shared.invalidate(&batch)?)
+    }
+
     /// First half of taking an entry away: not present, nothing else changed.
     fn clear<R: Registers, P: Host>(&mut self, shared: &Shared<R, P>, id: SourceId) -> Result<(), TableError> {
         self.tables.clear_present(shared, id)?;
@@ -468,6 +549,9 @@ impl Structures {
     fn remove<R: Registers, P: Host>(&mut self, shared: &Shared<R, P>, ids: &[SourceId]) -> Result<(), TableError> {
         for &id in ids {
             self.tables.zero(shared, id)?;
+            if self.silenced.contains(&id) {
+                self.tables.silence(shared, id, true)?;
+            }
             self.owners.remove(&id);
         }
         Ok(())

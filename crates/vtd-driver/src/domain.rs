@@ -297,17 +297,31 @@ impl<R: Registers, P: Host> Domain<R, P> {
     /// [`UnmapRefused`] if the range does not consist of whole mappings; nothing changed then.
     pub fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<UnmapError, L>> {
         match self.space.unmap(&self.shared, range) {
-            Ok(unmapped) => {
-                let frames = unmapped.into_frames();
-                Ok(PendingFlush {
-                    lease: ManuallyDrop::new(lease),
-                    range,
-                    leaf_only: frames.is_empty(),
-                    frames,
-                    serial: self.space.serial,
-                })
-            }
+            Ok(unmapped) => Ok(self.pending(range, unmapped.into_frames(), lease)),
             Err(error) => Err(UnmapRefused { error, lease }),
+        }
+    }
+
+    /// Unlinks tables in `range` that map nothing any more, so that superpages can be mapped there or their memory
+    /// comes free. The caller owns the range, of which nothing may be mapped or unmapped until the token is
+    /// flushed: only then does the unit no longer walk the old tables (rule D8).
+    ///
+    /// # Errors
+    /// [`UnmapRefused`]; nothing changed then.
+    pub fn prune<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<UnmapError, L>> {
+        match self.space.prune(&self.shared, range) {
+            Ok(unlinked) => Ok(self.pending(range, unlinked.into_frames(), lease)),
+            Err(error) => Err(UnmapRefused { error, lease }),
+        }
+    }
+
+    fn pending<L>(&self, range: AddrRange<Iova>, frames: Vec<TableFrame>, lease: L) -> PendingFlush<L> {
+        PendingFlush {
+            lease: ManuallyDrop::new(lease),
+            range,
+            leaf_only: frames.is_empty(),
+            frames,
+            serial: self.space.serial,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Reading what the unit recorded about blocked requests (`VT-d §7.2.1`, rule D16).
 
-use iommu_types::{DomainId, HostPhys, Registers};
+use alloc::collections::BTreeMap;
+
+use iommu_types::{DomainId, HostPhys, Registers, SourceId};
 use vtd_spec::register::{EventControl, FaultRecord, FaultStatus, offset};
 
 use crate::error::HardwareError;
@@ -19,6 +21,56 @@ pub struct FaultReport {
     /// The domain that the requester is attached to while the record is read; `None` if it is attached to
     /// none, which for a translation fault means that it was blocked as a whole.
     pub domain: Option<DomainId>,
+    /// The requester has used up its budget of faults for now ([`FaultBudget`]): consider
+    /// [`crate::Unit::silence`], and turning its bus mastering off.
+    pub storm: bool,
+}
+
+/// How many faults a requester may cause before its reports are marked as a storm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FaultBudget {
+    /// Faults a requester has in one window.
+    pub faults: u32,
+    /// Length of a window in nanoseconds.
+    pub window_ns: u64,
+}
+
+impl Default for FaultBudget {
+    /// 64 faults a second.
+    fn default() -> Self {
+        Self {
+            faults: 64,
+            window_ns: 1_000_000_000,
+        }
+    }
+}
+
+/// Most requesters that are counted at the same time.
+const MAX_WATCHED: usize = 256;
+
+/// Counts the faults of each requester in the current window.
+#[derive(Debug, Default)]
+pub(crate) struct FaultWatch {
+    window: u64,
+    counts: BTreeMap<SourceId, u32>,
+}
+
+impl FaultWatch {
+    /// Counts a fault; tells whether the requester is over its budget.
+    fn count(&mut self, source: SourceId, now_ns: u64, budget: FaultBudget) -> bool {
+        let window = now_ns / budget.window_ns.max(1);
+        if window != self.window {
+            self.window = window;
+            self.counts.clear();
+        }
+        if !self.counts.contains_key(&source) && self.counts.len() >= MAX_WATCHED {
+            // So many requesters at once are a storm of their own.
+            return true;
+        }
+        let count = self.counts.entry(source).or_insert(0);
+        *count = count.saturating_add(1);
+        *count > budget.faults
+    }
 }
 
 /// What a drain did.
@@ -48,7 +100,7 @@ impl<R: Registers, P: Host> Shared<R, P> {
         root: HostPhys,
         mut sink: impl FnMut(FaultReport),
     ) -> Result<Drained, HardwareError> {
-        let _one_at_a_time = self.faults.lock();
+        let mut watch = self.faults.lock();
         let mut drained = Drained::default();
         let status = self.note(fault_status(&self.registers))?;
         let count = u32::from(self.capabilities.cap.fault_record_count());
@@ -60,7 +112,8 @@ impl<R: Registers, P: Host> Shared<R, P> {
                 drained.records += 1;
                 let mode = self.options.mode;
                 let domain = lookup(&self.host, mode, root, record.source(), record.pasid());
-                sink(FaultReport { record, domain });
+                let storm = watch.count(record.source(), self.host.now_ns(), self.options.fault_budget);
+                sink(FaultReport { record, domain, storm });
                 index = (index + 1) % count;
             }
         }
@@ -138,4 +191,34 @@ pub(crate) fn clear_all<R: Registers>(registers: &R, cap: vtd_spec::register::Ca
         .with_ite(true);
     registers.write32(offset::FSTS, all.raw_value());
     fault_status(registers).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_requester_over_its_budget_is_a_storm_until_the_next_window() {
+        let budget = FaultBudget {
+            faults: 2,
+            window_ns: 100,
+        };
+        let mut watch = FaultWatch::default();
+        let [noisy, quiet] = [1, 2].map(SourceId::from_raw);
+        let storms = [10, 20, 30, 99].map(|now| watch.count(noisy, now, budget));
+        assert_eq!(storms, [false, false, true, true]);
+        assert!(!watch.count(quiet, 99, budget));
+        assert!(!watch.count(noisy, 100, budget));
+    }
+
+    #[test]
+    fn forged_requesters_do_not_make_the_watch_grow() {
+        let mut watch = FaultWatch::default();
+        let storms = (0..0x1_0000u32).filter(|raw| {
+            let source = SourceId::from_raw(u16::try_from(*raw).expect("16 bits"));
+            watch.count(source, 0, FaultBudget::default())
+        });
+        assert_eq!(storms.count(), 0x1_0000 - MAX_WATCHED);
+        assert_eq!(watch.counts.len(), MAX_WATCHED);
+    }
 }

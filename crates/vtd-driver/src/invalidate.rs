@@ -3,10 +3,10 @@
 use alloc::vec::Vec;
 
 use arbitrary_int::{u5, u6};
-use iommu_types::{DomainId, Registers, SourceId};
+use iommu_types::{DomainId, Iova, Registers, SourceId};
 use vtd_spec::descriptor::{
-    ContextCacheInvalidation, InterruptEntryInvalidation, IotlbInvalidation, PasidCacheInvalidation,
-    PasidIotlbInvalidation,
+    ContextCacheInvalidation, DeviceTlbInvalidation, InterruptEntryInvalidation, IotlbInvalidation,
+    PasidCacheInvalidation, PasidIotlbInvalidation,
 };
 use vtd_spec::encoding::{
     ContextGranularity, InterruptGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
@@ -14,6 +14,7 @@ use vtd_spec::encoding::{
 use vtd_spec::register::{ContextCommand, InvalidateAddress, IotlbInvalidate, offset};
 
 use crate::error::HardwareError;
+use crate::options::DeviceTlb;
 use crate::pages::Block;
 use crate::queue::{MAX_BATCH, Queue, QueueError, Words};
 use crate::shared::{Host, Shared};
@@ -49,6 +50,12 @@ pub(crate) enum Invalidation {
     },
     /// Everything of such a domain.
     PasidIotlbAll(DomainId),
+    /// Pages in the device-TLB of a function; `None` is everything.
+    DeviceTlb {
+        source: SourceId,
+        function: DeviceTlb,
+        block: Option<Block>,
+    },
     InterruptsGlobal,
     Interrupts {
         first: u16,
@@ -113,6 +120,31 @@ impl Invalidation {
                 .with_am(u6::extract_u8(block.mask, 0))
                 .with_ih(leaf_only)
                 .to_words_256(),
+            Self::DeviceTlb {
+                source,
+                function,
+                block,
+            } => {
+                // VT-d §6.5.2.5: 0 stands for a depth of 32 and more; PFSID is reserved without throttling.
+                let depth = if function.queue_depth < 32 {
+                    function.queue_depth
+                } else {
+                    0
+                };
+                let physical = function.physical_function.unwrap_or(source);
+                let physical = if shared.capabilities.ecap.dit() {
+                    physical
+                } else {
+                    SourceId::from_raw(0)
+                };
+                let (address, order) = block.map_or((Iova::ZERO, u8::MAX), |block| (block.address, block.mask));
+                DeviceTlbInvalidation::DEFAULT
+                    .with_source(source)
+                    .with_physical_function(physical)
+                    .with_mip(u5::extract_u8(depth, 0))
+                    .with_range(address, order)
+                    .to_words_256()
+            }
             Self::InterruptsGlobal => interrupt.with_g(InterruptGranularity::Global).to_words_256(),
             Self::Interrupts { first, mask } => interrupt
                 .with_g(InterruptGranularity::Index)
@@ -212,6 +244,7 @@ fn by_register<R: Registers, P: Host>(shared: &Shared<R, P>, what: Invalidation)
         | Invalidation::PasidCacheDomain(_)
         | Invalidation::PasidIotlbPages { .. }
         | Invalidation::PasidIotlbAll(_)
+        | Invalidation::DeviceTlb { .. }
         | Invalidation::InterruptsGlobal
         | Invalidation::Interrupts { .. } => Err(HardwareError::InvalidationIgnored { answer: 0 }),
     }

@@ -9,7 +9,7 @@ use crate::attach::Target;
 use crate::error::TableError;
 use crate::shared::{Host, Shared};
 use crate::space::Stages;
-use crate::structures::{Entry, empty_page};
+use crate::structures::{Entry, Flags, empty_page};
 
 /// The root table and the context tables below it. They live as long as the unit is driven: a context table
 /// of a bus is not given back when its last device is detached.
@@ -59,8 +59,14 @@ impl LegacyTables {
         shared: &Shared<R, P>,
         source: SourceId,
         target: &Target,
+        flags: Flags,
     ) -> Result<(), TableError> {
-        let entry = context_entry(shared, target);
+        let entry = context_entry(shared, target).with_fpd(flags.silent);
+        let entry = if flags.device_tlb {
+            entry.with_tt(ContextTranslation::WithDeviceTlb)
+        } else {
+            entry
+        };
         self.context(&shared.host, source)?.publish(shared, entry.to_words());
         Ok(())
     }
@@ -72,6 +78,18 @@ impl LegacyTables {
     ) -> Result<(), TableError> {
         let context = self.context(&shared.host, source)?;
         let [first, _] = ContextEntry::from_words(context.load()).with_p(false).to_words();
+        context.replace_first(shared, first);
+        Ok(())
+    }
+
+    pub(crate) fn silence<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+        silent: bool,
+    ) -> Result<(), TableError> {
+        let context = self.context(&shared.host, source)?;
+        let [first, _] = ContextEntry::from_words(context.load()).with_fpd(silent).to_words();
         context.replace_first(shared, first);
         Ok(())
     }

@@ -78,6 +78,7 @@
 //! | [`TableMode`], [`NestedDomain`] | §3.4.3, §3.8 (Nested Translation), §9.4 to §9.6 |
 //! | [`Domain`] | §3.7, §6.1 (Caching Mode), §6.2.3.1 (domain identifiers), §6.8 (Write Buffer Flushing) |
 //! | the queue behind all of it | §6.5.2 |
+//! | [`Unit::attach_with_ats`] | §4 (Support For Device-TLBs), §6.5.2.5 |
 //! | [`Unit::drain_faults`] | §7.2.1, §11.4.7 |
 //! | [`Unit::start_interrupt_remapping`] | §5.1, §9.9 (IRTE) |
 #![no_std]
@@ -101,6 +102,7 @@ mod nested;
 mod options;
 mod pages;
 mod queue;
+mod quirks;
 mod scalable;
 mod shared;
 mod space;
@@ -118,12 +120,13 @@ pub use domain::{
     Stage, UnmapError,
 };
 pub use error::{HardwareError, Reachable, TableError, Unconfirmed, UnitError};
-pub use fault::{Drained, EventMessage, FaultReport};
+pub use fault::{Drained, EventMessage, FaultBudget, FaultReport};
 pub use health::Health;
 pub use interrupt::{ApicMode, InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget};
 pub use ioas::{Ioas, IoasPending, JoinError};
 pub use nested::NestedDomain;
-pub use options::{PassThrough, Requester, ReservedRegion, TableMode, UnitOptions};
+pub use options::{DeviceTlb, PassThrough, Requester, ReservedRegion, TableMode, UnitOptions};
+pub use quirks::{FunctionId, QUIRKS, Quirk, QuirkEffect, UnitQuirks, quirks_of};
 pub use shared::Host;
 pub use space::GuestTable;
 pub use unit::{Blocked, BringUpError, Found, ReserveError, State, TakenOver, Translating, Unit};

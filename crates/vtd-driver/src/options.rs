@@ -4,6 +4,8 @@ use iommu_types::{AddrRange, FrameRequest, HostPhys, NodeId, SourceId};
 
 use alloc::vec::Vec;
 
+use crate::fault::FaultBudget;
+use crate::quirks::UnitQuirks;
 use crate::wait::Timeouts;
 
 /// Facts and policy for one unit.
@@ -19,6 +21,10 @@ pub struct UnitOptions {
     pub pass_through: PassThrough,
     /// The kind of tables.
     pub mode: TableMode,
+    /// What is different about this unit, see [`crate::QUIRKS`].
+    pub quirks: UnitQuirks,
+    /// When a requester's faults become a storm.
+    pub fault_budget: FaultBudget,
 }
 
 impl Default for UnitOptions {
@@ -30,6 +36,8 @@ impl Default for UnitOptions {
             timeouts: Timeouts::default(),
             pass_through: PassThrough::Refused,
             mode: TableMode::Legacy,
+            quirks: UnitQuirks::default(),
+            fault_budget: FaultBudget::default(),
         }
     }
 }
@@ -104,6 +112,17 @@ impl Requester {
         ids.dedup();
         ids
     }
+}
+
+/// What the driver has to know of a function to keep its device-TLB clean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceTlb {
+    /// Invalidate queue depth of the function's ATS capability; 0 stands for 32.
+    pub queue_depth: u8,
+    /// The physical function, if the requester is a virtual one.
+    pub physical_function: Option<SourceId>,
+    /// Send each invalidation twice ([`crate::QuirkEffect::DeviceTlbTwice`]).
+    pub twice: bool,
 }
 
 impl From<SourceId> for Requester {

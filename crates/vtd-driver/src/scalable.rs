@@ -17,7 +17,7 @@ use crate::attach::Target;
 use crate::error::TableError;
 use crate::shared::{Host, Shared};
 use crate::space::Stages;
-use crate::structures::{Entry, empty_page};
+use crate::structures::{Entry, Flags, empty_page};
 
 /// PASID directory and first PASID table of one requester ID.
 #[derive(Debug)]
@@ -115,6 +115,7 @@ impl ScalableTables {
         shared: &Shared<R, P>,
         source: SourceId,
         target: &Target,
+        flags: Flags,
     ) -> Result<(), TableError> {
         let pasids = self.pasid_tables(source)?;
         // The PASID entry first: the context entry makes the way to it present.
@@ -122,7 +123,9 @@ impl ScalableTables {
         Entry::<8>::of(&shared.host, pasids.table.base(), 0)?.publish(shared, entry.to_words());
         let context = ScalableContextEntry::DEFAULT
             .with_p(true)
-            .with_pasid_directory(pasids.directory.base());
+            .with_pasid_directory(pasids.directory.base())
+            .with_fpd(flags.silent)
+            .with_dte(flags.device_tlb);
         let [low, high] = context.to_words();
         self.context(&shared.host, source)?.publish(shared, [low, high, 0, 0]);
         Ok(())
@@ -136,6 +139,21 @@ impl ScalableTables {
         let context = self.context(&shared.host, source)?;
         let [low, high, ..] = context.load();
         let [first, _] = ScalableContextEntry::from_words([low, high]).with_p(false).to_words();
+        context.replace_first(shared, first);
+        Ok(())
+    }
+
+    pub(crate) fn silence<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+        silent: bool,
+    ) -> Result<(), TableError> {
+        let context = self.context(&shared.host, source)?;
+        let [low, high, ..] = context.load();
+        let [first, _] = ScalableContextEntry::from_words([low, high])
+            .with_fpd(silent)
+            .to_words();
         context.replace_first(shared, first);
         Ok(())
     }

@@ -7,6 +7,7 @@ use crate::attach::Structures;
 use crate::capabilities::Capabilities;
 use crate::command::{Command, Shadow};
 use crate::error::HardwareError;
+use crate::fault::FaultWatch;
 use crate::health::{Health, Loss, Poison};
 use crate::interrupt::InterruptTable;
 use crate::invalidate::{Invalidation, Invalidator};
@@ -35,7 +36,7 @@ pub(crate) struct Shared<R, P> {
     pub(crate) root: HostPhys,
     pub(crate) structures: Mutex<Structures>,
     pub(crate) interrupts: Mutex<Option<InterruptTable>>,
-    pub(crate) faults: Mutex<()>,
+    pub(crate) faults: Mutex<FaultWatch>,
     pub(crate) poison: Poison,
 }
 
@@ -62,10 +63,10 @@ impl<R: Registers, P: Host> Shared<R, P> {
             Err(
                 HardwareError::InvalidationTimeout { .. }
                 | HardwareError::DescriptorRefused { .. }
-                | HardwareError::InvalidationIgnored { .. }
-                | HardwareError::DeviceTimeout { .. },
+                | HardwareError::InvalidationIgnored { .. },
             ) => self.poison.record(Loss::Invalidation),
-            Err(HardwareError::Poisoned(_)) | Ok(_) => {}
+            // A device that does not answer says nothing about the unit; what was asked can be asked again.
+            Err(HardwareError::Poisoned(_) | HardwareError::DeviceTimeout { .. }) | Ok(_) => {}
         }
         result
     }
@@ -94,6 +95,12 @@ impl<R: Registers, P: Host> Shared<R, P> {
         self.invalidate(&[Invalidation::IotlbGlobal])
     }
 
+    /// The largest address mask of page-selective invalidation; `None` if there is none.
+    pub(crate) fn page_selective(&self) -> Option<u8> {
+        let mask = self.capabilities.page_selective()?;
+        Some(mask.min(self.options.quirks.max_address_mask.unwrap_or(mask)))
+    }
+
     /// Makes `len` bytes of tables at `at` visible to a unit whose walks do not snoop (rule D11).
     pub(crate) fn write_back(&self, at: HostPhys, len: u64) {
         if !self.walks_snoop() {
@@ -111,7 +118,7 @@ impl<R: Registers, P: Host> Shared<R, P> {
     /// What a unit without caching mode needs after an entry became present: the write buffers flushed, if it
     /// has any that software must care for (`VT-d §6.8`, `CAP_REG.RWBF`).
     pub(crate) fn flush_write_buffer(&self) -> Result<(), HardwareError> {
-        if self.capabilities.cap.rwbf() {
+        if self.capabilities.cap.rwbf() || self.options.quirks.flush_write_buffers {
             self.command(Command::FlushWriteBuffer)?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use iommu_pagetable::{Config, FirstStage, LeafSizes, Levels, PageTable, SecondStage, UnmapRules, Unmapped};
 use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, PAGE_SIZE, Perms, Registers};
+use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, PAGE_SIZE, Perms, Registers, SourceId};
 use spin::Mutex;
 use vtd_spec::Agaw;
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
@@ -14,8 +14,8 @@ use crate::attach::identity;
 use crate::domain::{DomainError, DomainOptions, MapError, Stage, UnmapError};
 use crate::error::{HardwareError, Reachable, Unconfirmed};
 use crate::invalidate::Invalidation;
-use crate::options::TableMode;
-use crate::pages::{MAX_BLOCKS, Plan, plan};
+use crate::options::{DeviceTlb, TableMode};
+use crate::pages::{Block, MAX_BLOCKS, Plan, plan};
 use crate::shared::{Host, Shared};
 
 /// Most bytes of one reserved region that are identity-mapped. Firmware tables are not trusted to be sane, and
@@ -61,6 +61,8 @@ pub(crate) struct Space {
     /// Identifiers of the nested spaces that translate through this one: what is cached under them depends on
     /// these tables too.
     nested: Mutex<Vec<DomainId>>,
+    /// Functions in the space that may hold translations of it in a device-TLB.
+    device_tlbs: Mutex<Vec<(SourceId, DeviceTlb)>>,
     /// Reserved regions that are identity-mapped here, in pages, in no order and without overlap.
     identity: Mutex<Vec<AddrRange<Iova>>>,
 }
@@ -119,6 +121,7 @@ impl Space {
             aperture,
             stages,
             nested: Mutex::new(Vec::new()),
+            device_tlbs: Mutex::new(Vec::new()),
             identity: Mutex::new(Vec::new()),
         })
     }
@@ -222,7 +225,7 @@ impl Space {
         let max_mask = if first_stage {
             Some(MAX_PASID_MASK)
         } else {
-            shared.capabilities.page_selective()
+            shared.page_selective()
         };
         let plan = plan(range, max_mask);
         let whole = |domain| match first_stage {
@@ -251,12 +254,76 @@ impl Space {
                 }
                 shared.invalidate(batch.get(..count).unwrap_or(&batch))
             }
-        })
+        })?;
+        self.invalidate_device_tlbs(shared, Some(range))
     }
 
     /// Makes the unit forget everything of the space.
     pub(crate) fn invalidate_all<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> Result<(), HardwareError> {
-        self.for_each_id(|domain| shared.invalidate(&[Invalidation::IotlbDomain(domain)]))
+        self.for_each_id(|domain| shared.invalidate(&[Invalidation::IotlbDomain(domain)]))?;
+        self.invalidate_device_tlbs(shared, None)
+    }
+
+    /// Makes functions forget what they hold of the space. Called when the unit's own caches are confirmed to be
+    /// clean: a function may ask again at any time, and would be given what they hold (rule D1).
+    fn invalidate_device_tlbs<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        range: Option<AddrRange<Iova>>,
+    ) -> Result<(), HardwareError> {
+        let functions = self.device_tlbs.lock().clone();
+        let block = range.map(Block::covering);
+        functions.into_iter().try_for_each(|(source, function)| {
+            let one = Invalidation::DeviceTlb {
+                source,
+                function,
+                block,
+            };
+            if function.twice {
+                shared.invalidate(&[one])?;
+            }
+            shared.invalidate(&[one])
+        })
+    }
+
+    /// From now on `source` may hold translations of the space.
+    pub(crate) fn add_device_tlb(&self, source: SourceId, function: DeviceTlb) {
+        self.device_tlbs.lock().push((source, function));
+    }
+
+    /// `source` holds none any more.
+    pub(crate) fn remove_device_tlb(&self, source: SourceId) {
+        self.device_tlbs.lock().retain(|(other, _)| *other != source);
+    }
+
+    /// Makes `source` forget everything, after its ATS was turned off.
+    pub(crate) fn empty_device_tlb<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+    ) -> Result<(), HardwareError> {
+        let functions = self.device_tlbs.lock().clone();
+        let block = None;
+        functions
+            .into_iter()
+            .filter(|(other, _)| *other == source)
+            .try_for_each(|(source, function)| {
+                shared.invalidate(&[Invalidation::DeviceTlb {
+                    source,
+                    function,
+                    block,
+                }])
+            })
+    }
+
+    /// Unlinks tables in `range` that map nothing.
+    pub(crate) fn prune<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        range: AddrRange<Iova>,
+    ) -> Result<Unmapped, UnmapError> {
+        let none = iommu_pagetable::UnmapError::NotMapped { at: range.first() };
+        Ok(with_table!(self, table => table.prune(&shared.host, range)?, return Err(none.into())))
     }
 
     fn for_each_id(&self, mut each: impl FnMut(DomainId) -> Result<(), HardwareError>) -> Result<(), HardwareError> {
@@ -364,9 +431,10 @@ fn second_stage<R: Registers, P: Host>(
         Agaw::Bits48 => Levels::Four,
         Agaw::Bits57 => Levels::Five,
     };
+    let superpages = options.superpages && !shared.options.quirks.no_superpages;
     let sizes = LeafSizes {
-        size_2m: options.superpages && capabilities.cap.second_stage_2m(),
-        size_1g: options.superpages && capabilities.cap.second_stage_1g(),
+        size_2m: superpages && capabilities.cap.second_stage_2m(),
+        size_1g: superpages && capabilities.cap.second_stage_1g(),
     };
     let format = SecondStage::default();
     // SNP is reserved on units without snoop control: every access would fault.

@@ -12,6 +12,15 @@ use crate::queue::table_word;
 use crate::scalable::{self, ScalableTables};
 use crate::shared::{Host, Shared};
 
+/// What a context entry says besides where translations come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Flags {
+    /// Do not record faults.
+    pub(crate) silent: bool,
+    /// The function may ask for translations and use them.
+    pub(crate) device_tlb: bool,
+}
+
 /// The tables of one unit, in the mode that it is driven in.
 #[derive(Debug)]
 pub(crate) enum Tables {
@@ -53,10 +62,11 @@ impl Tables {
         shared: &Shared<R, P>,
         source: SourceId,
         target: &Target,
+        flags: Flags,
     ) -> Result<(), TableError> {
         match self {
-            Self::Legacy(tables) => tables.publish(shared, source, target),
-            Self::Scalable(tables) => tables.publish(shared, source, target),
+            Self::Legacy(tables) => tables.publish(shared, source, target, flags),
+            Self::Scalable(tables) => tables.publish(shared, source, target, flags),
         }
     }
 
@@ -70,6 +80,20 @@ impl Tables {
         match self {
             Self::Legacy(tables) => tables.clear_present(shared, source),
             Self::Scalable(tables) => tables.clear_present(shared, source),
+        }
+    }
+
+    /// Sets or clears fault processing disable of the entry of `source`, whose tables were added; the rest of
+    /// the entry stays (`VT-d §9.3`, FPD counts also in an entry that is not present).
+    pub(crate) fn silence<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+        silent: bool,
+    ) -> Result<(), TableError> {
+        match self {
+            Self::Legacy(tables) => tables.silence(shared, source, silent),
+            Self::Scalable(tables) => tables.silence(shared, source, silent),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::ids::DomainIds;
 use crate::interrupt::{InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget};
 use crate::invalidate::{Invalidation, Invalidator};
 use crate::nested::NestedDomain;
-use crate::options::{Requester, ReservedRegion, TableMode, UnitOptions};
+use crate::options::{DeviceTlb, Requester, ReservedRegion, TableMode, UnitOptions};
 use crate::queue::Queue;
 use crate::shared::{Host, Shared};
 use crate::space::{GuestTable, MAX_RESERVED_BYTES, Space};
@@ -240,7 +240,7 @@ impl<R: Registers, P: Host> Unit<R, P, Found> {
                     root,
                     structures: Mutex::new(structures),
                     interrupts: Mutex::new(None),
-                    faults: Mutex::new(()),
+                    faults: Mutex::default(),
                     poison: Poison::default(),
                 };
                 match install(&shared) {
@@ -299,7 +299,7 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
     let limit = options.timeouts.command_ns;
     let mut shadow = Shadow::seed(registers)?;
     // The consumers of the queue's work go first, the queue last (rules 31 and 111).
-    if shadow.translation() {
+    if shadow.translation() && !options.quirks.keep_translation_on {
         shadow.issue(registers, host, Command::Translation(false), limit)?;
     }
     if shadow.interrupt_remapping() {
@@ -468,7 +468,10 @@ fn enable<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<(), UnitError>
         let sagaw = shared.capabilities.cap.sagaw().value();
         return Err(UnitError::NoTranslation { sagaw });
     }
-    shared.command(Command::Translation(true))?;
+    let on = shared.command.lock().translation();
+    if !on {
+        shared.command(Command::Translation(true))?;
+    }
     // The regions that firmware protected are protected by translation now (VT-d §5.1 of the software rules:
     // after TE, never before).
     let cap = shared.capabilities.cap;
@@ -492,7 +495,9 @@ impl<R: Registers, P: Host> Unit<R, P, Translating> {
     pub fn shut_down(&self) -> Result<(), HardwareError> {
         let shared = &self.data.0;
         shared.set_fault_event(None);
-        shared.command(Command::Translation(false))?;
+        if !shared.options.quirks.keep_translation_on {
+            shared.command(Command::Translation(false))?;
+        }
         let interrupts = shared.command.lock().interrupt_remapping();
         if interrupts {
             shared.command(Command::InterruptRemapping(false))?;
@@ -505,6 +510,49 @@ impl<R: Registers, P: Host> Unit<R, P, Translating> {
             shared.command(Command::Queue(false))?;
         }
         Ok(())
+    }
+}
+
+impl<R: Registers, P: Host> Unit<R, P, Translating> {
+    /// As [`Unit::attach`], for a function that keeps translations in a device-TLB of its own. `enable` turns
+    /// ATS on in the function; it is called when the entry is valid (rule D12). PASID, if used, is on before.
+    ///
+    /// Whether the function may do so is the caller's to know: it is trusted, and below a root port that the
+    /// ATSR names, or listed by the SATC.
+    ///
+    /// # Errors
+    /// [`AttachError`]; `enable` was not called then.
+    pub fn attach_with_ats(
+        &self,
+        requester: &Requester,
+        domain: &Domain<R, P>,
+        function: DeviceTlb,
+        enable: impl FnOnce(),
+    ) -> Result<(), AttachError> {
+        let shared = &self.data.0;
+        if !Arc::ptr_eq(shared, &domain.shared) {
+            return Err(AttachError::OtherUnit);
+        }
+        let target = Target::Space(domain.space.clone());
+        shared
+            .structures
+            .lock()
+            .attach(shared, requester, &target, Some(function))?;
+        enable();
+        Ok(())
+    }
+
+    /// As [`Unit::detach`], for a function that was attached with ATS. `disable` turns ATS off in the function;
+    /// then the function is made to forget its translations, and only then its entry goes.
+    ///
+    /// # Errors
+    /// [`DetachError`]; the device counts as attached then, and detaching can be tried again.
+    pub fn detach_with_ats(&self, requester: &Requester, disable: impl FnOnce()) -> Result<(), DetachError> {
+        let shared = &self.data.0;
+        disable();
+        let mut structures = shared.structures.lock();
+        structures.empty_device_tlb(shared, requester.rid)?;
+        structures.detach(shared, requester)
     }
 }
 
@@ -587,7 +635,7 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
             return Err(AttachError::OtherUnit);
         }
         let target = Target::Space(domain.space.clone());
-        shared.structures.lock().attach(shared, requester, &target)
+        shared.structures.lock().attach(shared, requester, &target, None)
     }
 
     /// Sends all requests of a device, under each of its IDs, to a domain. Its reserved regions are
@@ -603,7 +651,7 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
             return Err(AttachError::OtherUnit);
         }
         let target = Target::Space(domain.space.clone());
-        shared.structures.lock().attach(shared, requester, &target)
+        shared.structures.lock().attach(shared, requester, &target, None)
     }
 
     /// What stays identity-mapped wherever the device is attached: the reserved regions for any of its IDs that
@@ -630,7 +678,7 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
         let shared = self.shared();
         let mut structures = shared.structures.lock();
         let target = structures.pass_through(shared)?;
-        structures.attach(shared, requester, &target)
+        structures.attach(shared, requester, &target, None)
     }
 
     /// Takes a device out of where it is attached. It is blocked afterwards, but for its reserved regions.
@@ -640,6 +688,16 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
     pub fn detach(&self, requester: &Requester) -> Result<(), DetachError> {
         let shared = self.shared();
         shared.structures.lock().detach(shared, requester)
+    }
+
+    /// Stops recording faults of a device, or resumes: against a device that floods the log. It stays blocked or
+    /// translated as it is, through later attaches and detaches.
+    ///
+    /// # Errors
+    /// [`AttachError::Table`], [`AttachError::Hardware`].
+    pub fn silence(&self, requester: &Requester, silent: bool) -> Result<(), AttachError> {
+        let shared = self.shared();
+        shared.structures.lock().silence(shared, requester, silent)
     }
 
     /// Reads and clears what the unit recorded about blocked requests. At most two rounds through its

@@ -9,7 +9,7 @@ use iommu_types::{
     SystemMemory, Table, TableFrame, TableMemory,
 };
 use vtd_driver::{Blocked, BringUpError, Domain, Found, TableMode, Timeouts, Translating, Unit, UnitOptions};
-use vtd_model::{AccessWidth, Interrupt, InterruptRequest, Request, UnitConfig};
+use vtd_model::{AccessWidth, DeviceInvalidation, Interrupt, InterruptRequest, Request, RequestKind, UnitConfig};
 use vtd_spec::register::{InvalidationQueueAddress, offset};
 
 /// Bytes of memory: table frames come from the top, the pages that devices are given lie below `TABLES`.
@@ -29,6 +29,10 @@ pub(crate) struct Machine {
     writes: RefCell<Vec<(u32, u64)>>,
     /// Queue descriptors announced since the last look, waits left out.
     descriptors: RefCell<Vec<[u64; 2]>>,
+    /// Device-TLB invalidations that devices were sent.
+    device_messages: RefCell<Vec<DeviceInvalidation>>,
+    /// A device that does not answer them.
+    pub(crate) deaf: Cell<Option<SourceId>>,
     /// An entry whose words are noted at each doorbell.
     pub(crate) watch: Cell<Option<HostPhys>>,
     watched: RefCell<Vec<[u64; 2]>>,
@@ -59,6 +63,8 @@ impl Machine {
             now: Cell::new(0),
             writes: RefCell::default(),
             descriptors: RefCell::default(),
+            device_messages: RefCell::default(),
+            deaf: Cell::new(None),
             watch: Cell::new(None),
             watched: RefCell::default(),
             frozen: Cell::new(false),
@@ -148,6 +154,33 @@ impl Machine {
     /// Descriptors announced since the last call, waits left out.
     pub(crate) fn take_descriptors(&self) -> Vec<[u64; 2]> {
         self.descriptors.take()
+    }
+
+    /// Device-TLB invalidations that devices were sent since the last call.
+    pub(crate) fn take_device_messages(&self) -> Vec<DeviceInvalidation> {
+        self.device_messages.take()
+    }
+
+    /// A translation request: what the device may keep in its device-TLB.
+    pub(crate) fn ask(&self, source: SourceId, at: Iova) -> Result<HostPhys, u8> {
+        let request = Request::read(source, at, 8).with_kind(RequestKind::Translation);
+        let answer = self.unit.borrow_mut().dma(&self.memory.hardware(), &request);
+        answer
+            .map(|translation| translation.phys)
+            .map_err(|fault| fault.reason.0)
+    }
+
+    /// Lets devices answer what they were sent.
+    fn devices_answer(&self) {
+        let mut unit = self.unit.borrow_mut();
+        while let Some(message) = unit.take_device_invalidation() {
+            if self.deaf.get() == Some(message.source) {
+                unit.time_out_device_invalidation(message.source, message.tag);
+            } else {
+                self.device_messages.borrow_mut().push(message);
+                unit.complete_device_invalidation(&self.memory.hardware(), message.source, message.tag);
+            }
+        }
     }
 
     /// What the watched entry held at each doorbell since the last call.
@@ -244,6 +277,7 @@ impl Clock for Machine {
         self.now.set(self.now.get() + TURN_NS);
         if !self.frozen.get() {
             self.unit.borrow_mut().step(&self.memory.hardware());
+            self.devices_answer();
         }
     }
 }

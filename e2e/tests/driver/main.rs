@@ -11,6 +11,7 @@
 )]
 
 mod bring_up;
+mod device_tlb;
 mod interrupts;
 mod machine;
 mod protocol;

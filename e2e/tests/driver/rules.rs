@@ -3,7 +3,8 @@
 use iommu_types::sync::Ordering;
 use iommu_types::{Access, AddressSpace, HostPhys, Iova, PAGE_SIZE, Perms, TableMemory};
 use vtd_driver::{
-    AttachError, DomainError, DomainOptions, FlushError, HardwareError, Ioas, JoinError, MapError, Reachable, Requester,
+    AttachError, DomainError, DomainOptions, FlushError, HardwareError, Ioas, JoinError, MapError, Reachable,
+    Requester, Stage, TableMode,
 };
 use vtd_model::{Profile, UnitConfig, UnitConfigBuilder};
 
@@ -73,36 +74,42 @@ fn an_entry_changed_behind_the_drivers_back_is_seen_as_a_fault_of_that_device_an
 
 #[test]
 fn a_table_page_that_went_away_is_not_walked_any_more() {
-    let machine = machine(silicon());
-    let unit = machine.translating();
-    let nic = Requester::new(source("02:00.0"));
-    let options = DomainOptions {
-        superpages: false,
-        ..DomainOptions::default()
-    };
-    let domain = unit.create_domain(options).expect("a domain");
-    unit.attach(&nic, &domain).expect("attached");
-    let at = Iova::new(0x20_0000);
-    domain
-        .map(at, HostPhys::new(0x100_0000), 0x20_0000, Perms::READ)
-        .expect("mapped");
-    assert!(machine.dma(nic.rid, at, Access::Read).is_ok());
-    let pending = domain.unmap(range(at.raw(), 0x20_0000), ()).expect("mapped");
-    assert!(pending.holds_tables());
-    domain.flush(pending).expect("flushed");
-    // Somebody else gets the page that the table was; the range gets another.
-    domain
-        .map(
-            Iova::new(0x4000_0000),
-            HostPhys::new(0x200_0000),
-            PAGE_SIZE,
-            Perms::READ,
-        )
-        .expect("mapped");
-    domain
-        .map(at, HostPhys::new(0x300_0000), 0x20_0000, Perms::READ)
-        .expect("mapped");
-    assert_eq!(machine.dma(nic.rid, at, Access::Read), Ok(HostPhys::new(0x300_0000)));
+    let scalable = || silicon().scalable_mode(true).first_stage(true);
+    for (machine, stage) in [
+        (machine(silicon()), Stage::Second),
+        (machine(scalable()).in_mode(TableMode::Scalable), Stage::First),
+    ] {
+        let unit = machine.translating();
+        let nic = Requester::new(source("02:00.0"));
+        let options = DomainOptions {
+            superpages: false,
+            stage,
+            ..DomainOptions::default()
+        };
+        let domain = unit.create_domain(options).expect("a domain");
+        unit.attach(&nic, &domain).expect("attached");
+        let at = Iova::new(0x20_0000);
+        domain
+            .map(at, HostPhys::new(0x100_0000), 0x20_0000, Perms::READ)
+            .expect("mapped");
+        assert!(machine.dma(nic.rid, at, Access::Read).is_ok());
+        let pending = domain.unmap(range(at.raw(), 0x20_0000), ()).expect("mapped");
+        assert!(pending.holds_tables());
+        domain.flush(pending).expect("flushed");
+        // Somebody else gets the page that the table was; the range gets another.
+        let elsewhere = Iova::new(0x4000_0000);
+        domain
+            .map(elsewhere, HostPhys::new(0x200_0000), PAGE_SIZE, Perms::READ)
+            .expect("mapped");
+        domain
+            .map(at, HostPhys::new(0x300_0000), 0x20_0000, Perms::READ)
+            .expect("mapped");
+        assert_eq!(
+            machine.dma(nic.rid, at, Access::Read),
+            Ok(HostPhys::new(0x300_0000)),
+            "{stage:?}"
+        );
+    }
 }
 
 #[test]
@@ -395,4 +402,93 @@ fn a_device_whose_unit_cannot_hold_the_map_does_not_join() {
     let result = guest.attach(&second, &Requester::new(source("81:00.0")));
     assert!(matches!(result, Err(JoinError::Replay { .. })), "{result:?}");
     assert_eq!(narrow.memory.live_frames(), before);
+}
+
+#[test]
+fn superpages_take_the_place_of_pruned_tables_and_old_tables_are_not_walked() {
+    let machine = machine(silicon());
+    let unit = machine.translating();
+    let nic = Requester::new(source("02:00.0"));
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    unit.attach(&nic, &domain).expect("attached");
+    let whole = range(0x20_0000, 0x20_0000);
+    // Two small mappings make a table, and their removal leaves it empty.
+    for at in [0x20_0000, 0x3f_f000] {
+        domain
+            .map(Iova::new(at), HostPhys::new(0x9000), PAGE_SIZE, Perms::READ)
+            .expect("mapped");
+        assert!(machine.dma(nic.rid, Iova::new(at), Access::Read).is_ok());
+    }
+    for at in [0x20_0000, 0x3f_f000] {
+        let pending = domain.unmap(range(at, PAGE_SIZE), ()).expect("mapped");
+        domain.flush(pending).expect("flushed");
+    }
+    let pending = domain.prune(whole, ()).expect("nothing is mapped");
+    assert!(pending.holds_tables());
+    domain.flush(pending).expect("flushed");
+    domain
+        .map(whole.first(), HostPhys::new(0x4000_0000), 0x20_0000, Perms::READ)
+        .expect("mapped");
+    for at in [0x20_0000, 0x3f_f000] {
+        let expected = HostPhys::new(0x4000_0000 + at - 0x20_0000);
+        assert_eq!(machine.dma(nic.rid, Iova::new(at), Access::Read), Ok(expected));
+    }
+    assert_eq!(machine.memory.violations(), []);
+}
+
+#[test]
+fn a_silenced_device_is_blocked_without_a_record_through_attach_and_detach() {
+    let machine = machine(silicon());
+    let unit = machine.translating();
+    let noisy = Requester::new(source("02:00.0"));
+    let records = || unit.drain_faults(|_| {}).expect("answers").records;
+    let fault = || assert!(machine.dma(noisy.rid, Iova::new(0x7000), Access::Read).is_err());
+    unit.silence(&noisy, true).expect("silenced");
+    fault();
+    assert_eq!(records(), 0);
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    unit.attach(&noisy, &domain).expect("attached");
+    fault();
+    unit.detach(&noisy).expect("detached");
+    fault();
+    assert_eq!(records(), 0);
+    unit.silence(&noisy, false).expect("heard again");
+    fault();
+    assert_eq!(records(), 1);
+}
+
+#[test]
+fn a_unit_that_must_keep_translating_is_blocked_from_take_over_on() {
+    let machine = machine(silicon());
+    let nic = source("02:00.0");
+    {
+        let old = machine.translating();
+        let domain = old.create_domain(DomainOptions::default()).expect("a domain");
+        domain
+            .map(Iova::new(0x1000), HostPhys::new(0x9000), PAGE_SIZE, Perms::READ)
+            .expect("mapped");
+        old.attach(&Requester::new(nic), &domain).expect("attached");
+        assert!(machine.dma(nic, Iova::new(0x1000), Access::Read).is_ok());
+    }
+    let quirks = vtd_driver::UnitQuirks {
+        keep_translation_on: true,
+        ..vtd_driver::UnitQuirks::default()
+    };
+    let options = vtd_driver::UnitOptions {
+        quirks,
+        ..machine.options()
+    };
+    machine.take_writes();
+    let unit = vtd_driver::Unit::found(&machine, &machine, options).expect("found");
+    let unit = unit.take_over().map_err(|error| error.cause).expect("taken over");
+    assert!(machine.dma(nic, Iova::new(0x1000), Access::Read).is_err());
+    unit.enable().map_err(|error| error.cause).expect("enabled");
+    let commands = machine
+        .take_writes()
+        .into_iter()
+        .filter(|(at, _)| *at == vtd_spec::register::offset::GCMD);
+    assert!(
+        commands.map(|(_, value)| value).all(|value| value & 1 << 31 != 0),
+        "TE was never cleared"
+    );
 }
