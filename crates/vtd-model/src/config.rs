@@ -138,6 +138,7 @@ pub struct UnitConfig {
     window_len: u32,
     two_phase_waits: bool,
     compress_faults: bool,
+    sanitizer: bool,
 }
 
 impl UnitConfig {
@@ -216,6 +217,12 @@ impl UnitConfig {
     #[must_use]
     pub const fn compress_faults(&self) -> bool {
         self.compress_faults
+    }
+
+    /// Whether the sanitizer watches ([`crate::Unit::take_finding`]).
+    #[must_use]
+    pub const fn sanitizer(&self) -> bool {
+        self.sanitizer
     }
 
     /// Whether faulting entries are cached: allowed in caching mode (VT-d §6.1), done by `Silicon` only.
@@ -353,6 +360,9 @@ builder! {
     two_phase_waits: bool = false,
     /// A fault of a source that already has a record pending is dropped (VT-d §7.2.1); off by default.
     compress_faults: bool = false,
+    /// Watches the driver: broken rules of the programming protocol and stale translations come out of
+    /// [`crate::Unit::take_finding`]; off by default. Each request that caches helped with is walked again.
+    sanitizer: bool = false,
 }
 
 impl UnitConfigBuilder {
@@ -459,6 +469,7 @@ impl UnitConfigBuilder {
             window_len,
             two_phase_waits: self.two_phase_waits,
             compress_faults: self.compress_faults,
+            sanitizer: self.sanitizer,
         })
     }
 

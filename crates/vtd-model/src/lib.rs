@@ -84,6 +84,7 @@ mod interrupt;
 mod latched;
 mod registers;
 mod request;
+mod sanitizer;
 mod translate;
 mod unit;
 
@@ -95,6 +96,7 @@ pub use interrupt::{Interrupt, InterruptOutcome, InterruptRequest, RemappedInter
 pub use latched::Latched;
 pub use registers::AccessWidth;
 pub use request::{Fault, Request, RequestKind, Translation};
-pub use translate::{Outcome, translate};
+pub use sanitizer::{Finding, NoCache, Rule};
+pub use translate::{Outcome, inspect, translate};
 pub use unit::{DeviceInvalidation, DrainToken, EventMessage, EventSource, PasidScope, RestoreError, Unit};
 pub use vtd_spec::fault::Response;

@@ -21,6 +21,7 @@ use crate::config::UnitConfig;
 use crate::counters::WalkReport;
 use crate::latched::Latched;
 use crate::request::{Fault, Request, RequestKind, Translation};
+use crate::sanitizer::NoCache;
 
 /// Bytes of the write that is an interrupt request.
 const INTERRUPT_BYTES: u64 = 4;
@@ -60,6 +61,27 @@ where
     M: SystemMemory,
     C: TranslationCache,
 {
+    run(latched, config, memory, cache, request, false)
+}
+
+/// What tables alone would answer at this moment: no cache is asked, none is filled, no flag is set in any table. For
+/// explaining and checking.
+pub fn inspect<M: SystemMemory>(latched: &Latched, config: &UnitConfig, memory: &M, request: &Request) -> Outcome {
+    run(latched, config, memory, &mut NoCache, request, true)
+}
+
+fn run<M, C>(
+    latched: &Latched,
+    config: &UnitConfig,
+    memory: &M,
+    cache: &mut C,
+    request: &Request,
+    keeps_tables_unchanged: bool,
+) -> Outcome
+where
+    M: SystemMemory,
+    C: TranslationCache,
+{
     let stamp = cache.stamp();
     let mut walk = Walk {
         latched,
@@ -70,7 +92,7 @@ where
         stamp,
         report: WalkReport::default(),
         fault_processing_disabled: false,
-        keeps_tables_unchanged: false,
+        keeps_tables_unchanged,
     };
     let result = walk
         .run()

@@ -10,6 +10,8 @@ mod protected;
 mod queue;
 mod save;
 
+use alloc::boxed::Box;
+
 use iommu_types::SystemMemory;
 use vtd_spec::register::{
     ContextCommand, EventControl, FaultStatus, GlobalCommand, GlobalStatus, InvalidationQueueAddress, IotlbInvalidate,
@@ -23,7 +25,8 @@ use crate::interrupt::{Interrupt, InterruptRequest, remap_interrupt};
 use crate::latched::Latched;
 use crate::registers::{AccessWidth, RegisterFile, split};
 use crate::request::{Fault, Request, Translation};
-use crate::translate::translate;
+use crate::sanitizer::{Finding, NoCache, Rule, Sanitizer};
+use crate::translate::{inspect, translate};
 
 pub use device::{DeviceInvalidation, PasidScope};
 pub use event::{EventMessage, EventSource};
@@ -32,6 +35,9 @@ pub use save::RestoreError;
 
 /// What a read of an address where no register answers gives.
 const NO_ANSWER: u64 = u64::MAX;
+
+/// The last double word of the protected memory registers.
+const PROTECTED_LAST: u32 = offset::PHMLIMIT + 4;
 
 /// One remapping unit.
 ///
@@ -58,6 +64,7 @@ pub struct Unit<C = Caches> {
     /// A command that software has written and hardware has not carried out (asynchronous profiles).
     pending: Option<GlobalCommand>,
     messages: event::Messages,
+    sanitizer: Option<Box<Sanitizer>>,
 }
 
 impl Unit<Caches> {
@@ -75,8 +82,8 @@ impl<C: TranslationCache> Unit<C> {
     pub fn with_cache(config: UnitConfig, cache: C) -> Self {
         Self {
             registers: RegisterFile::new(&config),
-            config,
             latched: Latched::RESET,
+            config,
             cache,
             counters: Counters::default(),
             fault_index: 0,
@@ -88,6 +95,7 @@ impl<C: TranslationCache> Unit<C> {
             held_wait: device::HeldWait::None,
             pending: None,
             messages: event::Messages::default(),
+            sanitizer: config.sanitizer().then(Box::default),
         }
     }
 
@@ -165,6 +173,9 @@ impl<C: TranslationCache> Unit<C> {
             _ if at == ecap.iotlb_offset() + 4 => self.iotlb_command(),
             offset::FSTS => self.fault_status_written(memory),
             offset::PMEN => self.protected_memory_written(),
+            offset::PLMBASE..=PROTECTED_LAST if self.latched.protected != [None; 2] => {
+                self.misuse(Rule::ProtectedWhileEnabled);
+            }
             offset::FECTL => self.event_mask_written(EventSource::Fault),
             offset::IQT if ecap.qi() => self.run_queue(memory),
             offset::ICS if ecap.qi() => self.event_status_written(EventSource::InvalidationCompletion),
@@ -197,6 +208,12 @@ impl<C: TranslationCache> Unit<C> {
         let outcome = translate(&self.latched, &self.config, memory, &mut self.cache, request);
         self.counters.requests += 1;
         self.counters.walks.add(&outcome.report);
+        let report = &outcome.report;
+        let helped = report.context.hits + report.pasid.hits + report.iotlb.hits + report.paging.hits;
+        if let Some(sanitizer) = self.sanitizer.as_mut().filter(|_| helped > 0) {
+            let fresh = inspect(&self.latched, &self.config, memory, request);
+            sanitizer.judge(request, &outcome.result, &fresh.result);
+        }
         outcome.result.inspect_err(|fault| self.log(fault))
     }
 
@@ -208,7 +225,34 @@ impl<C: TranslationCache> Unit<C> {
         let outcome = remap_interrupt(&self.latched, &self.config, memory, &mut self.cache, request);
         self.counters.interrupts += 1;
         self.counters.walks.add(&outcome.report);
+        if let Some(sanitizer) = self.sanitizer.as_mut().filter(|_| outcome.report.interrupt.hits > 0) {
+            let fresh = remap_interrupt(&self.latched, &self.config, memory, &mut NoCache, request);
+            sanitizer.judge_interrupt(request, &outcome.result, &fresh.result);
+        }
         outcome.result.inspect_err(|fault| self.log(fault))
+    }
+
+    /// The next broken rule that the sanitizer saw ([`crate::UnitConfigBuilder::sanitizer`]).
+    pub fn take_finding(&mut self) -> Option<Finding> {
+        self.sanitizer.as_mut().and_then(|sanitizer| sanitizer.take())
+    }
+
+    /// How many findings were lost because nobody took them.
+    #[must_use]
+    pub fn findings_lost(&self) -> u64 {
+        self.sanitizer.as_ref().map_or(0, |sanitizer| sanitizer.lost())
+    }
+
+    /// Software did what the specification leaves undefined.
+    fn misuse(&mut self, rule: Rule) {
+        self.counters.misuses += 1;
+        self.sanitize(|sanitizer| sanitizer.report(Finding::of(rule)));
+    }
+
+    fn sanitize(&mut self, act: impl FnOnce(&mut Sanitizer)) {
+        if let Some(sanitizer) = self.sanitizer.as_mut() {
+            act(sanitizer);
+        }
     }
 
     /// Takes the next message that the unit itself sends: a write of `data` to `address`, which is not remapped

@@ -3,13 +3,14 @@
 use iommu_types::SystemMemory;
 use vtd_spec::register::{
     GlobalCommand, GlobalStatus, InterruptRemapTableAddress, InvalidationQueueAddress, InvalidationQueueHead,
-    RootTableAddress, offset,
+    RootTableAddress, TranslationTableMode, offset,
 };
 
 use super::Unit;
 use crate::cache::{
     ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PasidInvalidation, TranslationCache,
 };
+use crate::sanitizer::{DueInvalidations, Rule};
 
 /// The one thing that a GCMD write asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,12 +29,12 @@ impl<C: TranslationCache> Unit<C> {
     /// it, so that the driver's poll of GSTS fails where the mistake is.
     pub(super) fn global_command<M: SystemMemory>(&mut self, memory: &M, command: GlobalCommand) {
         if self.pending.is_some() {
-            self.counters.misuses += 1;
+            self.misuse(Rule::CommandInProgress);
             return;
         }
         match self.change(command) {
             Ok(None) => {}
-            Err(()) => self.counters.misuses += 1,
+            Err(()) => self.misuse(Rule::OneField),
             Ok(Some(change)) => {
                 self.begin(change);
                 if self.is_asynchronous() {
@@ -115,6 +116,10 @@ impl<C: TranslationCache> Unit<C> {
                 self.run_queue(memory);
             }
             Change::Queue(false) => {
+                let (head, tail) = (self.registers.get64(offset::IQH), self.registers.get64(offset::IQT));
+                if head != tail {
+                    self.misuse(Rule::QueueNotEmpty);
+                }
                 // IQH restarts at 0; descriptors that were not processed are forgotten (VT-d §11.4.9.1).
                 self.registers
                     .set64(offset::IQH, InvalidationQueueHead::DEFAULT.raw_value());
@@ -126,13 +131,13 @@ impl<C: TranslationCache> Unit<C> {
             Change::InterruptPointer => {
                 let table = InterruptRemapTableAddress::new_with_raw_value(self.registers.get64(offset::IRTA));
                 if status.ires() && table.eime() != self.latched.interrupt_table.eime() {
-                    self.counters.misuses += 1;
+                    self.misuse(Rule::EimeWhileEnabled);
                 }
                 self.latched.interrupt_table = table;
+                self.sanitize(|sanitizer| sanitizer.interrupt_due = true);
                 // VT-d §11.4.2 (CAP_REG.ESIRTPS).
                 if self.config.capability().esirtps() {
-                    self.cache
-                        .invalidate(&Invalidation::Interrupt(InterruptInvalidation::Global));
+                    self.invalidate(Invalidation::Interrupt(InterruptInvalidation::Global));
                 }
                 self.set_status(status.with_irtps(true));
             }
@@ -146,8 +151,16 @@ impl<C: TranslationCache> Unit<C> {
     /// VT-d §11.4.4.1 (GCMD_REG.TE). Translation through a root table that was never set is refused: TES stays 0.
     fn set_translation(&mut self, status: GlobalStatus, on: bool) {
         if on && !status.rtps() {
-            self.counters.misuses += 1;
+            self.misuse(Rule::TeWithoutRoot);
             return;
+        }
+        if on
+            && self
+                .sanitizer
+                .as_ref()
+                .is_some_and(|sanitizer| sanitizer.root != DueInvalidations::default())
+        {
+            self.misuse(Rule::RootNotInvalidated);
         }
         self.latched.translation_enabled = on;
         self.set_status(status.with_tes(on));
@@ -166,9 +179,17 @@ impl<C: TranslationCache> Unit<C> {
         let enhanced = self.config.capability().esrtps();
         let mode_changes = root.ttm() != self.latched.root.ttm() || root.ssirwe() != self.latched.root.ssirwe();
         if status.tes() && mode_changes && !enhanced {
-            self.counters.misuses += 1;
+            self.misuse(Rule::ModeWhileEnabled);
         }
         self.latched.root = root;
+        let scalable = root.ttm() == TranslationTableMode::Scalable;
+        self.sanitize(|sanitizer| {
+            sanitizer.root = DueInvalidations {
+                context: true,
+                pasid: scalable,
+                iotlb: true,
+            };
+        });
         // VT-d §11.4.2 (CAP_REG.ESRTPS): the command itself invalidates.
         if enhanced {
             self.drop_dma_caches();
@@ -179,15 +200,17 @@ impl<C: TranslationCache> Unit<C> {
     /// VT-d §11.4.4.1 (GCMD_REG.IRE). Remapping through a table that was never set is refused: IRES stays 0.
     fn set_interrupts(&mut self, status: GlobalStatus, on: bool) {
         if on && !status.irtps() {
-            self.counters.misuses += 1;
+            self.misuse(Rule::IreWithoutTable);
             return;
+        }
+        if on && self.sanitizer.as_ref().is_some_and(|sanitizer| sanitizer.interrupt_due) {
+            self.misuse(Rule::TableNotInvalidated);
         }
         self.latched.interrupts_enabled = on;
         self.set_status(status.with_ires(on));
         if !on {
             if self.config.capability().esirtps() {
-                self.cache
-                    .invalidate(&Invalidation::Interrupt(InterruptInvalidation::Global));
+                self.invalidate(Invalidation::Interrupt(InterruptInvalidation::Global));
             }
             self.reset_fault_index();
         }
@@ -199,7 +222,7 @@ impl<C: TranslationCache> Unit<C> {
             Invalidation::Pasid(PasidInvalidation::Global),
             Invalidation::Iotlb(IotlbInvalidation::Global),
         ] {
-            self.cache.invalidate(&what);
+            self.invalidate(what);
         }
     }
 }

@@ -4,7 +4,11 @@ use vtd_spec::encoding::{ContextGranularity, IotlbGranularity};
 use vtd_spec::register::{ContextCommand, InvalidateAddress, TranslationTableMode, offset};
 
 use super::Unit;
-use crate::cache::{ContextInvalidation, Invalidation, IotlbInvalidation, PageBlock, TranslationCache};
+use crate::cache::{
+    ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PageBlock, PasidInvalidation,
+    TranslationCache,
+};
+use crate::sanitizer::Rule;
 
 impl<C: TranslationCache> Unit<C> {
     /// Software wrote the upper half of CCMD.
@@ -64,7 +68,7 @@ impl<C: TranslationCache> Unit<C> {
                 command.cirg()
             }
             None => {
-                self.counters.misuses += 1;
+                self.misuse(Rule::RegisterInvalidation);
                 ContextGranularity::None
             }
         };
@@ -99,7 +103,7 @@ impl<C: TranslationCache> Unit<C> {
                 granularity
             }
             None => {
-                self.counters.misuses += 1;
+                self.misuse(Rule::RegisterInvalidation);
                 IotlbGranularity::None
             }
         };
@@ -114,14 +118,26 @@ impl<C: TranslationCache> Unit<C> {
         iommu_types::DomainId(raw & u16::MAX.checked_shr(16 - u32::from(bits)).unwrap_or(u16::MAX))
     }
 
+    /// Every invalidation of the unit's own caches passes here.
+    pub(super) fn invalidate(&mut self, what: Invalidation) {
+        self.cache.invalidate(&what);
+        self.sanitize(|sanitizer| match what {
+            Invalidation::Context(ContextInvalidation::Global) => sanitizer.root.context = false,
+            Invalidation::Pasid(PasidInvalidation::Global) => sanitizer.root.pasid = false,
+            Invalidation::Iotlb(IotlbInvalidation::Global) => sanitizer.root.iotlb = false,
+            Invalidation::Interrupt(InterruptInvalidation::Global) => sanitizer.interrupt_due = false,
+            _ => {}
+        });
+    }
+
     pub(super) fn invalidate_context(&mut self, what: ContextInvalidation) {
         self.counters.invalidations.context += 1;
-        self.cache.invalidate(&Invalidation::Context(what));
+        self.invalidate(Invalidation::Context(what));
     }
 
     pub(super) fn invalidate_iotlb(&mut self, what: IotlbInvalidation) {
         self.counters.invalidations.iotlb += 1;
         self.drain_needed = true;
-        self.cache.invalidate(&Invalidation::Iotlb(what));
+        self.invalidate(Invalidation::Iotlb(what));
     }
 }

@@ -20,6 +20,7 @@ use crate::cache::{
     ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PageBlock, PasidInvalidation,
     TranslationCache,
 };
+use crate::sanitizer::Rule;
 
 /// Descriptors that one register write processes at most; what is left, [`Unit::step`] does.
 const DESCRIPTORS_PER_WRITE: u32 = 4096;
@@ -222,7 +223,7 @@ impl<C: TranslationCache> Unit<C> {
             PasidCacheGranularity::Reserved => return Err(QueueError::RESERVED_FIELD),
         };
         self.counters.invalidations.pasid += 1;
-        self.cache.invalidate(&Invalidation::Pasid(what));
+        self.invalidate(Invalidation::Pasid(what));
         Ok(())
     }
 
@@ -243,7 +244,7 @@ impl<C: TranslationCache> Unit<C> {
         };
         self.counters.invalidations.pasid_iotlb += 1;
         self.drain_needed = true;
-        self.cache.invalidate(&Invalidation::Iotlb(what));
+        self.invalidate(Invalidation::Iotlb(what));
         Ok(())
     }
 
@@ -290,7 +291,7 @@ impl<C: TranslationCache> Unit<C> {
         };
         self.counters.invalidations.interrupt += 1;
         self.drain_needed = true;
-        self.cache.invalidate(&Invalidation::Interrupt(what));
+        self.invalidate(Invalidation::Interrupt(what));
         Ok(())
     }
 
@@ -328,7 +329,7 @@ impl<C: TranslationCache> Unit<C> {
             // An address that is not memory is the software's mistake and has no defined effect.
             let at = iommu_types::HostPhys::new(d.status_address().raw() & self.config.host_address_limit());
             if memory.write_u32(at, d.status_data()).is_err() {
-                self.counters.misuses += 1;
+                self.misuse(Rule::StatusAddress);
             }
         }
         if d.r#if() && !self.has_status(EventSource::InvalidationCompletion) {

@@ -16,6 +16,7 @@ mod oracle;
 mod oracle_scalable;
 mod queue;
 mod rig;
+mod sanitizer;
 mod save;
 mod scalable;
 mod silicon;

@@ -1,0 +1,267 @@
+//! Watching a driver: rules of the programming protocol, and uses of translations that tables no longer hold.
+
+use alloc::collections::VecDeque;
+
+use iommu_types::{HostPhys, SourceId};
+
+use crate::cache::{
+    AddressSpaceTag, CachedContext, CachedInterrupt, CachedPage, CachedPasid, CachedTable, Invalidation, Stamp,
+    TranslationCache,
+};
+use crate::condition::Condition;
+use crate::interrupt::{Interrupt, InterruptRequest};
+use crate::request::{Fault, Request, Translation};
+
+/// Findings that are kept until they are taken; later ones are counted only.
+const FINDINGS_MAX: usize = 256;
+
+macro_rules! rules {
+    ($( $(#[$meta:meta])* $name:ident $text:literal, )*) => {
+        /// A rule of the programming protocol. The names are stable: tests and reports may rely on them.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Rule {
+            $( $(#[$meta])* $name, )*
+        }
+
+        impl Rule {
+            /// Every rule.
+            pub const ALL: &'static [Self] = &[$( Self::$name, )*];
+
+            /// The stable name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $( Self::$name => $text, )*
+                }
+            }
+        }
+    };
+}
+
+rules! {
+    /// A GCMD write changes one field (VT-d §11.4.4.1).
+    OneField "gcmd-one-field",
+    /// GCMD is not written while a command is in progress (VT-d §11.4.4.1).
+    CommandInProgress "gcmd-in-progress",
+    /// TE is set after a root table pointer was set (VT-d §11.4.4.1).
+    TeWithoutRoot "te-without-root",
+    /// IRE is set after an interrupt table pointer was set (VT-d §11.4.4.1).
+    IreWithoutTable "ire-without-table",
+    /// After SRTP without ESRTPS, context, PASID and IOTLB caches are invalidated globally before TE (VT-d §6.6).
+    RootNotInvalidated "root-not-invalidated",
+    /// After SIRTP without ESIRTPS, the interrupt entry cache is invalidated globally before IRE (VT-d §6.6).
+    TableNotInvalidated "interrupt-table-not-invalidated",
+    /// The table mode changes under TES only with ESRTPS (VT-d §11.4.5).
+    ModeWhileEnabled "table-mode-while-enabled",
+    /// EIME does not change under IRES (VT-d §11.4.10).
+    EimeWhileEnabled "eime-while-enabled",
+    /// CCMD and IOTLB_REG are used only where they work, with a defined granularity (VT-d §6.5.1).
+    RegisterInvalidation "register-invalidation-ignored",
+    /// The status address of a wait descriptor is memory (VT-d §6.5.2.9).
+    StatusAddress "wait-status-not-memory",
+    /// The queue is disabled only when it is empty (VT-d §6.5.2).
+    QueueNotEmpty "queue-disabled-while-busy",
+    /// Protected memory base and limit do not change while PRS is set (VT-d §11.4.8.2).
+    ProtectedWhileEnabled "protected-memory-while-enabled",
+    /// A translation was used that the tables no longer hold; software may still invalidate. Deferred invalidation does this
+    /// on purpose.
+    OpenWindow "open-window",
+    /// A translation was used although the tables lead elsewhere by now, or are tables no more: no invalidation covered
+    /// the change.
+    StaleTranslation "stale-translation",
+    /// A request was blocked by a cached fault although the tables hold a translation (caching mode).
+    StaleFault "stale-fault",
+    /// An interrupt went by a cached entry that has changed.
+    StaleInterrupt "stale-interrupt",
+}
+
+/// A broken rule, with what it was seen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Finding {
+    /// Which rule.
+    pub rule: Rule,
+    /// The request that used something stale.
+    pub request: Option<Request>,
+    /// The interrupt request that used something stale.
+    pub interrupt: Option<InterruptRequest>,
+    /// Where the request went.
+    pub used: Option<HostPhys>,
+    /// Where the tables lead now.
+    pub fresh: Option<HostPhys>,
+}
+
+impl Finding {
+    pub(crate) const fn of(rule: Rule) -> Self {
+        Self {
+            rule,
+            request: None,
+            interrupt: None,
+            used: None,
+            fresh: None,
+        }
+    }
+}
+
+/// What the sanitizer remembers. A unit has one only if it is switched on.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sanitizer {
+    findings: VecDeque<Finding>,
+    lost: u64,
+    /// Global invalidations that are due since the root table pointer was set.
+    pub(crate) root: DueInvalidations,
+    /// A global interrupt entry cache invalidation is due.
+    pub(crate) interrupt_due: bool,
+}
+
+/// Which global invalidations are due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DueInvalidations {
+    pub(crate) context: bool,
+    pub(crate) pasid: bool,
+    pub(crate) iotlb: bool,
+}
+
+impl Sanitizer {
+    pub(crate) fn report(&mut self, finding: Finding) {
+        if self.findings.len() < FINDINGS_MAX {
+            self.findings.push_back(finding);
+        } else {
+            self.lost += 1;
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Option<Finding> {
+        self.findings.pop_front()
+    }
+
+    pub(crate) const fn lost(&self) -> u64 {
+        self.lost
+    }
+
+    /// Compares an answer that caches helped with to that of a fresh walk.
+    pub(crate) fn judge(
+        &mut self,
+        request: &Request,
+        used: &Result<Translation, Fault>,
+        fresh: &Result<Translation, Fault>,
+    ) {
+        let host = |answer: &Result<Translation, Fault>| answer.ok().filter(|t| !t.perms.is_none()).map(|t| t.phys);
+        let rule = match (used, fresh) {
+            (Ok(used), Ok(fresh)) if used.perms.is_none() && fresh.perms.is_none() => return,
+            (Ok(used), Ok(fresh)) if used.phys == fresh.phys && fresh.perms.contains(used.perms) => return,
+            (Ok(used), Ok(_)) if used.perms.is_none() => Rule::StaleFault,
+            (Ok(_), Ok(fresh)) if fresh.perms.is_none() => Rule::OpenWindow,
+            // The page is the same, but permits less.
+            (Ok(used), Ok(fresh)) if used.phys == fresh.phys => Rule::OpenWindow,
+            (Ok(_), Ok(_)) => Rule::StaleTranslation,
+            (Ok(_), Err(fault)) if fault.condition.is_some_and(is_absent) => Rule::OpenWindow,
+            (Ok(_), Err(_)) => Rule::StaleTranslation,
+            (Err(_), Ok(_)) => Rule::StaleFault,
+            (Err(_), Err(_)) => return,
+        };
+        self.report(Finding {
+            request: Some(*request),
+            used: host(used),
+            fresh: host(fresh),
+            ..Finding::of(rule)
+        });
+    }
+}
+
+impl Sanitizer {
+    /// Compares what a cached interrupt remapping entry made of an interrupt with what the table says now.
+    pub(crate) fn judge_interrupt(
+        &mut self,
+        request: &InterruptRequest,
+        used: &Result<Interrupt, Fault>,
+        fresh: &Result<Interrupt, Fault>,
+    ) {
+        let rule = match (used, fresh) {
+            (Ok(used), Ok(fresh)) if used == fresh => return,
+            (Ok(_), Err(fault)) if fault.condition.is_some_and(is_absent) => Rule::OpenWindow,
+            (Ok(_), _) => Rule::StaleInterrupt,
+            (Err(_), Ok(_)) => Rule::StaleFault,
+            (Err(_), Err(_)) => return,
+        };
+        self.report(Finding {
+            interrupt: Some(*request),
+            ..Finding::of(rule)
+        });
+    }
+}
+
+/// Conditions of an entry that is gone, or permits less than it did: an unmap that is not yet invalidated.
+const fn is_absent(condition: Condition) -> bool {
+    matches!(
+        condition,
+        Condition::Lrt2
+            | Condition::Lct2
+            | Condition::Lgn2
+            | Condition::Lgn3
+            | Condition::Srt2
+            | Condition::Sct2
+            | Condition::Spd2
+            | Condition::Spt2
+            | Condition::Sfs2
+            | Condition::Sss2
+            | Condition::Sgn2
+            | Condition::Sgn6
+            | Condition::Sgn7
+            | Condition::IrNotPresent
+    )
+}
+
+/// A cache that holds nothing.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoCache;
+
+impl TranslationCache for NoCache {
+    fn stamp(&mut self) -> Stamp {
+        Stamp(0)
+    }
+    fn context(&mut self, _: SourceId) -> Option<CachedContext> {
+        None
+    }
+    fn fill_context(&mut self, _: Stamp, _: SourceId, _: CachedContext) {}
+    fn pasid(&mut self, _: SourceId, _: u32) -> Option<CachedPasid> {
+        None
+    }
+    fn fill_pasid(&mut self, _: Stamp, _: SourceId, _: u32, _: CachedPasid) {}
+    fn page(&mut self, _: &AddressSpaceTag, _: u64) -> Option<CachedPage> {
+        None
+    }
+    fn fill_page(&mut self, _: Stamp, _: &AddressSpaceTag, _: CachedPage) {}
+    fn table(&mut self, _: &AddressSpaceTag, _: u64, _: u8) -> Option<CachedTable> {
+        None
+    }
+    fn fill_table(&mut self, _: Stamp, _: &AddressSpaceTag, _: u64, _: CachedTable) {}
+    fn interrupt(&mut self, _: u16) -> Option<CachedInterrupt> {
+        None
+    }
+    fn fill_interrupt(&mut self, _: Stamp, _: u16, _: CachedInterrupt) {}
+    fn invalidate(&mut self, _: &Invalidation) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::collections::BTreeSet;
+
+    #[test]
+    fn rule_names_are_distinct() {
+        let names: BTreeSet<_> = Rule::ALL.iter().map(|rule| rule.name()).collect();
+        assert_eq!(names.len(), Rule::ALL.len());
+    }
+
+    #[test]
+    fn findings_are_bounded() {
+        let mut sanitizer = Sanitizer::default();
+        for _ in 0..FINDINGS_MAX + 3 {
+            sanitizer.report(Finding::of(Rule::OneField));
+        }
+        assert_eq!(sanitizer.lost(), 3);
+        assert_eq!(core::iter::from_fn(|| sanitizer.take()).count(), FINDINGS_MAX);
+    }
+}
