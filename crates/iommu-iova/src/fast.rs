@@ -148,6 +148,8 @@ impl CoreCache {
 
 impl Stock {
     /// Looks further than at the range on top.
+    #[cold]
+    #[inline(never)]
     fn pop_slowly(&mut self, pages: u64, last: u64) -> Option<u64> {
         if self.loaded.is_empty() {
             core::mem::swap(&mut self.loaded, &mut self.spare);
@@ -286,6 +288,7 @@ impl CachedAllocator {
 
     /// Puts a range into stock when the loaded magazine has no room: exchanges magazines.
     #[cold]
+    #[inline(never)]
     fn exchange(&self, stock: &mut Stock, number: usize, first: u64) {
         let pages = stock_pages(number);
         if stock.limit == 0 {
@@ -346,16 +349,20 @@ impl CachedAllocator {
         }
     }
 
+    /// Number of the last page that a request can use.
+    #[inline]
+    fn last_page(&self, request: IovaRequest) -> Result<u64, AllocError> {
+        let last = request.last_page().ok_or_else(|| request.exhausted())?;
+        Ok(last.min(self.space.last_page()))
+    }
+
     /// Serves a request that a core's own stock did not.
     #[cold]
-    fn allocate_slowly(
-        &self,
-        core: &mut CoreCache,
-        request: IovaRequest,
-        plan: Plan,
-        last: u64,
-    ) -> Result<Lease, AllocError> {
+    #[inline(never)]
+    fn allocate_slowly(&self, core: &mut CoreCache, request: IovaRequest) -> Result<Lease, AllocError> {
         request.check()?;
+        let last = self.last_page(request)?;
+        let plan = Plan::new(request);
         let no_memory = |_: NoMemory| AllocError::NoMemory;
         let mut first = self
             .try_zones(core, plan, last, request.is_low_first())
@@ -488,7 +495,7 @@ impl IovaAllocator for CachedAllocator {
                 return Ok(Lease::found(first, plan.pages, plan.reserved, u8::try_from(stock).ok()));
             }
         }
-        self.allocate_slowly(core, request, plan, last)
+        self.allocate_slowly(core, request)
     }
 
     fn claim(&self, core: &mut CoreCache, range: AddrRange<Iova>) -> Result<Lease, ClaimError> {

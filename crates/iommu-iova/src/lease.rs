@@ -10,7 +10,8 @@ use iommu_types::{AddrRange, Iova, PAGE_SHIFT, PAGE_SIZE, PageSize};
 #[must_use = "dropping a lease takes its addresses out of use for ever; give it back with IovaAllocator::free"]
 pub struct Lease {
     range: AddrRange<Iova>,
-    reserved: u64,
+    /// At most [`crate::MAX_PAGES`], so that a lease stays small.
+    reserved: u32,
     /// The stock it came from, and goes back to; [`NO_STOCK`] for none.
     stock: u8,
 }
@@ -30,7 +31,7 @@ impl Lease {
         let range = AddrRange::from_base_len(Iova::new(first << PAGE_SHIFT), pages.checked_mul(PAGE_SIZE)?)?;
         Some(Self {
             range,
-            reserved,
+            reserved: u32::try_from(reserved).ok()?,
             stock: NO_STOCK,
         })
     }
@@ -43,7 +44,8 @@ impl Lease {
         Self {
             // In order by what the caller states; the page stands for the impossible case only.
             range: AddrRange::new(first, last).unwrap_or(AddrRange::page_around(first, PageSize::Size4K)),
-            reserved,
+            // Requests beyond the maximum are refused before.
+            reserved: u32::try_from(reserved).unwrap_or(u32::MAX),
             stock: stock.unwrap_or(NO_STOCK),
         }
     }
@@ -75,7 +77,7 @@ impl Lease {
     /// How many 4 KiB pages the allocator set aside for it: size classes round up.
     #[must_use]
     pub const fn reserved_pages(&self) -> u64 {
-        self.reserved
+        self.reserved as u64
     }
 
     /// Number of the first page.
