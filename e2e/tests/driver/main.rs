@@ -14,6 +14,7 @@ mod bring_up;
 mod device_tlb;
 mod interrupts;
 mod machine;
+mod nested;
 mod protocol;
 mod random;
 mod rules;
