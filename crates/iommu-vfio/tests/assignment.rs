@@ -360,6 +360,7 @@ fn interrupts_arrive_through_entries_that_only_their_device_can_use() {
         assert!(platform.take_interrupts().is_empty());
         let fault = the_fault(&platform);
         assert!(matches!(fault.access, FaultedAccess::Interrupt(_)), "{fault}");
+        assert_eq!(fault.reason, vtd_spec::fault::FaultReason::INTERRUPT_SOURCE_INVALID);
         assert!(fault.functions.contains(&bdf(other)));
         device.disable_msi().expect("confirmed");
         assert!(!store(

@@ -569,6 +569,19 @@ mod tests {
     }
 
     #[test]
+    fn two_scattered_pages_are_apart() {
+        let memory = two_nodes();
+        let pages = memory
+            .allocate_pages(PageRequest::scattered(8192, 4096))
+            .expect("space");
+        let [a, b] = pages.extents() else {
+            panic!("{:?}", pages.extents());
+        };
+        assert_ne!(a.last().checked_add(1), Some(b.first()));
+        memory.release_pages(pages);
+    }
+
+    #[test]
     fn zones_and_nodes_are_kept_and_refusals_take_nothing() {
         let memory = two_nodes();
         let high = memory
