@@ -7,7 +7,7 @@ use iommu_types::{AddrRange, Iova, PAGE_SHIFT};
 use crate::error::SpaceError;
 
 /// First address of the window in which an upstream write is an interrupt message, never a memory write.
-/// VT-d §3.14 (Handling Requests to Interrupt Address Range).
+/// VT-d §3.15 (Handling Requests to Interrupt Address Range).
 pub const MSI_WINDOW_FIRST: Iova = Iova::new(0xfee0_0000);
 /// Last address of the interrupt window.
 pub const MSI_WINDOW_LAST: Iova = Iova::new(0xfeef_ffff);
