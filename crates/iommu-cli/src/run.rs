@@ -58,6 +58,9 @@ pub(crate) struct Options {
     /// Keep the access matrix in a file, for --expect
     #[arg(long, value_name = "FILE")]
     keep: Option<PathBuf>,
+    /// Assign groups although their unit does not remap interrupts: a guest can then raise any interrupt
+    #[arg(long)]
+    unsafe_interrupts: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -97,7 +100,11 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let machine = source.machine()?;
     survey::units(&mut transcript, &machine)?;
     survey::functions(&mut transcript, &machine, &source.notes)?;
-    let platform = Platform::bring_up(machine.clone(), PlatformOptions::default())
+    let platform_options = PlatformOptions {
+        unsafe_interrupts: options.unsafe_interrupts,
+        ..PlatformOptions::default()
+    };
+    let platform = Platform::bring_up(machine.clone(), platform_options)
         .map_err(|why| Failure::Input(format!("{}: {why}", source.origin)))?;
     outcome.groups = survey::groups(&mut transcript, &platform)?
         .into_iter()
@@ -112,7 +119,20 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
         transcript.line("nothing to rehearse: no function that a unit serves can be assigned")?;
         return finish(options, outcome, Verdict::Unsupported);
     }
-    let guests = assign(&mut transcript, &platform, &plan, options.mem)?;
+    let guests = match assign(&mut transcript, &platform, &plan, options.mem)? {
+        Ok(guests) => guests,
+        Err(why) => {
+            transcript.line(&why)?;
+            outcome.summary.failed_checks.push(why);
+            // What was asked for and cannot be is a finding; what was only tried is nothing to rehearse.
+            let asked = !options.assign.is_empty();
+            return finish(
+                options,
+                outcome,
+                if asked { Verdict::Findings } else { Verdict::Unsupported },
+            );
+        }
+    };
     move_data(&mut transcript, &platform, &guests, options, &mut outcome)?;
     let forged = raise_interrupts(&mut transcript, &platform, &guests, &mut outcome)?;
     let bare = Machine::without_iommu(&source.description)
@@ -171,20 +191,29 @@ fn finish(options: &Options, outcome: Outcome, verdict: Verdict) -> Result<Verdi
     Ok(verdict)
 }
 
-/// Step: containers, groups and devices of the guests, and their memory.
-fn assign(transcript: &mut Transcript, platform: &Platform, plan: &Plan, mem: u64) -> Result<Vec<Guest>, Failure> {
+/// Step: containers, groups and devices of the guests, and their memory. The inner error says why a guest cannot
+/// have what it should.
+fn assign(
+    transcript: &mut Transcript,
+    platform: &Platform,
+    plan: &Plan,
+    mem: u64,
+) -> Result<Result<Vec<Guest>, String>, Failure> {
     transcript.step("Assignment: container, group, device; guest addresses to host addresses")?;
     let mut guests = Vec::new();
     for (name, groups) in [("guest A", &plan.first), ("guest B", &plan.second)] {
-        if groups.is_empty() && !guests.is_empty() {
+        if groups.is_empty() {
             continue;
         }
-        let guest = guests::create(platform, name, groups, mem)
-            .map_err(|why| Failure::Input(format!("{name} cannot have what it should: {why}")))?;
-        survey::guest(transcript, platform, &guest)?;
-        guests.push(guest);
+        match guests::create(platform, name, groups, mem) {
+            Ok(guest) => {
+                survey::guest(transcript, platform, &guest)?;
+                guests.push(guest);
+            }
+            Err(why) => return Ok(Err(format!("{name} cannot have what it should: {why}"))),
+        }
     }
-    Ok(guests)
+    Ok(Ok(guests))
 }
 
 /// Step: data through translated addresses.

@@ -5,7 +5,7 @@ use iommu_vfio::Platform;
 use soft_platform::{FunctionInfo, Machine, PageRequest, Service, Zone};
 use vtd_driver::{EventMessage, InterruptBlock, InterruptSource, InterruptTarget};
 
-use super::guests::Guest;
+use super::guests::{Guest, victim};
 use super::matrix::{Cell, Target, Verdict};
 use super::probe::{Place, Probed, Prober};
 use super::render::Requester;
@@ -56,7 +56,7 @@ struct Scene<'a> {
     /// A page of the host, outside of all guest address ranges.
     host_page: HostPhys,
     /// A page of a guest without devices, where there is no second one.
-    idle_page: Option<HostPhys>,
+    idle: Option<HostPhys>,
     /// A message of an interrupt entry on each unit that belongs to none of the functions.
     foreign: Vec<Option<EventMessage>>,
 }
@@ -68,10 +68,9 @@ struct Scene<'a> {
 pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<Grid, String> {
     let machine = platform.machine();
     let host_page = host_page(machine, mem)?;
-    let idle_page = if guests.len() > 1 {
-        None
-    } else {
-        Some(idle_page(platform, mem)?)
+    let idle = match guests {
+        [] | [_] => Some(victim(platform, platform.user("guest B"), mem).map_err(|why| why.to_string())?),
+        _ => None,
     };
     let mut blocks = Vec::new();
     let foreign = foreign_messages(platform, &mut blocks)?;
@@ -80,7 +79,7 @@ pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<G
         platform,
         guests,
         host_page,
-        idle_page,
+        idle,
         foreign,
     };
     let mut grid = Grid::default();
@@ -120,17 +119,6 @@ pub(crate) fn host_page(machine: &Machine, mem: u64) -> Result<HostPhys, String>
         .or_else(|_| machine.memory().allocate_pages(run(Zone::Above4G)))
         .map_err(|why| why.to_string())?;
     pages.at(mem).ok_or_else(|| "the host's page lies nowhere".to_owned())
-}
-
-/// A page of a guest that has memory and no devices.
-fn idle_page(platform: &Platform, mem: u64) -> Result<HostPhys, String> {
-    let user = platform.user("guest B");
-    let request = |zone| PageRequest::contiguous(mem + 4096).zone(zone);
-    let memory = platform
-        .allocate(user, request(Zone::Below4G))
-        .or_else(|_| platform.allocate(user, request(Zone::Above4G)))
-        .map_err(|why| why.to_string())?;
-    memory.at(mem).ok_or_else(|| "the guest's page lies nowhere".to_owned())
 }
 
 /// On each unit in service, an interrupt entry that is made for a requester that does not exist.
@@ -303,16 +291,13 @@ impl Scene<'_> {
         reachable(function, at).then_some(at)
     }
 
-    /// A page of a guest other than `guest`, at an address where the latter has no memory of its own.
+    /// A page of a guest other than `guest`.
     fn page_of_another(&self, guest: Option<&Guest>) -> Option<HostPhys> {
-        let others = self
+        let mut others = self
             .guests
             .iter()
             .filter(|other| guest.is_none_or(|own| own.name != other.name));
-        let own_len = guest.map_or(0, |own| own.memory.memory().len());
-        // Its memory may all lie where the requester has memory under the same numbers; its probe pages do not.
-        let page = |other: &Guest| other.page_from(own_len).or_else(|| other.probe.at(0));
-        others.filter_map(page).next().or(self.idle_page)
+        others.next().map(|other| other.victim).or(self.idle)
     }
 
     /// Reserved regions, with the functions that they are mapped for as long as the host has them.

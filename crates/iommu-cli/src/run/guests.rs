@@ -1,8 +1,10 @@
 //! Two guests: who gets which groups, their memory, their devices.
 
 use iommu_types::{Bdf, GuestPhys, HostPhys, Iova, Perms};
-use iommu_vfio::{Container, Device, Driver, GroupId, GroupInfo, GuestMemory, Platform, Type1, UserMemory, VfioError};
-use soft_platform::PageRequest;
+use iommu_vfio::{
+    Container, Device, Driver, GroupId, GroupInfo, GuestMemory, Platform, Type1, UserId, UserMemory, VfioError,
+};
+use soft_platform::{PageRequest, Zone};
 
 /// Longest run of host memory behind a guest's: what a host that has been up for a while has to offer.
 const EXTENT: u64 = 256 << 10;
@@ -25,7 +27,9 @@ pub(crate) struct Guest {
     /// Its groups.
     pub(crate) groups: Vec<GroupInfo>,
     /// Two pages of its own, mapped apart from its memory.
-    pub(crate) probe: UserMemory,
+    probe: UserMemory,
+    /// A page of its own that no device sees, at an address where no guest has memory: what others reach for.
+    pub(crate) victim: HostPhys,
 }
 
 impl Guest {
@@ -55,17 +59,23 @@ impl Guest {
         self.container.dma_unmap(Iova::new(PROBE + PAGE), PAGE).map(drop)
     }
 
-    /// A page of its memory whose host address lies at or above `from`, where its owner's devices do not see it
-    /// under that number; below 4 GiB if there is one.
-    pub(crate) fn page_from(&self, from: u64) -> Option<HostPhys> {
-        let pages = self.memory.memory().extents().iter().map(|extent| extent.first());
-        pages.filter(|page| page.raw() >= from).min()
-    }
-
     /// Where the host keeps guest address `at`.
     pub(crate) fn translate(&self, at: u64) -> Option<HostPhys> {
         self.memory.translate(GuestPhys::new(at))
     }
+}
+
+/// A page that belongs to `user`, at or above host address `mem`: guests have their own memory below that number.
+pub(crate) fn victim(platform: &Platform, user: UserId, mem: u64) -> Result<HostPhys, VfioError> {
+    let request = |zone| PageRequest::contiguous(mem + PAGE).zone(zone);
+    let memory = platform
+        .allocate(user, request(Zone::Below4G))
+        .or_else(|_| platform.allocate(user, request(Zone::Above4G)))?;
+    memory.at(mem).ok_or(VfioError::OutsideMemory {
+        offset: mem,
+        size: PAGE,
+        len: memory.len(),
+    })
 }
 
 /// Hands groups to a guest, gives it memory and maps it.
@@ -84,6 +94,7 @@ pub(crate) fn create(platform: &Platform, name: &str, groups: &[GroupInfo], mem:
     container.map_guest(&memory, Perms::READ_WRITE)?;
     let probe = platform.allocate(user, PageRequest::contiguous(2 * PAGE))?;
     container.dma_map(Iova::new(PROBE), &probe, 0, PAGE, Perms::READ)?;
+    let victim = victim(platform, user, mem)?;
     let mut devices = Vec::new();
     for member in groups.iter().flat_map(|group| endpoints(platform, group)) {
         let device = container.open_device(member)?;
@@ -97,6 +108,7 @@ pub(crate) fn create(platform: &Platform, name: &str, groups: &[GroupInfo], mem:
         devices,
         groups: groups.to_vec(),
         probe,
+        victim,
     })
 }
 
