@@ -1,0 +1,162 @@
+//! DMA sections: the only way to guest memory through the unit.
+
+mod memory;
+
+use std::cell::Cell;
+use std::fmt;
+
+use iommu_types::{Access, HostPhys, Iova};
+use vm_memory::GuestMemoryBackend;
+use vtd_model::{Fault, Request, Translation};
+
+use crate::listener::Listener;
+use crate::protocol::{Ticket, View};
+use crate::store::Requester;
+use crate::unit::{VmmUnit, thread_hint};
+
+pub use memory::Slices;
+
+/// Guest memory as one requester sees it, while its accesses are in flight.
+///
+/// The section implements [`vm_memory::GuestMemory`], so device models that are written for guest memory work behind the
+/// unit unchanged: addresses are IOVAs, every access is translated and judged, faults go to the unit's log. Slices that
+/// it gives out borrow from it, so none outlives it, and no invalidation that concerns them completes before:
+///
+/// ```compile_fail,E0505
+/// # use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+/// # use vtd_vmm::{Requester, VmmUnit};
+/// fn keep(unit: &VmmUnit<GuestMemoryMmap>, requester: Requester) {
+///     let section = unit.enter(requester);
+///     let mut slices = section.get_slices(GuestAddress(0x1000), 4, Permissions::Read).unwrap();
+///     drop(section); // the slices still borrow from it
+///     let _ = slices.next();
+/// }
+/// ```
+///
+/// Open a section for one request or one batch and drop it: while it is open, invalidations that the guest waits for do
+/// not complete. A section that is forgotten blocks them for ever; memory stays safe.
+pub struct Section<'u, M: GuestMemoryBackend, L: Listener = ()> {
+    unit: &'u VmmUnit<M, L>,
+    requester: Requester,
+    view: Cell<View>,
+    /// Taken out when the section closes.
+    ticket: Option<Ticket>,
+}
+
+/// Where a byte that a requester names lies in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The address in guest memory.
+    pub phys: HostPhys,
+    /// Bytes from there on for which the answer holds, at most as many as were asked for.
+    pub len: u64,
+}
+
+impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
+    #[inline]
+    pub(crate) fn new(unit: &'u VmmUnit<M, L>, requester: Requester) -> Self {
+        // Entering comes first: what is looked up after it is covered by the drain.
+        let ticket = unit.readers.enter(thread_hint());
+        let view = unit.store.view(&requester).unwrap_or(View::NONE);
+        Self {
+            unit,
+            requester,
+            view: Cell::new(view),
+            ticket: Some(ticket),
+        }
+    }
+
+    /// Whose accesses these are.
+    #[must_use]
+    pub const fn requester(&self) -> Requester {
+        self.requester
+    }
+
+    /// The unit that translates.
+    #[must_use]
+    pub const fn unit(&self) -> &'u VmmUnit<M, L> {
+        self.unit
+    }
+
+    /// Where `address` lies, for an access of `len` bytes. The answer may hold for fewer: whoever asks goes on from there.
+    ///
+    /// The place may be used until the section is dropped.
+    ///
+    /// # Errors
+    /// [`Fault`] says why the access is blocked; it is in the fault log.
+    #[inline]
+    pub fn translate(&self, address: Iova, len: u64, access: Access) -> Result<Place, Fault> {
+        match self.hit(address, len, access) {
+            Some(place) => Ok(place),
+            None => self
+                .miss(address, len, access)
+                .inspect_err(|fault| self.unit.log(fault)),
+        }
+    }
+
+    /// As [`Self::translate`], but a block leaves no trace: for checks whose outcome no device sees. Accessed and dirty
+    /// flags are set as by an access.
+    ///
+    /// # Errors
+    /// [`Fault`] says why an access would be blocked.
+    #[inline]
+    pub fn probe(&self, address: Iova, len: u64, access: Access) -> Result<Place, Fault> {
+        self.hit(address, len, access)
+            .map_or_else(|| self.miss(address, len, access), Ok)
+    }
+
+    /// Answers a request of any kind, translation requests of a device-TLB included.
+    ///
+    /// # Errors
+    /// [`Fault`] says why the request must not proceed; it is in the fault log.
+    pub fn answer(&self, request: &Request) -> Result<Translation, Fault> {
+        let walked = self.unit.store.walk(&self.unit.bus(), request, thread_hint());
+        walked.outcome.result.inspect_err(|fault| self.unit.log(fault))
+    }
+
+    #[inline]
+    fn hit(&self, address: Iova, len: u64, access: Access) -> Option<Place> {
+        let hit = self
+            .unit
+            .store
+            .iotlb
+            .lookup(&self.view.get(), address.raw(), access.needs())?;
+        Some(Place {
+            phys: hit.phys,
+            len: hit.left.min(len),
+        })
+    }
+
+    #[cold]
+    fn miss(&self, address: Iova, len: u64, access: Access) -> Result<Place, Fault> {
+        let request = self.requester.request(address, len, access);
+        let walked = self.unit.store.walk(&self.unit.bus(), &request, thread_hint());
+        if let Some(view) = walked.view {
+            self.view.set(view);
+        }
+        let translation = walked.outcome.result?;
+        // The page holds the address, so the difference is below the page's length.
+        let left = (translation.page.last().raw() - address.raw()).saturating_add(1);
+        Ok(Place {
+            phys: translation.phys,
+            len: left.min(len),
+        })
+    }
+}
+
+impl<M: GuestMemoryBackend, L: Listener> Drop for Section<'_, M, L> {
+    #[inline]
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            self.unit.leave(ticket);
+        }
+    }
+}
+
+impl<M: GuestMemoryBackend, L: Listener> fmt::Debug for Section<'_, M, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Section")
+            .field("requester", &self.requester)
+            .finish_non_exhaustive()
+    }
+}

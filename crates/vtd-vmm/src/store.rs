@@ -1,0 +1,387 @@
+//! What the threads of one unit share: the state that decides, and what walks found.
+
+mod recorder;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use iommu_types::sync::{AtomicU64, Ordering};
+use iommu_types::{AddrRange, Iova, Pasid, Perms, SourceId, SystemMemory};
+use vtd_model::cache::{
+    AddressSpaceTag, CachedContext, CachedPasid, InterruptInvalidation, Invalidation, IotlbInvalidation,
+};
+use vtd_model::{InterruptOutcome, InterruptRequest, Latched, Outcome, Request, RequestKind, Translation, UnitConfig};
+use vtd_spec::message;
+
+use crate::protocol::{Fill, Iotlb, Line, Page, Sample, View};
+
+use recorder::Recorder;
+pub(crate) use recorder::StoreHandle;
+
+/// Copies of the latched state, so that threads do not meet on one lock.
+const SHARDS: usize = 8;
+/// Requesters whose view is kept; others are looked up again.
+const VIEWS: usize = 256;
+/// Context and PASID entries kept, each.
+const CONTEXTS: usize = 256;
+/// Interrupt remapping entries kept.
+const INTERRUPTS: usize = 1024;
+/// Address spaces that have a number at the same time. More make all of them get new ones.
+const SPACES_MAX: usize = 4096;
+/// Interrupt entry invalidations remembered one by one for the listener; more become a global one.
+const ENTRY_NEWS_MAX: usize = 64;
+
+/// Who issues requests: a requester ID, and the PASID and privilege of its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Requester {
+    /// Requester ID on the bus, aliases already applied.
+    pub source: SourceId,
+    /// PASID prefix of the requests, if they carry one.
+    pub pasid: Option<Pasid>,
+    /// Privileged-mode requested; counts only together with a PASID.
+    pub privileged: bool,
+}
+
+impl Requester {
+    /// A requester without PASID.
+    #[must_use]
+    pub const fn new(source: SourceId) -> Self {
+        Self {
+            source,
+            pasid: None,
+            privileged: false,
+        }
+    }
+
+    /// The same requester with a PASID.
+    #[must_use]
+    pub const fn with_pasid(mut self, pasid: Pasid) -> Self {
+        self.pasid = Some(pasid);
+        self
+    }
+
+    /// The same requester in privileged mode.
+    #[must_use]
+    pub const fn with_privilege(mut self) -> Self {
+        self.privileged = true;
+        self
+    }
+
+    /// The request of `len` bytes at `address` that this requester issues.
+    #[must_use]
+    pub const fn request(&self, address: Iova, len: u64, access: iommu_types::Access) -> Request {
+        let mut request = Request::new(self.source, address, len, access);
+        if let Some(pasid) = self.pasid {
+            request = request.with_pasid(pasid);
+            if self.privileged {
+                request = request.with_privilege();
+            }
+        }
+        request
+    }
+
+    /// One number for each requester, never 0.
+    #[inline]
+    fn key(&self) -> u64 {
+        let pasid = self
+            .pasid
+            .map_or(0, |pasid| u64::from(pasid.raw()) << 2 | 2 | u64::from(self.privileged));
+        1 << 63 | u64::from(self.source.raw()) << 32 | pasid
+    }
+}
+
+impl From<SourceId> for Requester {
+    fn from(source: SourceId) -> Self {
+        Self::new(source)
+    }
+}
+
+/// The requester of an untranslated request that does not ask for execution: what the fast path answers.
+fn plain(request: &Request) -> Option<Requester> {
+    (request.kind == RequestKind::Untranslated && !request.execute).then_some(Requester {
+        source: request.source,
+        pasid: request.pasid,
+        privileged: request.privileged && request.pasid.is_some(),
+    })
+}
+
+/// An address space tag in words that compare quickly.
+type TagWords = [u64; 3];
+
+fn tag_words(tag: &AddressSpaceTag) -> TagWords {
+    let [first, second] = tag.roots;
+    let low = u64::from(tag.domain.0) | u64::from(tag.pasid) << 16 | (tag.stage as u64) << 48;
+    [low, first, second]
+}
+
+/// The domain in the first of the tag's words: its low 16 bits.
+fn domain_of(word: u64) -> usize {
+    let [low, high, ..] = word.to_le_bytes();
+    usize::from(u16::from_le_bytes([low, high]))
+}
+
+/// The address spaces that have a number, by requester.
+///
+/// Requesters of one domain do not share a number: what is kept are answers, and an answer also depends on the
+/// requester's context (privilege of requests without PASID, for one).
+#[derive(Debug, Default)]
+struct Spaces {
+    numbers: HashMap<u64, (View, TagWords)>,
+    last: u64,
+}
+
+/// An entry together with the epoch in which it was read.
+type Slot<T> = RwLock<Option<(u64, T)>>;
+
+/// Everything that is shared without the unit's lock.
+#[derive(Debug)]
+pub(crate) struct Store {
+    config: UnitConfig,
+    latched: [RwLock<Latched>; SHARDS],
+    pub(crate) iotlb: Iotlb<AtomicU64>,
+    views: Box<[Line<AtomicU64>]>,
+    spaces: Mutex<Spaces>,
+    /// Number after which space numbers start again.
+    last_space: u64,
+    contexts: Box<[Slot<(SourceId, CachedContext)>]>,
+    pasids: Box<[Slot<(SourceId, u32, CachedPasid)>]>,
+    interrupts: Box<[Line<AtomicU64>]>,
+    interrupt_epoch: AtomicU64,
+    /// How often anything was invalidated.
+    invalidations: AtomicU64,
+    entry_news: Mutex<Vec<InterruptInvalidation>>,
+}
+
+/// The answer to a request, and through what the requester sees memory.
+pub(crate) struct Walked {
+    pub(crate) outcome: Outcome,
+    pub(crate) view: Option<View>,
+}
+
+impl Store {
+    pub(crate) fn new(config: UnitConfig) -> Self {
+        let domains = usize::try_from(config.capability().domain_count()).unwrap_or(0);
+        Self {
+            config,
+            latched: core::array::from_fn(|_| RwLock::new(Latched::RESET)),
+            iotlb: Iotlb::new(config.caches().pages, domains),
+            views: (0..VIEWS).map(|_| Line::default()).collect(),
+            spaces: Mutex::new(Spaces::default()),
+            last_space: (1 << crate::protocol::SPACE_BITS) - 1,
+            contexts: (0..CONTEXTS).map(|_| RwLock::new(None)).collect(),
+            pasids: (0..CONTEXTS).map(|_| RwLock::new(None)).collect(),
+            interrupts: (0..INTERRUPTS).map(|_| Line::default()).collect(),
+            interrupt_epoch: AtomicU64::new(1),
+            invalidations: AtomicU64::new(0),
+            entry_news: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Makes a new latched state known: whatever was found under the old one is not used any more.
+    pub(crate) fn publish(&self, latched: Latched) {
+        for shard in &self.latched {
+            *shard.write().unwrap_or_else(PoisonError::into_inner) = latched;
+        }
+        self.iotlb.drop_all();
+        self.interrupt_epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn latched(&self, hint: usize) -> Latched {
+        let [first, ..] = &self.latched;
+        *self
+            .latched
+            .get(hint % SHARDS)
+            .unwrap_or(first)
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often anything was invalidated so far.
+    pub(crate) fn invalidations(&self) -> u64 {
+        self.invalidations.load(Ordering::Acquire)
+    }
+
+    /// The interrupt entry invalidations since the last call.
+    pub(crate) fn take_entry_news(&self) -> Vec<InterruptInvalidation> {
+        core::mem::take(&mut *self.entry_news.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What `requester` sees memory through, if that is known.
+    #[inline]
+    pub(crate) fn view(&self, requester: &Requester) -> Option<View> {
+        self.known_view(requester.key()).map(|(view, _)| view)
+    }
+
+    #[inline]
+    fn known_view(&self, key: u64) -> Option<(View, TagWords)> {
+        let [held, space, domain, generation, epoch, first, second] = self.view_line(key)?.snapshot()?;
+        (held == key).then(|| {
+            let view = View {
+                space,
+                domain: domain_of(domain),
+                generation,
+                epoch,
+            };
+            (view, [domain, first, second])
+        })
+    }
+
+    fn view_line(&self, key: u64) -> Option<&Line<AtomicU64>> {
+        let hash = key ^ key >> 32 ^ key >> 40;
+        self.views.get(usize::try_from(hash % VIEWS as u64).ok()?)
+    }
+
+    /// Answers `request` by walking, keeps what it finds. Logs nothing.
+    #[cold]
+    pub(crate) fn walk<M: SystemMemory>(&self, memory: &M, request: &Request, hint: usize) -> Walked {
+        // Before anything is read: what this walk finds counts as found at this moment (S5).
+        let sample = self.iotlb.sample();
+        let latched = self.latched(hint);
+        let mut recorder = Recorder::new(self, sample);
+        let outcome = vtd_model::translate(&latched, &self.config, memory, &mut recorder, request);
+        let (tag, dirty) = (recorder.tag, recorder.dirty);
+        let view = match (&outcome.result, tag, plain(request)) {
+            (Ok(translation), Some((tag, generation)), Some(requester)) => {
+                let view = self.name(&requester, &tag, sample.epoch, generation);
+                if let (Some(view), Some(dirty), true) = (view, dirty, request.len != 0) {
+                    self.keep(&sample, &view, request, translation, dirty);
+                }
+                view
+            }
+            _ => None,
+        };
+        Walked { outcome, view }
+    }
+
+    /// The view of a requester whose requests belong to `tag`.
+    fn name(&self, requester: &Requester, tag: &AddressSpaceTag, epoch: u64, generation: u64) -> Option<View> {
+        let (key, tag) = (requester.key(), tag_words(tag));
+        let [low, first, second] = tag;
+        let domain = domain_of(low);
+        let fits = |view: &View| view.epoch == epoch && view.generation == generation;
+        if let Some((view, _)) = self.known_view(key).filter(|(view, held)| *held == tag && fits(view)) {
+            return Some(view);
+        }
+        let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let view = match spaces.numbers.get(&key) {
+            Some((view, held)) if *held == tag && fits(view) => *view,
+            // Someone with a later sample was here: what this walk found is out of date.
+            Some((view, _)) if view.epoch > epoch => return None,
+            _ => {
+                if spaces.numbers.len() >= SPACES_MAX {
+                    spaces.numbers.clear();
+                }
+                if spaces.last >= self.last_space {
+                    spaces.numbers.clear();
+                    spaces.last = 0;
+                    // Moves the epoch too, so this walk's view is already out of date.
+                    self.iotlb.clear();
+                    return None;
+                }
+                spaces.last += 1;
+                let view = View {
+                    space: spaces.last,
+                    domain,
+                    generation,
+                    epoch,
+                };
+                spaces.numbers.insert(key, (view, tag));
+                view
+            }
+        };
+        drop(spaces);
+        if let Some(line) = self.view_line(key).and_then(Line::try_lock) {
+            for (at, word) in [key, view.space, low, generation, epoch, first, second]
+                .into_iter()
+                .enumerate()
+            {
+                line.set(at, word);
+            }
+        }
+        Some(view)
+    }
+
+    /// Keeps an answer, if it is one that the IOTLB can give by itself.
+    fn keep(&self, sample: &Sample, view: &View, request: &Request, translation: &Translation, dirty: bool) {
+        let whole = translation.page;
+        let Some(size) = iommu_types::PageSize::ALL
+            .into_iter()
+            .find(|size| whole.len() == Some(size.bytes()))
+        else {
+            return;
+        };
+        let Some(phys) = request
+            .address
+            .offset_from(whole.first())
+            .and_then(|offset| translation.phys.checked_sub(offset))
+        else {
+            return;
+        };
+        let overlaps = |first: u64| {
+            let last = first.saturating_add(size.bytes() - 1);
+            first <= message::INTERRUPT_RANGE_LAST && message::INTERRUPT_RANGE_FIRST <= last
+        };
+        // Within such a page the answer differs from byte to byte.
+        if overlaps(whole.first().raw()) || overlaps(phys.raw()) {
+            return;
+        }
+        let perms = Perms {
+            read: translation.perms.read,
+            // A page that is not marked dirty yet has to be walked for by the first write.
+            write: translation.perms.write && dirty,
+        };
+        let page = Page {
+            base: whole.first().raw(),
+            size,
+            phys: phys.raw(),
+            perms,
+        };
+        let _: Fill = self.iotlb.fill(sample, view, &page);
+    }
+
+    /// Answers an interrupt request. Logs nothing.
+    pub(crate) fn remap<M: SystemMemory>(
+        &self,
+        memory: &M,
+        request: &InterruptRequest,
+        hint: usize,
+    ) -> InterruptOutcome {
+        let epoch = self.interrupt_epoch.load(Ordering::Acquire);
+        let latched = self.latched(hint);
+        let mut recorder = Recorder::new(self, Sample { epoch: 0, pages: 0 }).for_interrupts(epoch);
+        vtd_model::remap_interrupt(&latched, &self.config, memory, &mut recorder, request)
+    }
+
+    /// Drops what an invalidation covers, and more where that is cheaper.
+    fn invalidate(&self, what: &Invalidation) {
+        self.invalidations.fetch_add(1, Ordering::AcqRel);
+        match what {
+            // Rare commands: every requester's context is looked up again.
+            Invalidation::Context(_) | Invalidation::Pasid(_) | Invalidation::Iotlb(IotlbInvalidation::Global) => {
+                self.iotlb.drop_all();
+            }
+            Invalidation::Iotlb(
+                IotlbInvalidation::Domain(domain)
+                | IotlbInvalidation::Pasid { domain, .. }
+                | IotlbInvalidation::PasidPages { domain, .. },
+            ) => self.iotlb.drop_domain(usize::from(domain.0)),
+            Invalidation::Iotlb(IotlbInvalidation::Pages { domain, pages }) => {
+                let block = AddrRange::new(Iova::new(pages.first), Iova::new(pages.last));
+                match block {
+                    Some(block) => self.iotlb.drop_pages(usize::from(domain.0), block),
+                    None => self.iotlb.drop_domain(usize::from(domain.0)),
+                }
+            }
+            Invalidation::Interrupt(what) => {
+                self.interrupt_epoch.fetch_add(1, Ordering::AcqRel);
+                let mut news = self.entry_news.lock().unwrap_or_else(PoisonError::into_inner);
+                if news.len() >= ENTRY_NEWS_MAX {
+                    news.clear();
+                    news.push(InterruptInvalidation::Global);
+                } else {
+                    news.push(*what);
+                }
+            }
+        }
+    }
+}

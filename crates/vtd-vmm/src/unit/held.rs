@@ -1,0 +1,78 @@
+//! Commands through registers whose completion software must not see yet.
+//!
+//! The model carries out GCMD, CCMD and IOTLB commands in the register write. Here other threads may be in the middle
+//! of accesses that were translated before, so until they are drained the registers show the command as under way.
+
+use vtd_model::{AccessWidth, TranslationCache, Unit, UnitConfig};
+use vtd_spec::register::{ContextCommand, IotlbInvalidate, offset};
+
+/// What is held back, and where.
+#[derive(Debug)]
+pub(super) struct Held {
+    iotlb: u32,
+    /// GSTS as it was before the command.
+    status: Option<u32>,
+    context: bool,
+    invalidate: bool,
+}
+
+/// GSTS_REG as the model has it.
+pub(super) fn global_status<C: TranslationCache>(unit: &mut Unit<C>) -> u32 {
+    u32::try_from(unit.read(offset::GSTS, AccessWidth::Dword)).unwrap_or(0)
+}
+
+/// Whether an access of `width` at `at` covers the double word at `register`.
+const fn covers(at: u32, width: AccessWidth, register: u32) -> bool {
+    at <= register && register - at < width.bytes()
+}
+
+impl Held {
+    pub(super) const fn new(config: &UnitConfig) -> Self {
+        Self {
+            iotlb: config.extended_capability().iotlb_offset(),
+            status: None,
+            context: false,
+            invalidate: false,
+        }
+    }
+
+    /// Whether a write there can be such a command.
+    pub(super) const fn concerns(&self, at: u32, width: AccessWidth) -> bool {
+        covers(at, width, offset::GCMD) || covers(at, width, offset::CCMD + 4) || covers(at, width, self.iotlb + 4)
+    }
+
+    /// The command written at `at` was carried out; `status` is GSTS from before.
+    pub(super) fn hold(&mut self, at: u32, width: AccessWidth, status: u32) {
+        if covers(at, width, offset::GCMD) {
+            // A second command while the first is held: the guest did not wait; it sees both complete together.
+            self.status.get_or_insert(status);
+        }
+        self.context |= covers(at, width, offset::CCMD + 4);
+        self.invalidate |= covers(at, width, self.iotlb + 4);
+    }
+
+    /// Everything is drained.
+    pub(super) fn release(&mut self) {
+        (self.status, self.context, self.invalidate) = (None, false, false);
+    }
+
+    /// What software sees where the model has `value`.
+    pub(super) fn shown(&self, at: u32, width: AccessWidth, value: u64) -> u64 {
+        let mut shown = value;
+        if let (Some(status), true) = (self.status, covers(at, width, offset::GSTS)) {
+            let shift = (offset::GSTS - at) * 8;
+            shown = shown & !(u64::from(u32::MAX) << shift) | u64::from(status) << shift;
+        }
+        for (held, register, flag) in [
+            (self.context, offset::CCMD, ContextCommand::icc_mask()),
+            (self.invalidate, self.iotlb, IotlbInvalidate::ivt_mask()),
+        ] {
+            if held && covers(at, width, register + 4) {
+                // The flag is in the upper half of the register.
+                let half = (flag >> 32) << ((register + 4 - at) * 8);
+                shown |= half;
+            }
+        }
+        shown
+    }
+}

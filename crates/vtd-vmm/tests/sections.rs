@@ -1,0 +1,369 @@
+//! Sections: what they give access to, and when invalidations complete.
+
+mod common;
+
+use common::{DEVICE, DOMAIN, Guest, Memory, RW, device};
+use iommu_testkit::raw::{self, descriptor};
+use iommu_types::{Access, HostPhys, Iova, Pasid, SourceId, SystemMemory};
+use vm_memory::bitmap::Bitmap;
+use vm_memory::guest_memory::GuestMemorySliceIterator;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
+use vtd_model::AccessWidth;
+use vtd_spec::register::offset;
+
+const IOVA: u64 = 0x7000_0000;
+const A: u64 = 0x20_0000;
+const B: u64 = 0x30_0000;
+
+fn slices(dma: &impl GuestMemory, at: u64, count: usize, access: Permissions) -> Vec<Result<usize, String>> {
+    match dma.get_slices(GuestAddress(at), count, access) {
+        Ok(slices) => slices
+            .map(|slice| slice.map(|slice| slice.len()).map_err(|why| why.to_string()))
+            .collect(),
+        Err(why) => vec![Err(why.to_string())],
+    }
+}
+
+#[test]
+fn data_goes_where_the_tables_say() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    guest.map(IOVA + 0x1000, B, 1, RW);
+    guest
+        .unit
+        .section(device(), |dma| {
+            dma.write_slice(b"portcullis", GuestAddress(IOVA + 0xFFA))
+        })
+        .expect("mapped");
+    let mut parts = [0; 10];
+    guest
+        .bus()
+        .read(HostPhys::new(A + 0xFFA), &mut parts[..6])
+        .expect("memory");
+    guest.bus().read(HostPhys::new(B), &mut parts[6..]).expect("memory");
+    assert_eq!(&parts, b"portcullis");
+    assert_eq!(guest.unit.counters().blocked, 0);
+}
+
+#[test]
+fn a_large_page_is_one_slice() {
+    let mut guest = Guest::new();
+    guest.map(0x4000_0000, 0x20_0000, 2, RW | raw::PAGE_SIZE_BIT);
+    for _ in 0..3 {
+        // The first fill of a page size only announces it; then hits.
+        let parts = guest
+            .unit
+            .section(device(), |dma| slices(dma, 0x4000_1000, 0x10_0000, Permissions::Read));
+        assert_eq!(parts, [Ok(0x10_0000)]);
+    }
+}
+
+#[test]
+fn a_missing_right_is_a_fault_and_is_recorded_once_for_each_access() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, raw::SS_READ);
+    let section = guest.unit.enter(device());
+    assert!(section.read_obj::<u64>(GuestAddress(IOVA)).is_ok());
+    let fault = section
+        .translate(Iova::new(IOVA), 8, Access::Write)
+        .expect_err("read only");
+    assert_eq!(fault.reason, vtd_spec::FaultReason(0x05));
+    assert!(section.write_obj(1u64, GuestAddress(IOVA)).is_err());
+    assert_eq!(guest.unit.counters().faults_recorded, 2);
+    // Both rights together are what an atomic needs.
+    assert!(!section.check_range(GuestAddress(IOVA), 8, Permissions::ReadWrite));
+    assert!(!section.check_range(GuestAddress(IOVA), 8, Permissions::No));
+    assert_eq!(guest.unit.counters().faults_recorded, 2);
+}
+
+#[test]
+fn a_check_looks_without_recording_a_fault() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    let section = guest.unit.enter(device());
+    assert!(section.check_range(GuestAddress(IOVA), 0x1000, Permissions::Write));
+    assert!(!section.check_range(GuestAddress(IOVA), 0x1001, Permissions::Write));
+    assert!(!section.check_range(GuestAddress(IOVA), usize::MAX, Permissions::Write));
+    assert_eq!(guest.unit.counters().blocked, 0);
+}
+
+#[test]
+fn empty_and_wrapping_ranges_have_defined_ends() {
+    let guest = Guest::new();
+    let section = guest.unit.enter(device());
+    assert!(section.check_range(GuestAddress(IOVA), 0, Permissions::Write));
+    assert!(section.check_range(GuestAddress(u64::MAX), 0, Permissions::Write));
+    assert_eq!(slices(&section, IOVA, 0, Permissions::Read), []);
+    assert!(!section.check_range(GuestAddress(u64::MAX), 2, Permissions::Read));
+    assert!(!section.check_range(GuestAddress(u64::MAX - 0xFFF), usize::MAX, Permissions::Read));
+    let wrapping = slices(&section, u64::MAX, 2, Permissions::Read);
+    assert!(matches!(&wrapping[..], [Err(_)]), "{wrapping:?}");
+    assert_eq!(
+        guest.unit.counters().blocked,
+        0,
+        "a range that does not exist is no access"
+    );
+    // The last byte of the space is a range, just not a mapped one.
+    let last = slices(&section, u64::MAX, 1, Permissions::Read);
+    assert!(matches!(&last[..], [Err(_)]), "{last:?}");
+    assert_eq!(guest.unit.counters().blocked, 1);
+}
+
+#[test]
+fn the_last_byte_of_the_space_ends_an_iteration_with_translation_off() {
+    let guest = Guest::new();
+    guest.command(0);
+    let section = guest.unit.enter(device());
+    let parts = slices(&section, u64::MAX - 1, 2, Permissions::Read);
+    assert!(matches!(&parts[..], [Err(_)]), "{parts:?}");
+}
+
+#[test]
+fn slices_end_after_an_error() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    guest.map(IOVA + 0x2000, B, 1, RW);
+    let section = guest.unit.enter(device());
+    let parts = slices(&section, IOVA, 0x3000, Permissions::Read);
+    assert!(matches!(&parts[..], [Ok(0x1000), Err(_)]), "{parts:?}");
+    let mut read = [1; 0x3000];
+    let before = section
+        .get_slices(GuestAddress(IOVA), 0x3000, Permissions::Read)
+        .expect("fits")
+        .stop_on_error();
+    assert_eq!(before.expect("the first page is mapped").count(), 1);
+    assert_eq!(section.read(&mut read, GuestAddress(IOVA)).expect("partly"), 0x1000);
+}
+
+#[test]
+fn memory_that_is_not_there_is_no_slice() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, 0x10_0000_0000, 1, RW);
+    let section = guest.unit.enter(device());
+    assert!(section.read_obj::<u64>(GuestAddress(IOVA)).is_err());
+    assert!(!section.check_range(GuestAddress(IOVA), 1, Permissions::Read));
+}
+
+#[test]
+fn dirty_bits_are_those_of_guest_memory() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    guest
+        .unit
+        .section(device(), |dma| dma.write_obj(5u8, GuestAddress(IOVA + 8)))
+        .expect("mapped");
+    let dirty = |memory: &Memory, at: u64| {
+        let region = memory.find_region(GuestAddress(at)).expect("memory");
+        region.bitmap().dirty_at(usize::try_from(at).expect("small"))
+    };
+    assert!(dirty(guest.unit.memory(), A));
+    assert!(!dirty(guest.unit.memory(), B));
+}
+
+#[test]
+fn the_interrupt_range_is_never_memory() {
+    let mut guest = Guest::new();
+    // A large page over the interrupt range and the megabyte behind it.
+    guest.map(0xFEE0_0000, 0x20_0000, 2, RW | raw::PAGE_SIZE_BIT);
+    let section = guest.unit.enter(device());
+    for _ in 0..4 {
+        let behind = section
+            .translate(Iova::new(0xFEF0_0000), 8, Access::Read)
+            .expect("mapped");
+        assert_eq!(behind.phys, HostPhys::new(0x30_0000));
+        assert!(section.translate(Iova::new(0xFEE0_1000), 8, Access::Read).is_err());
+        assert!(section.translate(Iova::new(0xFEEF_FFF8), 64, Access::Write).is_err());
+    }
+}
+
+#[test]
+fn a_page_command_drops_that_page_only() {
+    let mut guest = Guest::new();
+    for page in 0..2 {
+        guest.map(IOVA + page * 0x1000, A + page * 0x1000, 1, RW);
+    }
+    let place = |guest: &Guest, page: u64| {
+        guest.unit.section(device(), |dma| {
+            dma.translate(Iova::new(IOVA + page * 0x1000), 8, Access::Read)
+                .expect("mapped")
+                .phys
+                .raw()
+        })
+    };
+    for _ in 0..2 {
+        assert_eq!((place(&guest, 0), place(&guest, 1)), (A, A + 0x1000));
+    }
+    guest.map(IOVA, B, 1, RW);
+    guest.map(IOVA + 0x1000, B, 1, RW);
+    assert_eq!((place(&guest, 0), place(&guest, 1)), (A, A + 0x1000), "cached");
+    guest.invalidate(descriptor::iotlb_pages(DOMAIN, IOVA, 0, true), 1);
+    assert_eq!(guest.status(), 1);
+    assert_eq!((place(&guest, 0), place(&guest, 1)), (B, A + 0x1000));
+    guest.invalidate(descriptor::iotlb_pages(DOMAIN + 1, IOVA + 0x1000, 0, true), 2);
+    assert_eq!(place(&guest, 1), A + 0x1000, "another domain's page");
+    guest.invalidate(descriptor::iotlb_pages(DOMAIN, IOVA, 1, true), 3);
+    assert_eq!(place(&guest, 1), B);
+}
+
+#[test]
+fn every_wider_command_drops_too() {
+    let commands = [
+        descriptor::iotlb_domain(DOMAIN),
+        descriptor::IOTLB_GLOBAL,
+        descriptor::iotlb_pages(DOMAIN, IOVA & !0xFF_FFFF, 12, false),
+    ];
+    for command in commands {
+        let mut guest = Guest::new();
+        guest.map(IOVA, A, 1, RW);
+        let read = |guest: &Guest| {
+            guest.unit.section(device(), |dma| {
+                dma.translate(Iova::new(IOVA), 8, Access::Read).map(|at| at.phys.raw())
+            })
+        };
+        for _ in 0..3 {
+            assert_eq!(read(&guest), Ok(A));
+        }
+        guest.map(IOVA, B, 1, RW);
+        assert_eq!(read(&guest), Ok(A), "cached");
+        guest.invalidate(command, 9);
+        assert_eq!((read(&guest), guest.status()), (Ok(B), 9));
+    }
+}
+
+#[test]
+fn a_context_command_moves_the_requester_to_its_new_tables() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    for _ in 0..3 {
+        guest
+            .unit
+            .section(device(), |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
+            .expect("mapped");
+    }
+    // The context entry goes; its place follows from the root table that the first pages of the tables are.
+    let memory = guest.unit.memory().clone();
+    let bus = vtd_vmm::GuestBus(&memory);
+    let mut tables = raw::RawTables::new(&bus, 0x3F_0000);
+    tables.legacy_context(0x10_0000, DEVICE, [0, 0]);
+    assert!(
+        guest
+            .unit
+            .section(device(), |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
+            .is_ok(),
+        "cached"
+    );
+    guest.submit(&[descriptor::context_device(DOMAIN, DEVICE, 0)]);
+    assert!(
+        guest
+            .unit
+            .section(device(), |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
+            .is_err()
+    );
+}
+
+#[test]
+fn requesters_do_not_share_answers() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    for _ in 0..3 {
+        guest
+            .unit
+            .section(device(), |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
+            .expect("mapped");
+    }
+    let stranger = SourceId::from_raw(DEVICE + 1);
+    assert!(
+        guest
+            .unit
+            .section(stranger, |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
+            .is_err()
+    );
+    let with_pasid = device().with_pasid(Pasid::new(1).expect("small"));
+    assert!(
+        guest
+            .unit
+            .section(with_pasid, |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
+            .is_err()
+    );
+}
+
+#[test]
+fn a_wait_completes_when_the_last_open_section_closes() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    let (first, second) = (guest.unit.enter(device()), guest.unit.enter(device()));
+    guest.invalidate(descriptor::iotlb_domain(DOMAIN), 1);
+    assert_eq!(guest.status(), 0);
+    // Opened after the command: not waited for.
+    let third = guest.unit.enter(device());
+    drop(second);
+    assert_eq!(guest.status(), 0);
+    drop(first);
+    assert_eq!(guest.status(), 1);
+    // A second wait meanwhile waits for what is open then, and for the first.
+    guest.invalidate(descriptor::iotlb_domain(DOMAIN), 2);
+    guest.invalidate(descriptor::iotlb_domain(DOMAIN), 3);
+    assert_eq!(guest.status(), 1);
+    drop(third);
+    assert_eq!(guest.status(), 3);
+}
+
+#[test]
+fn more_sections_than_slots_are_waited_for_as_well() {
+    let guest = Guest::new();
+    let mut open: Vec<_> = (0..100).map(|_| guest.unit.enter(device())).collect();
+    guest.invalidate(descriptor::iotlb_domain(DOMAIN), 1);
+    let late: Vec<_> = (0..100).map(|_| guest.unit.enter(device())).collect();
+    while let Some(section) = open.pop() {
+        assert_eq!(guest.status(), 0, "{} still open", open.len() + 1);
+        drop(section);
+    }
+    assert_eq!(guest.status(), 1);
+    guest.invalidate(descriptor::iotlb_domain(DOMAIN), 2);
+    assert_eq!(guest.status(), 1);
+    drop(late);
+    assert_eq!(guest.status(), 2);
+    guest.invalidate(descriptor::iotlb_domain(DOMAIN), 3);
+    assert_eq!(guest.status(), 3);
+}
+
+#[test]
+fn a_command_through_registers_shows_as_under_way_until_it_is_drained() {
+    let guest = Guest::new();
+    let status = || guest.unit.read(offset::GSTS, AccessWidth::Dword);
+    let before = status();
+    let section = guest.unit.enter(device());
+    guest.command(1 << 26 | 1 << 25);
+    assert_eq!(status(), before, "TES still set");
+    assert_eq!(
+        guest.unit.read(offset::GCMD, AccessWidth::Qword) >> 32,
+        before,
+        "the 64-bit read shows the same"
+    );
+    drop(section);
+    assert_eq!(status(), before & !(1 << 31));
+}
+
+#[test]
+fn register_invalidation_keeps_its_flag_until_it_is_drained() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    guest.command(1 << 31 | 1 << 25);
+    let iotlb =
+        vtd_spec::register::ExtendedCapability::new_with_raw_value(guest.unit.read(offset::ECAP, AccessWidth::Qword))
+            .iotlb_offset();
+    let section = guest.unit.enter(device());
+    guest.unit.write(iotlb, AccessWidth::Qword, 1 << 63 | 1 << 60);
+    guest.unit.write(offset::CCMD, AccessWidth::Qword, 1 << 63 | 1 << 61);
+    assert_eq!(guest.unit.read(iotlb, AccessWidth::Qword) >> 63, 1);
+    assert_eq!(guest.unit.read(iotlb + 4, AccessWidth::Dword) >> 31, 1);
+    assert_eq!(guest.unit.read(offset::CCMD, AccessWidth::Qword) >> 63, 1);
+    drop(section);
+    assert_eq!(guest.unit.read(iotlb, AccessWidth::Qword) >> 63, 0);
+    assert_eq!(
+        guest.unit.read(iotlb, AccessWidth::Qword) >> 57 & 3,
+        1,
+        "granularity done: global"
+    );
+    assert_eq!(guest.unit.read(offset::CCMD, AccessWidth::Qword) >> 63, 0);
+}
