@@ -15,6 +15,7 @@ mod legacy;
 mod oracle;
 mod oracle_scalable;
 mod queue;
+mod races;
 mod rig;
 mod sanitizer;
 mod save;
