@@ -9,7 +9,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_types::{AddrRange, DomainId, HostPhys, Iova, Registers, SourceId};
+use iommu_types::{AddrRange, DomainId, HostPhys, Iova, Pasid, Registers, SourceId};
 
 pub use self::error::{AttachError, DetachError};
 use crate::domain::DomainError;
@@ -17,6 +17,7 @@ use crate::error::{HardwareError, Reachable, TableError, Unconfirmed};
 use crate::ids::DomainIds;
 use crate::invalidate::Invalidation;
 use crate::options::{DeviceTlb, PassThrough, Requester, TableMode};
+use crate::scalable::{MAX_PASIDS, NO_PASID};
 use crate::shared::{Host, Shared};
 use crate::space::{Space, Stages};
 use crate::structures::{Flags, Tables};
@@ -82,6 +83,8 @@ pub(crate) struct Structures {
     /// Where IDs with reserved regions are while nobody has attached them.
     pub(crate) homes: BTreeMap<SourceId, Arc<Space>>,
     pub(crate) reserved: Vec<Reserved>,
+    /// Where requests with a PASID go, by requester and PASID.
+    pasids: BTreeMap<(SourceId, Pasid), Arc<Space>>,
     /// IDs whose faults are not recorded.
     silenced: BTreeSet<SourceId>,
     /// The one identifier that all pass-through entries share (rule D10).
@@ -96,6 +99,7 @@ impl Structures {
             owners: BTreeMap::new(),
             homes: BTreeMap::new(),
             reserved: Vec::new(),
+            pasids: BTreeMap::new(),
             silenced: BTreeSet::new(),
             pass_through: None,
         }
@@ -105,6 +109,7 @@ impl Structures {
     pub(crate) fn uses(&self, space: &Arc<Space>) -> bool {
         let here = |target: &Target| matches!(target, Target::Space(other) if Arc::ptr_eq(other, space));
         self.owners.values().any(|owner| here(&owner.target))
+            || self.pasids.values().any(|other| Arc::ptr_eq(other, space))
     }
 
     /// The target of pass-through entries, if policy and hardware allow it.
@@ -323,6 +328,9 @@ impl Structures {
         if self.owners.get(&rid).is_some_and(|owner| owner.device_tlb) {
             return Err(DetachError::AtsOn { requester: rid });
         }
+        if self.pasids.range((rid, NO_PASID)..=(rid, Pasid::MAX)).next().is_some() {
+            return Err(DetachError::PasidsAttached { requester: rid });
+        }
         let ids = requester.ids();
         let uses = |owner: &&Owner| owner.users.contains(&rid);
         let Some(target) = self.owners.get(&rid).filter(uses).map(|owner| owner.target.clone()) else {
@@ -410,6 +418,74 @@ impl Structures {
             batch.push(Invalidation::ContextDevice { source, domain });
         }
         Ok(shared.invalidate(&batch)?)
+    }
+
+    /// Sends requests of `rid` with `pasid` to `space`.
+    pub(crate) fn attach_pasid<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        rid: SourceId,
+        pasid: Pasid,
+        space: &Arc<Space>,
+    ) -> Result<(), AttachError> {
+        shared.require_health()?;
+        let bits = u32::from(shared.capabilities.ecap.pasid_bits());
+        let usable = pasid != NO_PASID && pasid.raw() < MAX_PASIDS.min(1 << bits);
+        let attached = |owner: &&Owner| !owner.cleared && !owner.users.is_empty() && !owner.device_tlb;
+        let Tables::Scalable(tables) = &mut self.tables else {
+            return Err(AttachError::NoPasid { pasid });
+        };
+        if !usable || self.owners.get(&rid).filter(attached).is_none() {
+            return Err(AttachError::NoPasid { pasid });
+        }
+        if let Some(other) = self.pasids.get(&(rid, pasid)) {
+            return Err(AttachError::AlreadyAttached {
+                requester: rid,
+                domain: other.id,
+            });
+        }
+        let target = Target::Space(space.clone());
+        // Recorded before the entry is present, so that every flush from now on covers it.
+        space.add_pasid(pasid);
+        if let Err(error) = tables.publish_pasid(shared, rid, pasid, &target) {
+            space.remove_pasid(pasid);
+            return Err(error.into());
+        }
+        self.pasids.insert((rid, pasid), space.clone());
+        let confirmed = if shared.capabilities.caching_mode() {
+            shared.invalidate(&[
+                Invalidation::PasidCacheDomain(NOT_PRESENT),
+                Invalidation::IotlbDomain(space.id),
+            ])
+        } else {
+            shared.flush_write_buffer()
+        };
+        confirmed.map_err(|cause| self.unconfirmed(rid, &target, cause).into())
+    }
+
+    /// Blocks requests of `rid` with `pasid` (`VT-d §6.5.3.3`, PASID entry made not present).
+    pub(crate) fn detach_pasid<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        rid: SourceId,
+        pasid: Pasid,
+    ) -> Result<(), DetachError> {
+        let (Tables::Scalable(tables), Some(space)) = (&self.tables, self.pasids.get(&(rid, pasid)).cloned()) else {
+            return Err(DetachError::NotAttached { requester: rid });
+        };
+        let domain = space.id;
+        tables.clear_pasid(shared, rid, pasid)?;
+        let translations = match space.stages {
+            Stages::Second { .. } => Invalidation::IotlbDomain(domain),
+            Stages::First { .. } | Stages::Nested { .. } => Invalidation::PasidIotlbAll { domain, pasid },
+        };
+        shared
+            .invalidate(&[Invalidation::PasidCacheEntry { domain, pasid }, translations])
+            .map_err(|cause| self.unconfirmed(rid, &Target::Space(space.clone()), cause))?;
+        tables.zero_pasid(shared, rid, pasid)?;
+        self.pasids.remove(&(rid, pasid));
+        space.remove_pasid(pasid);
+        Ok(())
     }
 
     /// First half of taking an entry away: not present, nothing else changed.

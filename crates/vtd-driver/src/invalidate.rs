@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use arbitrary_int::{u5, u6};
-use iommu_types::{DomainId, Iova, Registers, SourceId};
+use iommu_types::{DomainId, Iova, Pasid, Registers, SourceId};
 use vtd_spec::descriptor::{
     ContextCacheInvalidation, DeviceTlbInvalidation, InterruptEntryInvalidation, IotlbInvalidation,
     PasidCacheInvalidation, PasidIotlbInvalidation,
@@ -42,14 +42,22 @@ pub(crate) enum Invalidation {
     },
     PasidCacheGlobal,
     PasidCacheDomain(DomainId),
-    /// Pages of a first-stage or nested domain, for requests without PASID.
+    PasidCacheEntry {
+        domain: DomainId,
+        pasid: Pasid,
+    },
+    /// Pages of a first-stage or nested domain.
     PasidIotlbPages {
         domain: DomainId,
+        pasid: Pasid,
         block: Block,
         leaf_only: bool,
     },
     /// Everything of such a domain.
-    PasidIotlbAll(DomainId),
+    PasidIotlbAll {
+        domain: DomainId,
+        pasid: Pasid,
+    },
     /// Pages in the device-TLB of a function; `None` is everything.
     DeviceTlb {
         source: SourceId,
@@ -79,19 +87,27 @@ impl Invalidation {
                 .with_g(PasidCacheGranularity::Domain)
                 .with_domain(domain)
                 .to_words_256(),
+            Self::PasidCacheEntry { domain, pasid } => pasid_cache
+                .with_g(PasidCacheGranularity::Pasid)
+                .with_domain(domain)
+                .with_pasid(pasid)
+                .to_words_256(),
             Self::PasidIotlbPages {
                 domain,
+                pasid,
                 block,
                 leaf_only,
             } => pasid_iotlb
                 .with_g(PasidIotlbGranularity::Page)
+                .with_pasid(pasid)
                 .with_domain(domain)
                 .with_address(block.address)
                 .with_am(u6::extract_u8(block.mask, 0))
                 .with_ih(leaf_only)
                 .to_words_256(),
-            Self::PasidIotlbAll(domain) => pasid_iotlb
+            Self::PasidIotlbAll { domain, pasid } => pasid_iotlb
                 .with_g(PasidIotlbGranularity::Pasid)
+                .with_pasid(pasid)
                 .with_domain(domain)
                 .to_words_256(),
             Self::ContextGlobal => context.with_g(ContextGranularity::Global).to_words_256(),
@@ -243,7 +259,8 @@ fn by_register<R: Registers, P: Host>(shared: &Shared<R, P>, what: Invalidation)
         Invalidation::PasidCacheGlobal
         | Invalidation::PasidCacheDomain(_)
         | Invalidation::PasidIotlbPages { .. }
-        | Invalidation::PasidIotlbAll(_)
+        | Invalidation::PasidCacheEntry { .. }
+        | Invalidation::PasidIotlbAll { .. }
         | Invalidation::DeviceTlb { .. }
         | Invalidation::InterruptsGlobal
         | Invalidation::Interrupts { .. } => Err(HardwareError::InvalidationIgnored { answer: 0 }),

@@ -75,7 +75,7 @@
 //! |---|---|
 //! | [`Unit::take_over`], [`Unit::enable`] | §11.4.4 (GCMD_REG), §11.4.5 (RTADDR_REG) |
 //! | [`Unit::attach`], [`Unit::detach`] | §3.4, §6.5.3.3 (Guidance to Software for Invalidations) |
-//! | [`TableMode`], [`NestedDomain`] | §3.4.3, §3.8 (Nested Translation), §9.4 to §9.6 |
+//! | [`TableMode`], [`NestedDomain`], [`Unit::attach_pasid`] | §3.4.3, §3.8 (Nested Translation), §9.4 to §9.6 |
 //! | [`Domain`] | §3.7, §6.1 (Caching Mode), §6.2.3.1 (domain identifiers), §6.8 (Write Buffer Flushing) |
 //! | the queue behind all of it | §6.5.2 |
 //! | [`Unit::attach_with_ats`] | §4 (Support For Device-TLBs), §6.5.2.5 |

@@ -1,8 +1,7 @@
 //! Root, context and PASID tables of scalable mode (`VT-d §3.4.3`, `§9.2`, `§9.4` to `§9.6`).
 //!
 //! Requests without PASID go by PASID 0: units that can name another in the context entry (`ECAP_REG.RPS`) and
-//! units that cannot then behave alike. Each requester ID has a PASID directory and a first PASID table of its
-//! own.
+//! units that cannot then behave alike. Each requester ID has a PASID directory and PASID tables of its own.
 
 use alloc::collections::{BTreeMap, btree_map};
 
@@ -19,28 +18,61 @@ use crate::shared::{Host, Shared};
 use crate::space::Stages;
 use crate::structures::{Entry, Flags, empty_page};
 
-/// PASID directory and first PASID table of one requester ID.
+/// PASID directory and PASID tables of one requester ID.
 #[derive(Debug)]
 struct PasidTables {
     directory: TableFrame,
-    table: TableFrame,
+    /// By index in the directory; the first is always there.
+    tables: BTreeMap<u32, TableFrame>,
 }
+
+/// PASIDs that a directory of the smallest size leads to (`VT-d §9.4`, PDTS = 0).
+pub(crate) const MAX_PASIDS: u32 = 128 * 64;
+
+/// The PASID of requests without one.
+pub(crate) const NO_PASID: Pasid = match Pasid::new(0) {
+    Some(pasid) => pasid,
+    // Not reached: 0 fits any width.
+    None => Pasid::MAX,
+};
 
 impl PasidTables {
     /// A directory whose first entry leads to a table without entries.
     fn new<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<Self, TableError> {
-        let table = empty_page(shared)?;
-        let directory = match empty_page(shared) {
-            Ok(directory) => directory,
+        let mut this = Self {
+            directory: empty_page(shared)?,
+            tables: BTreeMap::new(),
+        };
+        match this.add(shared, NO_PASID) {
+            Ok(()) => Ok(this),
             Err(error) => {
                 // Nothing leads there yet.
-                shared.host.free(table);
-                return Err(error);
+                shared.host.free(this.directory);
+                Err(error)
             }
+        }
+    }
+
+    /// Makes sure that there is a table for `pasid`.
+    fn add<R: Registers, P: Host>(&mut self, shared: &Shared<R, P>, pasid: Pasid) -> Result<(), TableError> {
+        let index = PasidDirectoryEntry::index(pasid);
+        if let btree_map::Entry::Vacant(vacant) = self.tables.entry(index) {
+            let slot = Entry::<1>::of(&shared.host, self.directory.base(), index.into())?;
+            let table = empty_page(shared)?;
+            let entry = PasidDirectoryEntry::DEFAULT.with_p(true).with_pasid_table(table.base());
+            slot.publish(shared, [entry.raw_value()]);
+            vacant.insert(table);
+        }
+        Ok(())
+    }
+
+    /// The entry of `pasid`, whose table was added.
+    fn entry<'a, P: TableMemory>(&self, host: &'a P, pasid: Pasid) -> Result<Entry<'a, 8>, TableError> {
+        let none = TableError::NotTableMemory {
+            at: self.directory.base(),
         };
-        let entry = PasidDirectoryEntry::DEFAULT.with_p(true).with_pasid_table(table.base());
-        Entry::<1>::of(&shared.host, directory.base(), 0)?.publish(shared, [entry.raw_value()]);
-        Ok(Self { directory, table })
+        let table = self.tables.get(&PasidDirectoryEntry::index(pasid)).ok_or(none)?;
+        Entry::of(host, table.base(), PasidEntry::index(pasid).into())
     }
 }
 
@@ -120,10 +152,11 @@ impl ScalableTables {
         let pasids = self.pasid_tables(source)?;
         // The PASID entry first: the context entry makes the way to it present.
         let entry = pasid_entry(shared, target);
-        Entry::<8>::of(&shared.host, pasids.table.base(), 0)?.publish(shared, entry.to_words());
+        pasids.entry(&shared.host, NO_PASID)?.publish(shared, entry.to_words());
         let context = ScalableContextEntry::DEFAULT
             .with_p(true)
             .with_pasid_directory(pasids.directory.base())
+            .with_paside(shared.capabilities.ecap.pasid())
             .with_fpd(flags.silent)
             .with_dte(flags.device_tlb);
         let [low, high] = context.to_words();
@@ -164,7 +197,47 @@ impl ScalableTables {
         source: SourceId,
     ) -> Result<(), TableError> {
         self.context(&shared.host, source)?.zero(shared);
-        Entry::<8>::of(&shared.host, self.pasid_tables(source)?.table.base(), 0)?.zero(shared);
+        self.zero_pasid(shared, source, NO_PASID)
+    }
+
+    /// Makes requests of `source` with `pasid`, whose entry is not present, use `target`.
+    pub(crate) fn publish_pasid<R: Registers, P: Host>(
+        &mut self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+        pasid: Pasid,
+        target: &Target,
+    ) -> Result<(), TableError> {
+        let at = self.root.base();
+        let pasids = self.pasids.get_mut(&source).ok_or(TableError::NotTableMemory { at })?;
+        pasids.add(shared, pasid)?;
+        pasids
+            .entry(&shared.host, pasid)?
+            .publish(shared, pasid_entry(shared, target).to_words());
+        Ok(())
+    }
+
+    /// Takes the presence from the PASID entry and leaves the rest of it (rule D2).
+    pub(crate) fn clear_pasid<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+        pasid: Pasid,
+    ) -> Result<(), TableError> {
+        let entry = self.pasid_tables(source)?.entry(&shared.host, pasid)?;
+        let control = PasidEntry::from_words(entry.load()).control.with_p(false);
+        entry.replace_first(shared, control.raw_value());
+        Ok(())
+    }
+
+    /// Zeroes a PASID entry that the unit has been made to forget.
+    pub(crate) fn zero_pasid<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        source: SourceId,
+        pasid: Pasid,
+    ) -> Result<(), TableError> {
+        self.pasid_tables(source)?.entry(&shared.host, pasid)?.zero(shared);
         Ok(())
     }
 }
@@ -229,17 +302,22 @@ pub(crate) fn lookup<P: TableMemory>(
     source: SourceId,
     pasid: Option<Pasid>,
 ) -> Option<DomainId> {
-    let pasid = pasid.map_or(0, Pasid::raw);
+    let pasid = pasid.unwrap_or(NO_PASID);
     let root = ScalableRootEntry::from_words(Entry::<2>::of(host, root, source.bus().into()).ok()?.load());
     let table = root.context_table(source.devfn())?;
     let index = ScalableContextEntry::byte_offset(source.devfn()) / ScalableContextEntry::BYTES;
     let [low, high, ..] = Entry::<4>::of(host, table, index).ok()?.load();
     let context = Some(ScalableContextEntry::from_words([low, high])).filter(|context| context.p())?;
-    // The directories made here have one page, and one table.
-    let [directory] = Entry::<1>::of(host, context.pasid_directory(), 0).ok()?.load();
+    // The directories made here have one page; a PASID beyond has no entry.
+    let index = PasidDirectoryEntry::index(pasid);
+    if pasid.raw() >= MAX_PASIDS {
+        return None;
+    }
+    let [directory] = Entry::<1>::of(host, context.pasid_directory(), index.into())
+        .ok()?
+        .load();
     let directory = PasidDirectoryEntry::new_with_raw_value(directory);
-    let index = Pasid::new(pasid).filter(|pasid| PasidDirectoryEntry::index(*pasid) == 0)?;
-    let entry = Entry::<8>::of(host, directory.pasid_table(), PasidEntry::index(index).into()).ok()?;
+    let entry = Entry::<8>::of(host, directory.pasid_table(), PasidEntry::index(pasid).into()).ok()?;
     let entry = PasidEntry::from_words(entry.load());
     (directory.p() && entry.control.p()).then(|| entry.tags.domain())
 }

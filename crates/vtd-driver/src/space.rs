@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use iommu_pagetable::{Config, FirstStage, LeafSizes, Levels, PageTable, SecondStage, UnmapRules, Unmapped};
 use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, PAGE_SIZE, Perms, Registers, SourceId};
+use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, PAGE_SIZE, Pasid, Perms, Registers, SourceId};
 use spin::Mutex;
 use vtd_spec::Agaw;
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
@@ -16,6 +16,7 @@ use crate::error::{HardwareError, Reachable, Unconfirmed};
 use crate::invalidate::Invalidation;
 use crate::options::{DeviceTlb, TableMode};
 use crate::pages::{Block, MAX_BLOCKS, Plan, plan};
+use crate::scalable::NO_PASID;
 use crate::shared::{Host, Shared};
 
 /// Most bytes of one reserved region that are identity-mapped. Firmware tables are not trusted to be sane, and
@@ -61,6 +62,8 @@ pub(crate) struct Space {
     /// Identifiers of the nested spaces that translate through this one: what is cached under them depends on
     /// these tables too.
     nested: Mutex<Vec<DomainId>>,
+    /// PASIDs that lead here, once for each requester.
+    pasids: Mutex<Vec<Pasid>>,
     /// Functions in the space that may hold translations of it in a device-TLB.
     device_tlbs: Mutex<Vec<(SourceId, DeviceTlb)>>,
     /// Reserved regions that are identity-mapped here, in pages, in no order and without overlap.
@@ -121,6 +124,7 @@ impl Space {
             aperture,
             stages,
             nested: Mutex::new(Vec::new()),
+            pasids: Mutex::new(Vec::new()),
             device_tlbs: Mutex::new(Vec::new()),
             identity: Mutex::new(Vec::new()),
         })
@@ -228,13 +232,14 @@ impl Space {
             shared.page_selective()
         };
         let plan = plan(range, max_mask);
-        let whole = |domain| match first_stage {
-            true => Invalidation::PasidIotlbAll(domain),
+        let whole = |domain, pasid| match first_stage {
+            true => Invalidation::PasidIotlbAll { domain, pasid },
             false => Invalidation::IotlbDomain(domain),
         };
-        let pages = |domain, block| match first_stage {
+        let pages = |domain, pasid, block| match first_stage {
             true => Invalidation::PasidIotlbPages {
                 domain,
+                pasid,
                 block,
                 leaf_only,
             },
@@ -244,16 +249,25 @@ impl Space {
                 leaf_only,
             },
         };
+        // Second-stage results are invalidated for every PASID at once, first-stage ones for each.
+        let mut pasids = [NO_PASID].to_vec();
+        if first_stage {
+            pasids.extend(self.pasids.lock().iter().copied());
+            pasids.sort_unstable();
+            pasids.dedup();
+        }
         // One batch for this identifier and one for each nested one, which caches results of these tables.
-        self.for_each_id(|domain| match plan {
-            Plan::Domain => shared.invalidate(&[whole(domain)]),
-            Plan::Blocks(blocks, count) => {
-                let mut batch = [whole(domain); MAX_BLOCKS];
-                for (slot, block) in batch.iter_mut().zip(blocks) {
-                    *slot = pages(domain, block);
+        self.for_each_id(|domain| {
+            pasids.iter().try_for_each(|&pasid| match plan {
+                Plan::Domain => shared.invalidate(&[whole(domain, pasid)]),
+                Plan::Blocks(blocks, count) => {
+                    let mut batch = [whole(domain, pasid); MAX_BLOCKS];
+                    for (slot, block) in batch.iter_mut().zip(blocks) {
+                        *slot = pages(domain, pasid, block);
+                    }
+                    shared.invalidate(batch.get(..count).unwrap_or(&batch))
                 }
-                shared.invalidate(batch.get(..count).unwrap_or(&batch))
-            }
+            })
         })?;
         self.invalidate_device_tlbs(shared, Some(range))
     }
@@ -284,6 +298,19 @@ impl Space {
             }
             shared.invalidate(&[one])
         })
+    }
+
+    /// A PASID of some requester leads here from now on.
+    pub(crate) fn add_pasid(&self, pasid: Pasid) {
+        self.pasids.lock().push(pasid);
+    }
+
+    /// One requester less uses `pasid` to get here.
+    pub(crate) fn remove_pasid(&self, pasid: Pasid) {
+        let mut pasids = self.pasids.lock();
+        if let Some(index) = pasids.iter().position(|other| *other == pasid) {
+            pasids.swap_remove(index);
+        }
     }
 
     /// From now on `source` may hold translations of the space.

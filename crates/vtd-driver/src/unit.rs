@@ -7,7 +7,7 @@ use core::fmt;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_types::{AddrRange, HostPhys, Registers};
+use iommu_types::{AddrRange, HostPhys, Pasid, Registers, SourceId};
 
 pub use self::bring_up::{BringUpError, ReserveError};
 use crate::attach::{AttachError, DetachError, Reserved, Target};
@@ -275,6 +275,30 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
         }
         let target = Target::Space(domain.space.clone());
         shared.structures.lock().attach(shared, requester, &target, None)
+    }
+
+    /// Sends the requests of a device that carry `pasid` to a domain. The device itself has to be attached;
+    /// requests without PASID go where they went. Scalable mode only, PASIDs below 8192.
+    ///
+    /// # Errors
+    /// [`AttachError`].
+    pub fn attach_pasid(&self, requester: SourceId, pasid: Pasid, domain: &Domain<R, P>) -> Result<(), AttachError> {
+        let shared = self.shared();
+        if !Arc::ptr_eq(shared, &domain.shared) {
+            return Err(AttachError::OtherUnit);
+        }
+        let mut structures = shared.structures.lock();
+        structures.attach_pasid(shared, requester, pasid, &domain.space)
+    }
+
+    /// Blocks the requests of a device that carry `pasid`. Page requests are not drained: the device must have
+    /// stopped using the PASID.
+    ///
+    /// # Errors
+    /// [`DetachError`].
+    pub fn detach_pasid(&self, requester: SourceId, pasid: Pasid) -> Result<(), DetachError> {
+        let shared = self.shared();
+        shared.structures.lock().detach_pasid(shared, requester, pasid)
     }
 
     /// What stays identity-mapped wherever the device is attached: the reserved regions for any of its IDs that

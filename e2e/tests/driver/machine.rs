@@ -5,8 +5,8 @@ use std::cell::{Cell, RefCell};
 use iommu_testkit::SparseMemory;
 use iommu_testkit::oracle::{OracleAccess, OracleOutcome, OracleRequest, OracleUnit, translate};
 use iommu_types::{
-    Access, AddrRange, Clock, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PAGE_SIZE, Registers, SourceId,
-    SystemMemory, Table, TableFrame, TableMemory,
+    Access, AddrRange, Clock, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PAGE_SIZE, Pasid, Registers,
+    SourceId, SystemMemory, Table, TableFrame, TableMemory,
 };
 use vtd_driver::{Blocked, BringUpError, Domain, Found, TableMode, Timeouts, Translating, Unit, UnitOptions};
 use vtd_model::{AccessWidth, DeviceInvalidation, Interrupt, InterruptRequest, Request, RequestKind, UnitConfig};
@@ -107,6 +107,15 @@ impl Machine {
     /// What the device gets: the host address, or the fault reason.
     pub(crate) fn dma(&self, source: SourceId, at: Iova, access: Access) -> Result<HostPhys, u8> {
         let request = Request::new(source, at, 8, access);
+        let answer = self.unit.borrow_mut().dma(&self.memory.hardware(), &request);
+        answer
+            .map(|translation| translation.phys)
+            .map_err(|fault| fault.reason.0)
+    }
+
+    /// As [`Self::dma`], of a request with a PASID.
+    pub(crate) fn dma_with_pasid(&self, source: SourceId, pasid: Pasid, at: Iova) -> Result<HostPhys, u8> {
+        let request = Request::read(source, at, 8).with_pasid(pasid);
         let answer = self.unit.borrow_mut().dma(&self.memory.hardware(), &request);
         answer
             .map(|translation| translation.phys)

@@ -15,6 +15,7 @@ mod device_tlb;
 mod interrupts;
 mod machine;
 mod nested;
+mod pasid;
 mod protocol;
 mod random;
 mod rules;

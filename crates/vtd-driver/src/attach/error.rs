@@ -1,6 +1,6 @@
 //! Why devices were not attached or detached.
 
-use iommu_types::{AddrRange, DomainId, HostPhys, SourceId};
+use iommu_types::{AddrRange, DomainId, HostPhys, Pasid, SourceId};
 use thiserror::Error;
 
 use crate::domain::{DomainError, MapError};
@@ -57,6 +57,14 @@ pub enum AttachError {
     /// The device's translations cannot be cached in the device.
     #[error("no device-TLB: it needs ECAP.DT, a requester without aliases, and a domain that is not nested")]
     NoDeviceTlb,
+    /// The PASID cannot be used.
+    #[error(
+        "PASID {pasid}: it needs scalable mode, a number that the unit has (not 0), and its requester attached without ATS"
+    )]
+    NoPasid {
+        /// The PASID.
+        pasid: Pasid,
+    },
     /// The unit cannot pass through.
     #[error("the unit has no pass-through (ECAP.PT = 0); use an identity-mapped domain")]
     NoPassThrough,
@@ -87,6 +95,12 @@ pub enum DetachError {
     /// The device may hold translations: its ATS has to be turned off first.
     #[error("ATS of {requester} is on; detach it with detach_with_ats")]
     AtsOn {
+        /// The requester.
+        requester: SourceId,
+    },
+    /// PASIDs of the device are attached.
+    #[error("PASIDs of {requester} are attached; detach them first")]
+    PasidsAttached {
         /// The requester.
         requester: SourceId,
     },
