@@ -2,6 +2,7 @@
 //!
 //! This is an ordinary test (`cargo test -p vtd-vmm --test loom`): the protocols take their atomics as a parameter, and
 //! here they are given loom's. `LOOM_MAX_PREEMPTIONS` widens the search.
+#![allow(clippy::expect_used, reason = "helpers of tests")]
 
 use iommu_types::{Iova, PageSize, Perms};
 use loom::sync::Arc;

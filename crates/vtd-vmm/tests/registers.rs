@@ -1,4 +1,5 @@
 //! Registers on a bus, interrupts, and guests that mean harm.
+#![allow(clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
 

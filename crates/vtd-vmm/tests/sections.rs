@@ -1,4 +1,5 @@
 //! Sections: what they give access to, and when invalidations complete.
+#![allow(clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
 

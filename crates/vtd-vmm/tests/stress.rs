@@ -1,4 +1,5 @@
 //! Real threads: once a wait completes, nobody uses an old translation, ever.
+#![allow(clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
 
@@ -35,7 +36,7 @@ fn churn(command: impl Fn(u64) -> [u64; 2] + Sync, turns_at_least: u64) {
                 while !stop.load(Ordering::Relaxed) {
                     turn += 1;
                     guest.unit.section(device(), |dma| {
-                        if turn % 7 == 0 {
+                        if turn.is_multiple_of(7) {
                             // Held across a delay, as a copy would.
                             let place = dma.translate(Iova::new(IOVA), 8, Access::Write).expect("always mapped");
                             std::thread::yield_now();

@@ -1,4 +1,5 @@
 //! A virtio queue of rust-vmm behind the unit.
+#![allow(clippy::expect_used, reason = "helpers of tests")]
 
 mod common;
 
