@@ -9,7 +9,11 @@
 //! request comes back as the condition of the specification that blocked it.
 //!
 //! It has two halves. [`translate`](translate()) and [`remap_interrupt`] are pure: they change nothing but the caches they
-//! are given. [`Unit`] holds what changes: registers, invalidation queue, fault log.
+//! are given, and accessed and dirty flags where tables ask for them; [`inspect`] changes nothing at all. [`Unit`] holds what
+//! changes: registers, invalidation queue, fault log. It can be saved and restored at any moment ([`Unit::save`]).
+//!
+//! A driver is tested with [`Profile::Silicon`] and the sanitizer ([`UnitConfigBuilder::sanitizer`]), which names the rules
+//! that the driver breaks and the translations that it lets devices use too long.
 //!
 //! # Place in the stack
 //!
@@ -54,13 +58,16 @@
 //! | IOTLB descriptor with more pages than CAP.MAMV, or reserved granularity | queue error, reserved field |
 //! | permission against reserved bits in one walk | reserved bits at each level, permissions of all levels at the end |
 //! | translation type against address width in a context entry | type first |
+//! | contradictions within a scalable-mode context entry | in the order of the fault table; SGN.10 before them |
+//! | reserved bits of the half of a root entry that a request does not use | not looked at |
+//! | tables that change during a walk that has to set flags | the walk starts again, at most 16 times |
 //! | reserved source validation type | source validation failed (26h) |
 //!
 //! # What it does not do
 //!
 //! * It never moves data: [`Unit::dma`] answers where the data is, the embedder moves it.
-//! * Device-TLB invalidation completions, page requests, posted interrupts, performance counters, the host permission
-//!   table and memory types are not modelled and not advertised.
+//! * Page requests, posted interrupts, performance counters, the host permission table and memory types are not modelled
+//!   and not advertised. `SPEC-COVERAGE.md` beside this crate's manifest lists section by section what is.
 //!
 //! # Map to the specification
 //!
@@ -70,7 +77,7 @@
 //! | [`translate`](translate()) | §3, §7.1 |
 //! | [`remap_interrupt`] | §5.1 |
 //! | [`cache`] | §6.1, §6.2 |
-//! | [`Unit`] | §6.5, §7.2, §7.3, §11 |
+//! | [`Unit`] | §4.3, §6.5, §7.2, §7.3, §11 |
 #![no_std]
 #![forbid(unsafe_code)]
 

@@ -87,15 +87,8 @@ impl Caches {
         }
     }
 
-    fn epochs(&self, domain: DomainId) -> DomainEpochs {
-        self.domains.get(usize::from(domain.0)).copied().unwrap_or_default()
-    }
-
     fn live(&self, slot: &PageSlot) -> bool {
-        let epochs = self.epochs(slot.tag.domain);
-        slot.filled.0 >= self.global
-            && slot.filled.0 >= epochs.all
-            && !(slot.tag.stage.uses_first() && slot.filled.0 < epochs.first_stage)
+        is_live(slot, self.global, &self.domains)
     }
 
     fn advance(&mut self) -> u64 {
@@ -225,6 +218,14 @@ impl TableSlot {
     }
 }
 
+/// Whether no invalidation of everything or of the domain came after the entry.
+fn is_live(slot: &PageSlot, global: u64, domains: &[DomainEpochs]) -> bool {
+    let epochs = domains.get(usize::from(slot.tag.domain.0)).copied().unwrap_or_default();
+    slot.filled.0 >= global
+        && slot.filled.0 >= epochs.all
+        && !(slot.tag.stage.uses_first() && slot.filled.0 < epochs.first_stage)
+}
+
 /// Base-2 logarithm of the bytes that a table of `level` serves: 9 bits a level above the page offset.
 const fn table_shift(level: u8) -> u8 {
     12 + 9 * level
@@ -309,10 +310,13 @@ impl TranslationCache for Caches {
             page,
             filled: stamp,
         };
-        self.pages
-            .put(page_hash(tag.domain, page.base >> page.shift), slot, |held| {
-                held.tag == *tag && held.page.base == page.base && held.page.shift == page.shift
-            });
+        let hash = page_hash(tag.domain, page.base >> page.shift);
+        // Entries that an invalidation has overtaken make room first.
+        let (global, domains) = (self.global, &self.domains);
+        self.pages.drop_in_set(hash, |held| !is_live(held, global, domains));
+        self.pages.put(hash, slot, |held| {
+            held.tag == *tag && held.page.base == page.base && held.page.shift == page.shift
+        });
     }
 
     fn table(&mut self, tag: &AddressSpaceTag, address: u64, below: u8) -> Option<CachedTable> {
