@@ -21,3 +21,4 @@ mod sanitizer;
 mod save;
 mod scalable;
 mod silicon;
+mod staleness;
