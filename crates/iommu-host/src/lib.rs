@@ -2,11 +2,19 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod kmsg;
 mod knowledge;
+mod listing;
 pub mod log;
+mod machine;
+mod pci_ids;
+pub mod snapshot;
+mod sysfs;
 mod tar;
 mod tree;
 
 pub use config::ConfigSpace;
 pub use knowledge::{Knowledge, Obstacle};
+pub use machine::{KernelGroup, Machine, OpenError, Origin, PciFunction, ReservedRegion, Unit};
+pub use pci_ids::PciIds;
 pub use tar::ArchiveError;

@@ -33,6 +33,17 @@ pub(crate) enum Entry {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Archive {
     entries: BTreeMap<String, Entry>,
+    /// What its maker looked for and did not find, and what it was not permitted to read.
+    missing: BTreeMap<String, Missing>,
+}
+
+/// Why a snapshot lacks something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// The machine has it not.
+    Absent,
+    /// Whoever took the snapshot may not read it.
+    NotPermitted,
 }
 
 impl Archive {
@@ -50,10 +61,31 @@ impl Archive {
         self.entries.entry(path).or_insert(entry);
     }
 
+    /// Notes that the machine lacks `path`, or that it could not be read.
+    pub(crate) fn note_missing(&mut self, path: String, why: Missing) {
+        self.missing.insert(path, why);
+    }
+
+    /// Why there is nothing at a path.
+    fn why_not<T>(&self, path: &str) -> Knowledge<T> {
+        // The note names the real folder, whatever links the question goes through.
+        let real = path
+            .rsplit_once('/')
+            .and_then(|(parent, name)| Some(format!("{}/{name}", self.resolve(parent)?)));
+        let noted = self.missing.get(path).or_else(|| self.missing.get(real.as_deref()?));
+        match noted {
+            Some(Missing::Absent) => Knowledge::Absent,
+            Some(Missing::NotPermitted) => Knowledge::Unknown(Obstacle::NotPermitted(format!("/{path}"))),
+            None => Knowledge::Unknown(Obstacle::NotIncluded(path.to_owned())),
+        }
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.entries.iter().map(|(path, entry)| (path.as_str(), entry))
     }
 
+    /// How many entries there are.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -147,7 +179,7 @@ impl Tree {
                 }
                 Some(Entry::File(bytes)) => Knowledge::Known(bytes.clone()),
                 Some(Entry::Folder | Entry::Link(_)) => Knowledge::Unknown(Obstacle::Malformed(path.to_owned())),
-                None => Knowledge::Unknown(Obstacle::NotIncluded(path.to_owned())),
+                None => archive.why_not(path),
             },
         }
     }
@@ -203,7 +235,7 @@ impl Tree {
                         if parent.is_some_and(|parent| archive.resolve(parent).is_some()) {
                             Knowledge::Absent
                         } else {
-                            Knowledge::Unknown(Obstacle::NotIncluded(path.to_owned()))
+                            archive.why_not(path)
                         }
                     }
                 }

@@ -1,0 +1,269 @@
+//! One file that holds what this crate reads of a machine, for somebody else to look at.
+//!
+//! It is a tar archive with the paths of sysfs, procfs and the ACPI tables as they are, so that other tools can
+//! read it too, and a manifest that says what the machine has not and what could not be read. Nothing in it says
+//! who made it; with scrubbing, serial numbers, network addresses, host and user names and identifiers of file
+//! systems are taken out.
+
+mod scrub;
+
+use std::path::Path;
+
+use crate::knowledge::{Knowledge, Obstacle};
+use crate::sysfs::{DEVICES, GROUPS, LOGS, MAX_TABLE, PARAMETERS, TABLES, UNITS};
+use crate::tar;
+use crate::tree::{Archive, Entry, Missing, Tree, joined};
+
+/// Where the manifest stands.
+pub(crate) const MANIFEST: &str = "portcullis/manifest";
+/// Version of the manifest's form.
+const VERSION: u32 = 1;
+/// Missing paths that are taken from one manifest.
+const MAX_MISSING: usize = 1 << 18;
+
+/// A snapshot.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The archive.
+    pub bytes: Vec<u8>,
+    /// Files in it.
+    pub files: usize,
+    /// Paths that could not be read for lack of rights.
+    pub denied: Vec<String>,
+}
+
+/// Files of a PCI function.
+const FUNCTION_FILES: [&str; 10] = [
+    "vendor",
+    "device",
+    "class",
+    "revision",
+    "subsystem_vendor",
+    "subsystem_device",
+    "config",
+    "numa_node",
+    "reset_method",
+    "boot_vga",
+];
+/// Links of a PCI function.
+const FUNCTION_LINKS: [&str; 3] = ["driver", "iommu_group", "physfn"];
+/// Files of a unit.
+const UNIT_FILES: [&str; 6] = ["address", "cap", "ecap", "version", "domains_supported", "domains_used"];
+/// Tables of the firmware that say something about DMA.
+const ACPI_TABLES: [&str; 6] = ["DMAR", "IVRS", "MCFG", "SRAT", "APIC", "HPET"];
+/// Other files.
+const FILES: [&str; 6] = [
+    "proc/cmdline",
+    "proc/version",
+    "proc/sys/kernel/osrelease",
+    "proc/iomem",
+    "proc/modules",
+    "etc/os-release",
+];
+
+/// Takes a snapshot of the machine below a root folder.
+#[must_use]
+pub fn take(root: &Path, scrub: bool) -> Snapshot {
+    let mut taker = Taker {
+        tree: Tree::Folder(root.to_owned()),
+        archive: Archive::default(),
+        missing: Vec::new(),
+        denied: Vec::new(),
+        files: 0,
+        scrub,
+    };
+    taker.everything(root);
+    let mut manifest = format!("portcullis snapshot {VERSION}\n");
+    for (path, why) in &taker.missing {
+        let word = match why {
+            Missing::Absent => "absent",
+            Missing::NotPermitted => "denied",
+        };
+        manifest.push_str(&format!("{word} {path}\n"));
+    }
+    taker
+        .archive
+        .insert(MANIFEST.to_owned(), Entry::File(manifest.into_bytes()));
+    Snapshot {
+        bytes: tar::write(&taker.archive),
+        files: taker.files,
+        denied: taker.denied,
+    }
+}
+
+/// Takes the manifest of an archive to heart, if it has one.
+pub(crate) fn read_manifest(archive: &mut Archive) {
+    let text = archive.iter().find_map(|(path, entry)| match entry {
+        Entry::File(bytes) if path == MANIFEST => Some(String::from_utf8_lossy(bytes).into_owned()),
+        _ => None,
+    });
+    for line in text.unwrap_or_default().lines().skip(1).take(MAX_MISSING) {
+        match line.split_once(' ') {
+            Some(("absent", path)) => archive.note_missing(path.to_owned(), Missing::Absent),
+            Some(("denied", path)) => archive.note_missing(path.to_owned(), Missing::NotPermitted),
+            // Later versions may say more.
+            _ => {}
+        }
+    }
+}
+
+struct Taker {
+    tree: Tree,
+    archive: Archive,
+    missing: Vec<(String, Missing)>,
+    denied: Vec<String>,
+    files: usize,
+    scrub: bool,
+}
+
+impl Taker {
+    fn everything(&mut self, root: &Path) {
+        for name in self.names(DEVICES) {
+            self.function(&name);
+        }
+        for group in self.names(GROUPS) {
+            self.file(&format!("{GROUPS}/{group}/type"));
+            self.file(&format!("{GROUPS}/{group}/reserved_regions"));
+            for member in self.names(&format!("{GROUPS}/{group}/devices")) {
+                self.link(&format!("{GROUPS}/{group}/devices/{member}"));
+            }
+        }
+        for unit in self.names(UNITS) {
+            let at = self.link(&format!("{UNITS}/{unit}"));
+            for file in UNIT_FILES {
+                self.file(&format!("{at}/intel-iommu/{file}"));
+            }
+        }
+        for class in ["sys/class/net", "sys/block"] {
+            for name in self.names(class) {
+                self.link(&format!("{class}/{name}"));
+            }
+        }
+        for table in ACPI_TABLES {
+            self.file(&format!("{TABLES}/{table}"));
+        }
+        // The folder itself tells a machine without the table from a container that hides it.
+        if self.tree.has(TABLES) {
+            self.archive.insert(TABLES.to_owned(), Entry::Folder);
+        }
+        self.archive.insert("sys/module".to_owned(), Entry::Folder);
+        for (module, parameter) in PARAMETERS {
+            self.file(&format!("sys/module/{module}/parameters/{parameter}"));
+        }
+        for path in FILES {
+            self.file(path);
+        }
+        self.filtered("proc/self/mounts", |line| {
+            line.starts_with("/dev/")
+                && matches!(
+                    line.split(' ').nth(1),
+                    Some("/" | "/boot" | "/boot/efi" | "/usr" | "/var" | "/home")
+                )
+        });
+        // The destination is all that is needed; gateways are nobody's business.
+        self.filtered("proc/net/route", |line| {
+            line.starts_with("Iface") || line.split_whitespace().nth(1) == Some("00000000")
+        });
+        self.log(root);
+    }
+
+    fn function(&mut self, name: &str) {
+        let at = self.link(&format!("{DEVICES}/{name}"));
+        for file in FUNCTION_FILES {
+            self.file(&format!("{at}/{file}"));
+        }
+        for link in FUNCTION_LINKS {
+            self.link(&format!("{at}/{link}"));
+        }
+    }
+
+    fn log(&mut self, root: &Path) {
+        let live = root.as_os_str() == "/";
+        let found = if live {
+            crate::kmsg::read()
+        } else {
+            self.tree.read(LOGS[0], crate::log::MAX_BYTES)
+        };
+        self.put(LOGS[0], found);
+    }
+
+    fn names(&mut self, path: &str) -> Vec<String> {
+        match self.tree.names(path) {
+            Knowledge::Known(names) => {
+                self.archive.insert(path.to_owned(), Entry::Folder);
+                names
+            }
+            other => {
+                self.note(path, &other);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Puts a link in; returns where it leads, or the path itself.
+    fn link(&mut self, path: &str) -> String {
+        match self.tree.link(path) {
+            Knowledge::Known(target) => {
+                let real = joined(path, &target);
+                if real.is_some() {
+                    self.archive.insert(path.to_owned(), Entry::Link(target));
+                }
+                real.unwrap_or_else(|| path.to_owned())
+            }
+            other => {
+                self.note(path, &other);
+                path.to_owned()
+            }
+        }
+    }
+
+    fn file(&mut self, path: &str) {
+        let found = self.tree.read(path, MAX_TABLE);
+        self.put(path, found);
+    }
+
+    fn filtered(&mut self, path: &str, keep: impl Fn(&str) -> bool) {
+        let found = self.tree.read(path, MAX_TABLE).map(|bytes| {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let mut kept = String::new();
+            for line in text.lines().filter(|line| keep(line)) {
+                let mut words = line.split_whitespace();
+                let (Some(first), Some(second)) = (words.next(), words.next()) else {
+                    continue;
+                };
+                kept.push_str(&format!("{first} {second}\n"));
+            }
+            kept.into_bytes()
+        });
+        self.put(path, found);
+    }
+
+    fn put(&mut self, path: &str, found: Knowledge<Vec<u8>>) {
+        match found {
+            Knowledge::Known(mut bytes) => {
+                if self.scrub {
+                    scrub::scrub(path, &mut bytes);
+                }
+                self.files += 1;
+                self.archive.insert(path.to_owned(), Entry::File(bytes));
+            }
+            other => self.note(path, &other),
+        }
+    }
+
+    fn note<T>(&mut self, path: &str, found: &Knowledge<T>) {
+        match found {
+            Knowledge::Known(_) => {}
+            Knowledge::Absent => self.missing.push((path.to_owned(), Missing::Absent)),
+            Knowledge::Unknown(obstacle) => {
+                if matches!(obstacle, Obstacle::NotPermitted(_)) {
+                    self.missing.push((path.to_owned(), Missing::NotPermitted));
+                    self.denied.push(path.to_owned());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,83 @@
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+
+use super::*;
+use crate::Machine;
+
+/// A folder that is removed at the end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("portcullis-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("temporary folder");
+        Self(path)
+    }
+
+    fn file(&self, path: &str, bytes: &[u8]) {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().expect("has one")).expect("folder");
+        fs::write(path, bytes).expect("file");
+    }
+
+    fn link(&self, path: &str, target: &str) {
+        let path = self.0.join(path);
+        fs::create_dir_all(path.parent().expect("has one")).expect("folder");
+        symlink(target, path).expect("link");
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_snapshot_tells_the_same_as_the_machine_it_was_taken_of() {
+    let root = Scratch::new("snapshot");
+    let nic = "sys/devices/pci0000:00/0000:00:02.0";
+    let mut config = vec![0u8; 256];
+    config[..4].copy_from_slice(&[0x86, 0x80, 0x33, 0x15]);
+    root.file(&format!("{nic}/config"), &config);
+    root.file(&format!("{nic}/vendor"), b"0x8086\n");
+    root.file(&format!("{nic}/device"), b"0x1533\n");
+    root.file(&format!("{nic}/numa_node"), b"1\n");
+    root.link(&format!("{nic}/iommu_group"), "../../../kernel/iommu_groups/3");
+    root.link(&format!("{nic}/driver"), "../../../bus/pci/drivers/igb");
+    root.link(
+        "sys/bus/pci/devices/0000:00:02.0",
+        "../../../devices/pci0000:00/0000:00:02.0",
+    );
+    root.file("sys/kernel/iommu_groups/3/type", b"DMA\n");
+    root.file("sys/kernel/iommu_groups/3/devices/0000:00:02.0", b"");
+    root.file("sys/firmware/acpi/tables/FACP", b"x");
+    root.file("sys/class/net/lo", b"");
+    root.file(
+        "proc/cmdline",
+        b"root=UUID=3f1b2c4d-0000-1111-2222-abcdefabcdef intel_iommu=on\n",
+    );
+    root.file(
+        "proc/self/mounts",
+        b"/dev/sda1 / ext4 rw 0 0\nsecret:/x /mnt nfs rw 0 0\n",
+    );
+    root.file("var/log/dmesg", b"[ 1.000000] DMAR: Host address width 39\n");
+
+    let live = Machine::open(&root.0).expect("a machine");
+    for scrubbed in [false, true] {
+        let taken = take(&root.0, scrubbed);
+        let text = String::from_utf8_lossy(&taken.bytes);
+        assert!(!text.contains("secret"));
+        assert_eq!(text.contains("3f1b2c4d"), !scrubbed);
+        let read = Machine::from_bytes(&taken.bytes).expect("valid");
+        assert_eq!(read.functions, live.functions, "scrubbed: {scrubbed}");
+        assert_eq!(read.groups, live.groups);
+        assert_eq!(read.log, live.log);
+        // The machine has no such table, and the snapshot knows that.
+        assert!(live.dmar.is_absent() && read.dmar.is_absent(), "{:?}", read.dmar);
+        assert_eq!(read.units, live.units);
+        assert_eq!(read.root_buses, live.root_buses);
+    }
+}
