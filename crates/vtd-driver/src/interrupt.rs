@@ -9,7 +9,7 @@ use iommu_types::{FrameRequest, HostPhys, PAGE_SIZE, Registers, SourceId, TableF
 use thiserror::Error;
 use vtd_spec::encoding::{DeliveryMode, FunctionMask};
 use vtd_spec::entry::{Irte, SourceValidation};
-use vtd_spec::message::{RemappableAddress, RemappableData};
+use vtd_spec::message::{IoApicEntry, RemappableAddress, RemappableData};
 use vtd_spec::register::{InterruptRemapTableAddress, offset};
 
 use crate::command::Command;
@@ -113,6 +113,15 @@ impl InterruptTarget {
     }
 }
 
+/// The level at which an I/O APIC pin is asserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polarity {
+    /// High.
+    ActiveHigh,
+    /// Low.
+    ActiveLow,
+}
+
 /// Consecutive entries of a unit's table that belong to one device.
 ///
 /// Not given back by dropping: devices may still send the messages. Use `release_interrupts`.
@@ -161,7 +170,27 @@ impl InterruptBlock {
         }
     }
 
-    /// The table index of interrupt `number`, for I/O APIC entries.
+    /// The I/O APIC redirection entry that raises interrupt `number` of the block (`VT-d §5.1.5.1`); `None` if the
+    /// block is smaller. `target` is what the interrupt was set to: vector and trigger mode have to agree, since
+    /// the end of a level interrupt is matched by vector.
+    #[must_use]
+    pub fn io_apic_entry(
+        &self,
+        number: u16,
+        target: InterruptTarget,
+        polarity: Polarity,
+        masked: bool,
+    ) -> Option<IoApicEntry> {
+        let entry = IoApicEntry::DEFAULT
+            .with_index(self.index(number)?)
+            .with_vector(target.vector)
+            .with_tm(target.level)
+            .with_polarity(polarity == Polarity::ActiveLow)
+            .with_mask(masked);
+        Some(entry)
+    }
+
+    /// The table index of interrupt `number`.
     #[must_use]
     pub const fn index(&self, number: u16) -> Option<u16> {
         if number < self.count {
@@ -446,6 +475,17 @@ mod tests {
         assert_eq!((single.address, single.data), (0xfee2_4690, 0));
         assert_eq!(block(0x8005, 4).multi_message().address, 0xfee0_00bc);
         assert_eq!(block(0x1234, 1).message(1), None);
+    }
+
+    #[test]
+    fn an_io_apic_entry_carries_index_and_vector_as_the_specification_example_has_it() {
+        let target = InterruptTarget::fixed(0x31, 7);
+        let entry = block(0x1234, 1).io_apic_entry(0, target, Polarity::ActiveHigh, false);
+        assert_eq!(entry.map(|entry| entry.raw_value()), Some(0x2469_0000_0000_0031));
+        let level = InterruptTarget { level: true, ..target };
+        let entry = block(0x8000, 1).io_apic_entry(0, level, Polarity::ActiveLow, true);
+        // Index bit 15 in bit 11, polarity 13, trigger mode 15, mask 16, format 48.
+        assert_eq!(entry.map(|entry| entry.raw_value()), Some(0x0001_0000_0001_a831));
     }
 
     #[test]

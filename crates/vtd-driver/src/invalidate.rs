@@ -1,7 +1,5 @@
 //! Invalidation: what can be asked for, and the two ways to ask.
 
-use alloc::vec::Vec;
-
 use arbitrary_int::{u5, u6};
 use iommu_types::{DomainId, Iova, Pasid, Registers, SourceId};
 use vtd_spec::descriptor::{
@@ -190,10 +188,14 @@ impl Invalidator {
     ) -> Result<(), HardwareError> {
         match self {
             Self::Queue(queue) => {
-                let words: Vec<Words> = batch.iter().map(|one| one.descriptor(shared)).collect();
-                words
-                    .chunks(MAX_BATCH)
-                    .try_for_each(|chunk| queued(queue, shared, chunk))
+                // On the stack: a strict unmap comes through here, and needs no heap.
+                batch.chunks(MAX_BATCH).try_for_each(|chunk| {
+                    let mut words: [Words; MAX_BATCH] = [[0; 4]; MAX_BATCH];
+                    for (slot, one) in words.iter_mut().zip(chunk) {
+                        *slot = one.descriptor(shared);
+                    }
+                    queued(queue, shared, words.get(..chunk.len()).unwrap_or(&words))
+                })
             }
             Self::Registers => batch.iter().try_for_each(|one| by_register(shared, *one)),
         }

@@ -122,7 +122,9 @@ pub use domain::{
 pub use error::{HardwareError, Reachable, TableError, Unconfirmed, UnitError};
 pub use fault::{Drained, EventMessage, FaultBudget, FaultReport};
 pub use health::Health;
-pub use interrupt::{ApicMode, InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget};
+pub use interrupt::{
+    ApicMode, InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget, Polarity,
+};
 pub use ioas::{Ioas, IoasPending, JoinError};
 pub use nested::NestedDomain;
 pub use options::{DeviceTlb, PassThrough, Requester, ReservedRegion, TableMode, UnitOptions};

@@ -250,24 +250,26 @@ impl Space {
             },
         };
         // Second-stage results are invalidated for every PASID at once, first-stage ones for each.
-        let mut pasids = [NO_PASID].to_vec();
+        let mut others = Vec::new();
         if first_stage {
-            pasids.extend(self.pasids.lock().iter().copied());
-            pasids.sort_unstable();
-            pasids.dedup();
+            others.clone_from(&self.pasids.lock());
+            others.sort_unstable();
+            others.dedup();
         }
         // One batch for this identifier and one for each nested one, which caches results of these tables.
         self.for_each_id(|domain| {
-            pasids.iter().try_for_each(|&pasid| match plan {
-                Plan::Domain => shared.invalidate(&[whole(domain, pasid)]),
-                Plan::Blocks(blocks, count) => {
-                    let mut batch = [whole(domain, pasid); MAX_BLOCKS];
-                    for (slot, block) in batch.iter_mut().zip(blocks) {
-                        *slot = pages(domain, pasid, block);
+            core::iter::once(&NO_PASID)
+                .chain(&others)
+                .try_for_each(|&pasid| match plan {
+                    Plan::Domain => shared.invalidate(&[whole(domain, pasid)]),
+                    Plan::Blocks(blocks, count) => {
+                        let mut batch = [whole(domain, pasid); MAX_BLOCKS];
+                        for (slot, block) in batch.iter_mut().zip(blocks) {
+                            *slot = pages(domain, pasid, block);
+                        }
+                        shared.invalidate(batch.get(..count).unwrap_or(&batch))
                     }
-                    shared.invalidate(batch.get(..count).unwrap_or(&batch))
-                }
-            })
+                })
         })?;
         self.invalidate_device_tlbs(shared, Some(range))
     }

@@ -405,3 +405,57 @@ impl<R: Registers, P: Host, S: TakenOver> Unit<R, P, S> {
         self.shared().release_interrupts(block)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use iommu_types::{Clock, Coherence, FrameRequest, OutOfFrames, Table, TableFrame, TableMemory};
+
+    use super::*;
+    use crate::Ioas;
+
+    struct Window;
+    struct Board;
+
+    impl Registers for Window {
+        fn read32(&self, _: u32) -> u32 {
+            0
+        }
+        fn read64(&self, _: u32) -> u64 {
+            0
+        }
+        fn write32(&self, _: u32, _: u32) {}
+        fn write64(&self, _: u32, _: u64) {}
+        fn window_len(&self) -> u32 {
+            0
+        }
+    }
+    impl TableMemory for Board {
+        fn allocate(&self, request: FrameRequest) -> Result<TableFrame, OutOfFrames> {
+            Err(OutOfFrames(request))
+        }
+        fn free(&self, _: TableFrame) {}
+        fn table(&self, _: HostPhys) -> Option<&Table> {
+            None
+        }
+    }
+    impl Coherence for Board {
+        fn write_back(&self, _: HostPhys, _: u64) {}
+    }
+    impl Clock for Board {
+        fn now_ns(&self) -> u64 {
+            0
+        }
+        fn relax(&self) {}
+    }
+
+    fn shareable<T: Send + Sync>() {}
+
+    #[test]
+    fn handles_can_be_shared_between_threads_when_registers_and_host_can() {
+        shareable::<Unit<Window, Board, Translating>>();
+        shareable::<Unit<Window, Board, Blocked>>();
+        shareable::<Domain<Window, Board>>();
+        shareable::<NestedDomain<Window, Board>>();
+        shareable::<Ioas<Window, Board>>();
+    }
+}

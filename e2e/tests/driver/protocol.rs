@@ -1,7 +1,10 @@
 //! What the driver tells the unit, word for word: the steps whose absence a given unit may forgive.
 
-use iommu_types::{HostPhys, Iova, PAGE_SIZE, Perms, SystemMemory};
-use vtd_driver::{DomainOptions, InterruptOptions, InterruptSource, InterruptTarget, Requester};
+use iommu_types::{HostPhys, Iova, PAGE_SIZE, Pasid, Perms, SystemMemory};
+use vtd_driver::{
+    DomainOptions, InterruptOptions, InterruptSource, InterruptTarget, PassThrough, Requester, TableMode, Unit,
+    UnitOptions,
+};
 use vtd_model::{Profile, UnitConfig, UnitConfigBuilder};
 use vtd_spec::register::{Capability, ExtendedCapability, offset};
 
@@ -80,6 +83,55 @@ fn an_entry_that_is_taken_away_loses_its_presence_first_and_the_rest_after_the_f
     unit.detach(&device).expect("detached");
     assert_eq!(machine.take_watched(), [[present[0] & !1, present[1]]]);
     assert_eq!(machine.memory.read_words(context), Ok([0, 0]));
+}
+
+#[test]
+fn a_pasid_entry_loses_its_presence_before_the_flush_too() {
+    let config = UnitConfig::builder()
+        .scalable_mode(true)
+        .scalable_second_stage(true)
+        .pasid_bits(Some(8));
+    let machine = machine(config).in_mode(TableMode::Scalable);
+    let unit = machine.translating();
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    let device = source("05:00.0");
+    let pasid = Pasid::new(3).expect("20 bits");
+    unit.attach(&Requester::new(device), &domain).expect("attached");
+    unit.attach_pasid(device, pasid, &domain).expect("attached");
+    // Root entry of bus 5, context entry 0, directory entry 0, PASID entry 3.
+    let mut at = (machine.register64(offset::RTADDR) & !0xfff) + 5 * 16;
+    for index in [0, 0, 3 * 64] {
+        let [entry] = machine.memory.read_words(HostPhys::new(at)).expect("memory");
+        at = (entry & !0xfff) + index;
+    }
+    let entry = HostPhys::new(at);
+    let present: [u64; 2] = machine.memory.read_words(entry).expect("memory");
+    assert_eq!(present[0] & 1, 1);
+    machine.watch.set(Some(entry));
+    unit.detach_pasid(device, pasid).expect("detached");
+    assert_eq!(machine.take_watched(), [[present[0] & !1, present[1]]]);
+    assert_eq!(machine.memory.read_words(entry), Ok([0, 0]));
+}
+
+#[test]
+fn pass_through_names_the_widest_tables_of_the_unit() {
+    let machine = machine(UnitConfig::builder().five_levels(true));
+    let options = UnitOptions {
+        pass_through: PassThrough::AllowedForTrustedDevices,
+        ..machine.options()
+    };
+    let unit = Unit::found(&machine, &machine, options).expect("found");
+    let unit = unit.take_over().map_err(|error| error.cause).expect("taken over");
+    unit.attach_pass_through(&Requester::new(source("05:00.0")))
+        .expect("attached");
+    let root = machine.register64(offset::RTADDR) & !0xfff;
+    let [root_entry] = machine.memory.read_words(HostPhys::new(root + 5 * 16)).expect("memory");
+    let [low, high] = machine
+        .memory
+        .read_words(HostPhys::new(root_entry & !0xfff))
+        .expect("memory");
+    // TT 10, AW 011.
+    assert_eq!((low & 0xf, high & 7), (0b1001, 3));
 }
 
 #[test]
