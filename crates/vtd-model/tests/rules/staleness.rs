@@ -12,6 +12,8 @@ use crate::rig::{NIC, Rig, spec};
 
 const RW: u64 = raw::SS_READ | raw::SS_WRITE;
 const FS_ALL: u64 = raw::FS_PRESENT | raw::FS_WRITE | raw::FS_USER | raw::FS_ACCESSED | raw::FS_DIRTY;
+/// Pages of each address space: three small ones, then two large ones.
+const PAGES: usize = 5;
 /// Where large pages begin; small ones lie below.
 const LARGE: u64 = 0x4000_0000;
 
@@ -39,7 +41,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let (space, page) = (0usize..3, 0usize..12);
+    let (space, page) = (0usize..3, 0usize..PAGES);
     let step = prop_oneof![
         6 => (space.clone(), page.clone(), 0u64..9).prop_map(|(space, page, to)| Step::Change { space, page, to }),
         12 => (space.clone(), page.clone(), any::<bool>())
@@ -54,11 +56,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..80)
 }
 
-/// Eight small pages and four large ones.
+/// First address and level of a page.
 fn address(page: usize) -> (u64, u32) {
     match u64::try_from(page).expect("small") {
-        small @ 0..8 => (0x1000 + (small << 12), 1),
-        large => (LARGE + ((large - 8) << 21), 2),
+        small @ 0..3 => (0x1000 + (small << 12), 1),
+        large => (LARGE + ((large - 3) << 21), 2),
     }
 }
 
@@ -165,6 +167,13 @@ impl Bench {
         assert!(allowed.contains(&host), "{request}: {host:x} is none of {allowed:x?}");
     }
 
+    fn access_all(&mut self) {
+        for (space, page) in (0..3).flat_map(|space| (0..PAGES).map(move |page| (space, page))) {
+            self.access(space, page, false);
+            self.access(space, page, true);
+        }
+    }
+
     /// Forgets old translations of the pages for which `gone` holds.
     fn settled(&mut self, gone: impl Fn(usize, usize) -> bool) {
         for ((space, page), allowed) in &mut self.allowed {
@@ -180,7 +189,11 @@ impl Bench {
         let same = move |a: usize, b: usize| Self::domain(scalable, a) == Self::domain(scalable, b);
         let first = move |space: usize| scalable && space < 2;
         match *step {
-            Step::Change { space, page, to } => self.change(space, page, to),
+            // Cached first, so that there is something to be stale.
+            Step::Change { space, page, to } => {
+                self.access(space, page, false);
+                self.change(space, page, to);
+            }
             Step::Access { space, page, write } => self.access(space, page, write),
             Step::Global => {
                 self.rig.invalidate(&[descriptor::IOTLB_GLOBAL]);
@@ -226,14 +239,15 @@ proptest! {
         let mut bench = Bench::new(scalable, if silicon { Profile::Silicon } else { Profile::Spec });
         for step in &steps {
             bench.run(step);
+            if !matches!(step, Step::Change { .. } | Step::Access { .. }) {
+                bench.access_all();
+            }
         }
         // With everything invalidated, the sanitizer has nothing more to say.
         bench.run(&Step::Global);
         while bench.rig.unit.take_finding().is_some() {}
-        for (space, page) in (0..3).flat_map(|space| (0..12).map(move |page| (space, page))) {
-            bench.access(space, page, false);
-            bench.access(space, page, true);
-        }
+        bench.access_all();
+        bench.access_all();
         prop_assert_eq!(bench.rig.unit.take_finding(), None);
     }
 }
