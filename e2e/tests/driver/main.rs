@@ -19,3 +19,4 @@ mod pasid;
 mod protocol;
 mod random;
 mod rules;
+mod threads;

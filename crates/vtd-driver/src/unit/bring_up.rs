@@ -291,7 +291,9 @@ impl<R: Registers, P: Host> Unit<R, P, Blocked> {
                 Some(home) => home.clone(),
                 None => {
                     let id = structures.ids.allocate().map_err(DomainError::from)?;
-                    Arc::new(Space::new(shared, id, home_options(shared))?)
+                    let space = Space::new(shared, id, home_options(shared));
+                    // Nothing was ever cached under the identifier of a space that was not made.
+                    Arc::new(space.inspect_err(|_| structures.ids.release(id))?)
                 }
             };
             home.map_identity(shared, region.range)
