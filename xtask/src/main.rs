@@ -6,6 +6,7 @@
 mod bench;
 mod iasl;
 mod layers;
+mod linux;
 mod no_std;
 mod qemu;
 mod rehearsal;
@@ -35,6 +36,9 @@ enum Task {
         /// As --full, with the long forms of property tests
         #[arg(long)]
         nightly: bool,
+        /// Only the checks whose name contains this
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
     },
     /// Compare our code with its peers, pair by pair in one process
     Bench {
@@ -53,7 +57,7 @@ enum Task {
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().task {
-        Task::Test { full, nightly } => suite::run(suite::Depth::from_flags(full, nightly)),
+        Task::Test { full, nightly, only } => suite::run(suite::Depth::from_flags(full, nightly), only),
         Task::Bench { json, quick } => bench::run(json.as_deref(), quick),
         Task::Layers => single("layers", layers::check()),
         Task::NoStd => single("no_std", no_std::check()),

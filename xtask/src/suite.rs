@@ -2,7 +2,7 @@
 
 use crate::report::{Outcome, Report};
 use crate::tools::{cargo, output};
-use crate::{bench, iasl, layers, no_std, qemu, rehearsal, samples, tools};
+use crate::{bench, iasl, layers, linux, no_std, qemu, rehearsal, samples, tools};
 
 /// How much to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,6 +66,7 @@ pub(crate) fn run(depth: Depth) -> Result<(), String> {
         Depth::Nightly => 1_000_000,
     };
     report.check("model against QEMU 11.1", 20_000, || qemu::check(tools::QEMU_11, dmas));
+    report.check("groups against Linux", 300, || linux::check(depth));
     if depth >= Depth::Full {
         report.check("model against QEMU 7.2", 20_000, || qemu::check(tools::QEMU_7, dmas));
         report.check("benchmarks run", 1, || match bench::run(None, true) {

@@ -81,7 +81,36 @@ pub(crate) const QEMU_11: Selection = Selection {
     packages: &["qemu-system-x86"],
 };
 
+/// A small Linux kernel with Intel's IOMMU driver built in, and the programs of its guest.
+pub(crate) const LINUX_6_12: Selection = Selection {
+    name: "linux-6.12",
+    suites: &["trixie"],
+    prefer: None,
+    packages: &["linux-image-cloud-amd64", "busybox-static"],
+};
+
+/// The same from the release before.
+pub(crate) const LINUX_6_1: Selection = Selection {
+    name: "linux-6.1",
+    suites: &["bookworm"],
+    prefer: None,
+    packages: &["linux-image-cloud-amd64", "busybox-static"],
+};
+
+/// The same as new as there is one.
+pub(crate) const LINUX_BACKPORTED: Selection = Selection {
+    name: "linux-backported",
+    suites: &["trixie", "trixie-backports"],
+    prefer: Some("trixie-backports"),
+    packages: &["linux-image-cloud-amd64", "busybox-static"],
+};
+
 impl Unpacked {
+    /// The folder that stands for the root of the file system.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.root
+    }
+
     /// A command for a program of the packages, run with their own C library.
     pub(crate) fn command(&self, program: &str) -> Command {
         let [loader, libraries] = self.loader();
@@ -121,7 +150,8 @@ impl Unpacked {
         // QEMU keeps its accelerators in modules and its firmware in `share`.
         let text = format!(
             "#!/bin/sh\nexport QEMU_MODULE_DIR='{root}/usr/lib/x86_64-linux-gnu/qemu'\n\
-             exec '{loader}' --library-path '{libraries}' '{root}/{program}' -L '{root}/usr/share/qemu' \"$@\"\n"
+             exec '{loader}' --library-path '{libraries}' '{root}/{program}' -L '{root}/usr/share/qemu' \
+             -L '{root}/usr/share/seabios' \"$@\"\n"
         );
         let failed = |e: std::io::Error| format!("{}: {e}", script.display());
         fs::write(&script, text).map_err(failed)?;
