@@ -202,11 +202,13 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         match stop {
             Stop::Silent => Err(Fault::silent(*request)),
             // Recoverable: a translation completion without permission is an answer, not a fault.
+            // SFS.10 is answered so too, and recorded as a fault on top (VT-d §7.1.3).
             Stop::Condition(condition)
-                if matches!(
-                    condition.response(request),
-                    Response::SuccessWithoutAccess | Response::SuccessWithGranted
-                ) =>
+                if condition != Condition::Sfs10
+                    && matches!(
+                        condition.response(request),
+                        Response::SuccessWithoutAccess | Response::SuccessWithGranted
+                    ) =>
             {
                 Ok(self.no_access())
             }

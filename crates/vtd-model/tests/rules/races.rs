@@ -5,7 +5,7 @@ use std::cell::Cell;
 use iommu_testkit::SparseMemory;
 use iommu_testkit::raw;
 use iommu_types::{BusError, HostPhys, Iova, Pasid, SourceId, SystemMemory};
-use vtd_model::Request;
+use vtd_model::{Request, RequestKind, Response, UnitConfigBuilder};
 
 use crate::rig::{DID, NIC, Rig, spec};
 
@@ -64,10 +64,14 @@ const FS_ALL: u64 = raw::FS_PRESENT | raw::FS_WRITE | raw::FS_USER;
 
 /// PASID 1 first-stage, PASID 2 second-stage with flags; both map 1000h to 5000h. The leaf entries.
 fn tables() -> (Rig, u64, u64) {
-    let mut rig = Rig::scalable(spec().full_scalable_mode());
+    tables_with(spec().full_scalable_mode(), 1 << 3)
+}
+
+fn tables_with(builder: UnitConfigBuilder, enables: u64) -> (Rig, u64, u64) {
+    let mut rig = Rig::scalable(builder);
     let directory = rig.tables.page();
     rig.tables
-        .scalable_context(rig.root, NIC, raw::scalable_context_entry(directory, 0, 0, 1 << 3));
+        .scalable_context(rig.root, NIC, raw::scalable_context_entry(directory, 0, 0, enables));
     let (first, second) = (rig.tables.page(), rig.tables.page());
     let mut words = raw::pasid_first_stage(first, 4, DID);
     words[1] |= 1 << 23;
@@ -138,6 +142,26 @@ fn flags_that_cannot_be_written_block_with_their_codes() {
         // Nothing was cached.
         rig.unit.dma(rig.memory, &write(pasid)).expect("memory is well again");
     }
+}
+
+#[test]
+fn a_translation_request_whose_flags_cannot_be_set_is_answered_and_recorded() {
+    let (mut rig, ..) = tables_with(spec().full_scalable_mode().device_tlb(true), 1 << 2 | 1 << 3);
+    let memory = meddled(&rig, Meddling::Refused);
+    let pasid = |raw| Pasid::new(raw).expect("20 bits");
+    let ask = |raw| {
+        Request::read(SourceId::from_raw(NIC), Iova::new(0x1000), 8)
+            .with_pasid(pasid(raw))
+            .with_kind(RequestKind::Translation)
+    };
+    let first = rig.unit.dma(&memory, &ask(1)).expect_err("recorded");
+    assert_eq!(
+        (first.reason.0, first.response, first.recorded),
+        (0x91, Response::SuccessWithoutAccess, true)
+    );
+    let second = rig.unit.dma(&memory, &ask(2)).expect_err("aborted");
+    assert_eq!((second.reason.0, second.response), (0x7D, Response::CompleterAbort));
+    assert!(rig.record(0).f() && rig.record(1).f());
 }
 
 #[test]
