@@ -5,7 +5,7 @@ use core::fmt;
 use iommu_types::Iova;
 
 /// First address of the range in which a 4-byte write is an interrupt message on x86.
-/// VT-d §3.14 (Handling Requests to Interrupt Address Range).
+/// VT-d §3.15 (Handling Requests to Interrupt Address Range).
 pub const MSI_BASE: Iova = Iova::new(0xfee0_0000);
 
 /// The fabric as one function sees it.

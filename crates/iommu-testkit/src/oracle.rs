@@ -312,7 +312,7 @@ impl<M: SystemMemory> Walk<'_, M> {
     }
 }
 
-/// FEE0_0000h to FEEF_FFFFh (VT-d §3.14).
+/// FEE0_0000h to FEEF_FFFFh (VT-d §3.15).
 const fn in_interrupt_range(address: u64) -> bool {
     address >> 20 == 0xfee
 }
@@ -344,7 +344,7 @@ pub fn judge<M: SystemMemory>(memory: &M, unit: &OracleUnit, request: &OracleReq
     if request.kind == OracleKind::X && request.pasid.is_some() && !unit.ecap_bit(56) {
         return only(OracleOutcome::Refused);
     }
-    // VT-d §3.14: untranslated requests without PASID to the interrupt range are never DMA-remapped.
+    // VT-d §3.15: untranslated requests without PASID to the interrupt range are never DMA-remapped.
     if request.kind == OracleKind::U && request.pasid.is_none() && in_interrupt_range(request.address) {
         let dword = request.access == OracleAccess::Write && request.len == 4 && request.address & 3 == 0;
         return only(if dword {

@@ -365,7 +365,7 @@ fn outside_interrupt_range(at: Iova, len: u64) -> u64 {
 }
 
 /// The interrupt message that a request is: an aligned write of one DWORD into the interrupt range
-/// (VT-d §3.14, Handling Requests to Interrupt Address Range).
+/// (VT-d §3.15, Handling Requests to Interrupt Address Range).
 fn message(iova: Iova, data: &Data<'_>) -> Option<(u64, u32)> {
     let Data::Write(from) = data else { return None };
     let bytes = <[u8; 4]>::try_from(*from).ok()?;

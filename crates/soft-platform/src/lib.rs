@@ -44,7 +44,7 @@
 //! | functions of one device meet inside it, unless ACS request redirect is on; Intel's integrated endpoints never do | PCIe §6.12 (Access Control Services); VT-d §4.5 |
 //! | ports of a switch likewise; root ports send everything up, except back to their own link without ACS | PCIe §6.12 |
 //! | source validation at root and downstream ports | PCIe §6.12.1.1 |
-//! | a 4-byte write to FEEx_xxxxh is an interrupt; everything else there is a fault | VT-d §3.14 |
+//! | a 4-byte write to FEEx_xxxxh is an interrupt; everything else there is a fault | VT-d §3.15 |
 //! | who serves a function | [`acpi_dmar::Dmar::owner`] (VT-d §8.3) |
 //! | a function whose unit cannot be known is blocked, one that no unit covers passes (or not: [`Uncovered`]) | fail closed; hardware |
 //!

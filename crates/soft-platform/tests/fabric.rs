@@ -210,7 +210,7 @@ fn messages_arrive_as_interrupts_and_faults_of_units_too() {
     let arrivals = machine.take_interrupts();
     assert_eq!(arrivals.len(), 1, "{arrivals:?}");
     assert_eq!((arrivals[0].sender, arrivals[0].vector), (Sender::Unit(2), 0x61));
-    // Not one DWORD: no interrupt, and blocked once translation is on (VT-d §3.14).
+    // Not one DWORD: no interrupt, and blocked once translation is on (VT-d §3.15).
     assert!(bus.dma_write(Iova::new(0xfee0_3000), &[0; 8]).is_err());
 }
 

@@ -67,7 +67,7 @@
 //!
 //! * It never moves data: [`Unit::dma`] answers where the data is, the embedder moves it.
 //! * Page requests, posted interrupts, performance counters, the host permission table and memory types are not modelled
-//!   and not advertised. `SPEC-COVERAGE.md` beside this crate's manifest lists section by section what is.
+//!   and not advertised. `SPEC-COVERAGE.md` at the top of the repository lists section by section what is.
 //!
 //! # Map to the specification
 //!

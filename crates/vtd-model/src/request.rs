@@ -8,7 +8,7 @@ use vtd_spec::fault::Response;
 
 use crate::condition::Condition;
 
-/// The address type of a memory request (PCIe AT field, VT-d §3.14).
+/// The address type of a memory request (PCIe AT field, VT-d §4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RequestKind {
     /// AT = 00: the address is an IOVA and the unit translates it.

@@ -120,7 +120,7 @@ struct Walk<'a, M, C> {
 }
 
 impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
-    /// VT-d §3.14: what kind of request is this, before any table is read.
+    /// VT-d §3.15: what kind of request is this, before any table is read.
     fn run(&mut self) -> Result<Translation, Stop> {
         let request = self.request;
         // A write cannot ask for a translation.
@@ -145,7 +145,7 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
                 RequestKind::Translation | RequestKind::Translated => Err(Stop::Silent),
             };
         }
-        // VT-d §3.14 (interrupt address range), requests without PASID.
+        // VT-d §3.15 (interrupt address range), requests without PASID.
         if interrupt && request.pasid.is_none() && request.kind == RequestKind::Untranslated {
             return if request.is_zero_length_read() {
                 Ok(self.unchanged())

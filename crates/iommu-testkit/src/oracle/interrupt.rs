@@ -140,7 +140,7 @@ pub fn remap_interrupt<M: SystemMemory>(
         !pi || low & reserved_low != 0 || high >> 20 & 0xfff != 0 || pda_high >> unit.haw != 0
     } else {
         // Without EIME the destination is 47:40 only.
-        let reserved_low = 7 << 12 | if eime { 0 } else { 0xffff << 48 | 0xff << 32 };
+        let reserved_low = 7 << 12 | 0xff << 24 | if eime { 0 } else { 0xffff << 48 | 0xff << 32 };
         low & reserved_low != 0 || high >> 20 != 0 || matches!(low >> 5 & 7, 3 | 6)
     };
     if bad || high >> 18 & 3 == 3 {
