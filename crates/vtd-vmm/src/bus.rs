@@ -50,6 +50,24 @@ impl<M: GuestMemoryBackend + ?Sized> SystemMemory for GuestBus<'_, M> {
         Ok(u64::from_le(word.load(Ordering::Acquire)))
     }
 
+    #[inline]
+    fn read_words<const N: usize>(&self, at: HostPhys) -> Result<[u64; N], BusError> {
+        // One look for the region serves all words; structures do not cross regions, or are read word by word.
+        let Some(slice) = self.run(at, N * 8).filter(|slice| slice.len() == N * 8) else {
+            let mut words = [0; N];
+            for (word, offset) in words.iter_mut().zip((0u64..).step_by(8)) {
+                *word = self.read_u64(at.checked_add(offset).ok_or(BusError { at })?)?;
+            }
+            return Ok(words);
+        };
+        let mut words = [0; N];
+        for (word, offset) in words.iter_mut().zip((0..).step_by(8)) {
+            let held = slice.get_atomic_ref::<AtomicU64>(offset).map_err(|_| BusError { at })?;
+            *word = u64::from_le(held.load(Ordering::Acquire));
+        }
+        Ok(words)
+    }
+
     fn write_u64(&self, at: HostPhys, value: u64) -> Result<(), BusError> {
         let slice = self.whole(at, 8)?;
         slice

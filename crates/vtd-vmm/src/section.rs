@@ -55,9 +55,10 @@ pub struct Place {
 impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
     #[inline]
     pub(crate) fn new(unit: &'u VmmUnit<M, L>, requester: Requester) -> Self {
-        // Entering comes first: what is looked up after it is covered by the drain.
-        let ticket = unit.readers.enter(thread_hint());
+        // The view first, while nothing waits: it is judged against the generations at each lookup, and these are read
+        // after entering.
         let view = unit.store.view(&requester).unwrap_or(View::NONE);
+        let ticket = unit.readers.enter(thread_hint());
         Self {
             unit,
             requester,

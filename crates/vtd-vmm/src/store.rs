@@ -115,6 +115,7 @@ fn tag_words(tag: &AddressSpaceTag) -> TagWords {
 }
 
 /// The domain in the first of the tag's words: its low 16 bits.
+#[inline]
 fn domain_of(word: u64) -> usize {
     let [low, high, ..] = word.to_le_bytes();
     usize::from(u16::from_le_bytes([low, high]))
@@ -209,10 +210,20 @@ impl Store {
     /// What `requester` sees memory through, if that is known.
     #[inline]
     pub(crate) fn view(&self, requester: &Requester) -> Option<View> {
-        self.known_view(requester.key()).map(|(view, _)| view)
+        let wanted = requester.key();
+        self.view_line(wanted)?
+            .read(|[held, space, domain, generation, epoch, _, _]| {
+                let word = |word: &AtomicU64| word.load(Ordering::Relaxed);
+                (word(held) == wanted).then(|| View {
+                    space: word(space),
+                    domain: domain_of(word(domain)),
+                    generation: word(generation),
+                    epoch: word(epoch),
+                })
+            })
     }
 
-    #[inline]
+    /// The view together with its whole tag.
     fn known_view(&self, key: u64) -> Option<(View, TagWords)> {
         let [held, space, domain, generation, epoch, first, second] = self.view_line(key)?.snapshot()?;
         (held == key).then(|| {
@@ -226,6 +237,7 @@ impl Store {
         })
     }
 
+    #[inline]
     fn view_line(&self, key: u64) -> Option<&Line<AtomicU64>> {
         let hash = key ^ key >> 32 ^ key >> 40;
         self.views.get(usize::try_from(hash % VIEWS as u64).ok()?)
@@ -354,7 +366,8 @@ impl Store {
 
     /// Drops what an invalidation covers, and more where that is cheaper.
     fn invalidate(&self, what: &Invalidation) {
-        self.invalidations.fetch_add(1, Ordering::AcqRel);
+        // Only the unit invalidates, under its lock: nobody else writes this.
+        self.invalidations.store(self.invalidations() + 1, Ordering::Release);
         match what {
             // Rare commands: every requester's context is looked up again.
             Invalidation::Context(_) | Invalidation::Pasid(_) | Invalidation::Iotlb(IotlbInvalidation::Global) => {

@@ -183,26 +183,43 @@ impl<W: Word> Iotlb<W> {
         }
         let rights = rights(needs);
         let sizes = self.sizes.0.load(Ordering::Relaxed);
-        PageSize::ALL
-            .into_iter()
-            .filter(|size| sizes & bit(*size) != 0)
-            .find_map(|size| {
-                let key = key(view.space, address, size)?;
-                let line = self.line(view.domain, address >> size.shift(), size)?;
-                let value = line.read(|words| {
-                    let keys = words.first_chunk::<WAYS>()?;
-                    let values = words.get(VALUES..)?.first_chunk::<WAYS>()?;
-                    keys.iter()
-                        .zip(values)
-                        .find(|(held, _)| held.load(Ordering::Relaxed) == key)
-                        .map(|(_, value)| value.load(Ordering::Relaxed))
-                })?;
-                let offset = address & (size.bytes() - 1);
-                (value >> SPACE_HIGH_SHIFT == view.space >> SIZE_SHIFT && value & rights == rights).then(|| Hit {
-                    phys: HostPhys::new(((value & (READ - 1)) << 12) + offset),
-                    left: size.bytes() - offset,
-                })
-            })
+        // Small pages first: they are the common case.
+        let small = if sizes & bit(PageSize::Size4K) == 0 {
+            None
+        } else {
+            self.look(view, address, PageSize::Size4K, rights)
+        };
+        if small.is_some() || sizes & !bit(PageSize::Size4K) == 0 {
+            return small;
+        }
+        self.look(view, address, PageSize::Size2M, rights)
+            .or_else(|| self.look(view, address, PageSize::Size1G, rights))
+    }
+
+    /// The page of `size` around `address`.
+    #[inline]
+    fn look(&self, view: &View, address: u64, size: PageSize, rights: u64) -> Option<Hit> {
+        let key = key(view.space, address, size)?;
+        let line = self.line(view.domain, address >> size.shift(), size)?;
+        let value = line.read(|words| {
+            let [a, b, c, first, second, third, _] = words;
+            // One after the other: most pages are in the way that was filled first.
+            let value = if a.load(Ordering::Relaxed) == key {
+                first
+            } else if b.load(Ordering::Relaxed) == key {
+                second
+            } else if c.load(Ordering::Relaxed) == key {
+                third
+            } else {
+                return None;
+            };
+            Some(value.load(Ordering::Relaxed))
+        })?;
+        let offset = address & (size.bytes() - 1);
+        (value >> SPACE_HIGH_SHIFT == view.space >> SIZE_SHIFT && value & rights == rights).then(|| Hit {
+            phys: HostPhys::new(((value & (READ - 1)) << 12) + offset),
+            left: size.bytes() - offset,
+        })
     }
 
     /// Keeps a page that a walk found which began at `sample`.

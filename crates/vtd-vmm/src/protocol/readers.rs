@@ -58,25 +58,39 @@ impl<W: Word> Readers<W> {
     /// Enters, preferably at slot `hint`: threads with different hints do not meet.
     #[inline]
     pub fn enter(&self, hint: usize) -> Ticket {
-        // A hint that is taken is rare: a section inside a section, or more threads than slots.
-        let first = hint % self.slots.len().max(1);
-        for index in (first..self.slots.len()).chain(0..first) {
-            let Some(Slot(slot)) = self.slots.get(index) else {
-                continue;
-            };
-            let mut seen = slot.load(Ordering::Relaxed);
-            // A drain may set the mark in between, once for each drain.
-            while seen & INSIDE == 0 {
-                match slot.compare_exchange(seen, INSIDE, Ordering::AcqRel, Ordering::Relaxed) {
-                    Ok(_) => return Ticket(u32::try_from(index).unwrap_or(0)),
-                    Err(now) => seen = now,
-                }
-            }
+        let count = self.slots.len();
+        // A division costs as much as the rest; most hints are small.
+        let first = if hint < count { hint } else { hint % count.max(1) };
+        if let Some(ticket) = self.enter_at(first) {
+            return ticket;
         }
-        self.enter_shared()
+        self.enter_elsewhere(first)
     }
 
+    #[inline]
+    fn enter_at(&self, index: usize) -> Option<Ticket> {
+        let Slot(slot) = self.slots.get(index)?;
+        let mut seen = slot.load(Ordering::Relaxed);
+        // A drain may set the mark in between, once for each drain.
+        while seen & INSIDE == 0 {
+            match slot.compare_exchange(seen, INSIDE, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return Some(Ticket(u32::try_from(index).unwrap_or(0))),
+                Err(now) => seen = now,
+            }
+        }
+        None
+    }
+
+    /// A hint that is taken is rare: a section inside a section, or more threads than slots.
     #[cold]
+    fn enter_elsewhere(&self, first: usize) -> Ticket {
+        let others = (first + 1..self.slots.len()).chain(0..first);
+        others
+            .into_iter()
+            .find_map(|index| self.enter_at(index))
+            .unwrap_or_else(|| self.enter_shared())
+    }
+
     fn enter_shared(&self) -> Ticket {
         let [even, odd] = &self.shared;
         let (index, slot) = if self.phase.load(Ordering::Relaxed) & 1 == 0 {
