@@ -1,6 +1,9 @@
 //! A real machine.
 #![forbid(unsafe_code)]
 
+pub mod blame;
+mod buses;
+pub mod caps;
 mod config;
 mod kmsg;
 mod knowledge;
@@ -13,6 +16,7 @@ mod sysfs;
 mod tar;
 mod tree;
 
+pub use buses::Buses;
 pub use config::ConfigSpace;
 pub use knowledge::{Knowledge, Obstacle};
 pub use machine::{KernelGroup, Machine, OpenError, Origin, PciFunction, ReservedRegion, Unit};

@@ -204,10 +204,9 @@ impl Tree {
                 }
                 Err(why) => refused(path, &why),
             },
-            Self::Archive(archive) => archive.names(path).map_or_else(
-                || Knowledge::Unknown(Obstacle::NotIncluded(path.to_owned())),
-                Knowledge::Known,
-            ),
+            Self::Archive(archive) => archive
+                .names(path)
+                .map_or_else(|| archive.why_not(path), Knowledge::Known),
         }
     }
 

@@ -9,8 +9,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use iommu_groups::group;
-use iommu_host::Machine;
 use iommu_host::log::{self, BootEvent, Request};
+use iommu_host::{Machine, caps};
 use iommu_types::Bdf;
 
 fn sample(test: &str, path: &str) -> Option<Vec<u8>> {
@@ -20,7 +20,9 @@ fn sample(test: &str, path: &str) -> Option<Vec<u8>> {
         return None;
     };
     let path = PathBuf::from(root).join(path);
-    Some(fs::read(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display())))
+    let read = fs::read(&path);
+    assert!(read.is_ok(), "{}: {read:?}", path.display());
+    read.ok()
 }
 
 /// Name, faults, and the function that most of them come from.
@@ -198,4 +200,28 @@ fn a_snapshot_of_another_tool_opens_and_says_what_it_lacks() {
     let topology = machine.topology();
     assert_eq!(topology.functions().len(), 23);
     assert!(topology.functions().iter().all(|f| !f.acs.is_present()));
+}
+
+#[test]
+fn capability_registers_of_real_units_decode_as_the_table_says() {
+    let Some(bytes) = sample(
+        "capability_registers_of_real_units_decode_as_the_table_says",
+        "caps/37-real-cap-ecap-values.tsv",
+    ) else {
+        return;
+    };
+    let mut count = 0;
+    for line in String::from_utf8_lossy(&bytes)
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+    {
+        let fields: Vec<_> = line.split('\t').collect();
+        let [_, cap, ecap, decoded, ..] = fields.as_slice() else {
+            continue;
+        };
+        let number = |text: &str| u64::from_str_radix(text, 16).expect("hexadecimal");
+        assert_eq!(caps::summary(number(cap), number(ecap)), *decoded, "{cap} {ecap}");
+        count += 1;
+    }
+    assert_eq!(count, 17);
 }

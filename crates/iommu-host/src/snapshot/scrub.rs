@@ -40,7 +40,7 @@ fn serial_numbers(config: &mut [u8]) {
             }
         }
         let next = u16::try_from(head >> extended::NEXT_SHIFT).unwrap_or(0) & !3;
-        if next < extended::FIRST || next >= EXTENDED_LEN {
+        if !(extended::FIRST..EXTENDED_LEN).contains(&next) {
             return;
         }
         at = next;
