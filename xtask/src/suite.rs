@@ -68,6 +68,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     report.check("model against QEMU 11.1", 20_000, || qemu::check(tools::QEMU_11, dmas));
     report.check("groups against Linux", 300, || linux::check(depth));
     if depth >= Depth::Full {
+        report.check("fuzzing", 6, || fuzz(depth));
         report.check("model against QEMU 7.2", 20_000, || qemu::check(tools::QEMU_7, dmas));
         report.check("benchmarks run", 1, || match bench::run(None, true) {
             Ok(()) => Outcome::passed(1, "all rows measured (quick form)"),
@@ -100,6 +101,28 @@ fn tests(arguments: &[&str], depth: Depth) -> Outcome {
         return Outcome::Failed(format!("{ignored} tests are ignored: a test runs or does not exist"));
     }
     Outcome::passed(passed, format!("{passed} tests passed"))
+}
+
+/// The fuzz targets with time to spend on each; the default run gives them half a second as ordinary tests.
+fn fuzz(depth: Depth) -> Outcome {
+    let seconds = if depth == Depth::Nightly { "600" } else { "30" };
+    let mut command = cargo(&[
+        "test",
+        "--release",
+        "--package",
+        "e2e",
+        "--test",
+        "fuzz",
+        "--",
+        "--nocapture",
+    ]);
+    match output(command.env("PORTCULLIS_FUZZ_SECONDS", seconds)) {
+        Ok(text) => {
+            let targets = text.lines().filter(|line| line.contains("fuzzed: ")).count();
+            Outcome::passed(targets, format!("{targets} targets, {seconds} s each"))
+        }
+        Err(why) => Outcome::Failed(why),
+    }
 }
 
 /// Sums up the `test result:` lines: passed and ignored.
