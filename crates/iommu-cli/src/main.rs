@@ -6,6 +6,7 @@
 
 mod dmar;
 mod exit;
+mod host;
 mod machine;
 mod progress;
 mod run;
@@ -39,6 +40,8 @@ enum Command {
         #[command(subcommand)]
         command: DmarCommand,
     },
+    #[command(flatten)]
+    Host(host::HostCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -70,6 +73,7 @@ fn main() -> ExitCode {
         Command::Dmar {
             command: DmarCommand::Build { machine, output },
         } => build_table(machine.as_deref(), &output),
+        Command::Host(command) => host::run(&command),
     };
     match result {
         Ok(verdict) => verdict.into(),

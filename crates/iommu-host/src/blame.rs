@@ -109,7 +109,9 @@ pub fn blame(machine: &Machine, topology: &Topology, fault: &Fault) -> Blame {
     let culprit = culprit(machine, topology, fault.requester);
     let address = match fault.request {
         Request::Interrupt { .. } => AddressKind::Interrupt,
-        Request::Dma { address, .. } => address_kind(machine, topology, culprit, address.raw()),
+        Request::Dma { address, .. } => {
+            address_kind(machine, topology, suspect(culprit, fault.requester), address.raw())
+        }
     };
     Blame {
         culprit,
@@ -150,7 +152,12 @@ fn culprit(machine: &Machine, topology: &Topology, requester: SourceId) -> Culpr
         .map_or(Culprit::Nobody, |f| Culprit::BridgeAbove(f.bdf))
 }
 
-fn address_kind(machine: &Machine, topology: &Topology, culprit: Culprit, address: u64) -> AddressKind {
+/// The function, or what would be at the requester ID: logs name devices that are not listed.
+fn suspect(culprit: Culprit, requester: SourceId) -> Bdf {
+    culprit.function().unwrap_or(Bdf::new(Segment(0), requester))
+}
+
+fn address_kind(machine: &Machine, topology: &Topology, suspect: Bdf, address: u64) -> AddressKind {
     let at = HostPhys::new(address);
     if let Some(table) = machine.dmar.known().and_then(|bytes| Dmar::inspect(bytes).ok()) {
         let mut other = None;
@@ -158,9 +165,7 @@ fn address_kind(machine: &Machine, topology: &Topology, culprit: Culprit, addres
             let Some(region) = rmrr.region().filter(|region| region.contains(at)) else {
                 continue;
             };
-            let own = culprit
-                .function()
-                .is_some_and(|f| rmrr.applies_to(f, &Buses(topology)).is_yes());
+            let own = rmrr.applies_to(suspect, &Buses(topology)).is_yes();
             if own {
                 return AddressKind::OwnReserved(region);
             }
@@ -175,7 +180,7 @@ fn address_kind(machine: &Machine, topology: &Topology, culprit: Culprit, addres
     for (_, event) in machine.boot_events() {
         match event {
             BootEvent::IdentityMap { device, range } if range.contains(at) => {
-                if culprit.function().is_some_and(|f| f.to_string() == *device) {
+                if suspect.to_string() == *device {
                     return AddressKind::OwnReserved(*range);
                 }
                 other = Some(*range);

@@ -1,0 +1,250 @@
+//! `iommu explain`: why a function is grouped as it is, or why two are together or apart.
+
+use clap::Args;
+use iommu_groups::pci::acs;
+use iommu_groups::{AcsBits, Explanation, Function, Groups, Isolation, Presence, Rules, Topology, group};
+use iommu_host::{Knowledge, Machine};
+use iommu_types::Bdf;
+use serde_json::{Value, json};
+
+use super::groups::function_json;
+use super::names::{Names, short};
+use super::select::select_one;
+use super::{Answer, Source, notes};
+use crate::exit::{Failure, Verdict};
+
+/// Grows when a key changes its meaning.
+const SCHEMA: u32 = 1;
+
+/// What `iommu explain` is told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// A function: an address, vendor:device, an interface or a disk
+    function: String,
+    /// Another one, to say why they are together or apart
+    other: Option<String>,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
+    let machine = options.source.open()?;
+    let names = Names::of_system();
+    let a = select_one(&machine, &options.function)?;
+    let topology = machine.topology();
+    let linux = group(&topology, machine.linux_rules());
+    let strict = group(&topology, Rules::Strict);
+    match &options.other {
+        None => Ok(one(&machine, &names, &topology, &linux, &strict, a)),
+        Some(other) => {
+            let b = select_one(&machine, other)?;
+            two(&machine, &names, &topology, &linux, &strict, a, b)
+                .ok_or_else(|| Failure::Measure(format!("{a} or {b} could not be read")))
+        }
+    }
+}
+
+/// A bridge or function on the way up, and whether it isolates.
+fn step(topology: &Topology, f: &Function, rules: Rules) -> String {
+    let mut text = format!("{} {}", short(f.bdf), f.describe());
+    match f.acs {
+        Presence::Present(state) => text.push_str(&format!(
+            ", ACS can {} and has on {}",
+            AcsBits(state.capability & acs::BASIC),
+            AcsBits(state.control & acs::BASIC)
+        )),
+        Presence::Absent => text.push_str(", no ACS"),
+        Presence::Unknown => text.push_str(", ACS not known"),
+    }
+    match topology.isolation(f, rules) {
+        Isolation::Isolated(grounds) => text.push_str(&format!(": isolates, {grounds}")),
+        Isolation::Lacking(lack) => text.push_str(&format!(": does not isolate, {lack}")),
+    }
+    text
+}
+
+pub(crate) fn one(
+    machine: &Machine,
+    names: &Names,
+    topology: &Topology,
+    linux: &Groups,
+    strict: &Groups,
+    bdf: Bdf,
+) -> Answer {
+    let rules = linux.rules();
+    let mut out = format!("{bdf} {}\n", names.label(machine, bdf));
+    let kernel = machine.functions.get(&bdf).map(|f| &f.group);
+    match kernel {
+        Some(Knowledge::Known(number)) => out.push_str(&format!("in the kernel's group {number}\n")),
+        Some(Knowledge::Unknown(why)) => {
+            out.push_str(&format!("the kernel's group is not known: {why}; {}\n", why.remedy()))
+        }
+        _ => out.push_str("in no group of the running kernel\n"),
+    }
+    out.push_str("\nthe IOMMU sees its requests as\n");
+    let aliases = topology.aliases(bdf);
+    for alias in &aliases {
+        out.push_str(&format!("  {} ({})\n", alias.source, alias.via));
+    }
+    out.push_str("\nthe way up\n");
+    let own = topology.get(bdf);
+    let path: Vec<String> = own
+        .into_iter()
+        .chain(topology.bridges_above(bdf))
+        .map(|f| step(topology, f, rules))
+        .collect();
+    for step in &path {
+        out.push_str(&format!("  {step}\n"));
+    }
+    let together: Vec<Bdf> = linux
+        .of(bdf)
+        .map(|group| group.members.iter().copied().filter(|other| *other != bdf).collect())
+        .unwrap_or_default();
+    let mut chains = Vec::new();
+    if together.is_empty() {
+        out.push_str("\nnothing else is in its group\n");
+    } else {
+        out.push_str(&format!("\nin its group are {} others\n", together.len()));
+        for other in &together {
+            out.push_str(&format!("  {} {}\n", short(*other), names.label(machine, *other)));
+            if let Some(Explanation::Together(chain)) = linux.explain(topology, bdf, *other) {
+                for hop in &chain {
+                    out.push_str(&format!("      {hop}\n"));
+                }
+                chains.push((*other, chain));
+            }
+        }
+        if let Some(peer) = together
+            .iter()
+            .filter_map(|other| topology.get(*other))
+            .find(|f| f.has_memory)
+        {
+            out.push_str(&format!(
+                "\nwhat it means: {} could write to the memory of {} directly, past the IOMMU, if an address it uses happens to be there\n",
+                short(bdf),
+                short(peer.bdf)
+            ));
+        }
+    }
+    let uncertain = linux.of(bdf).is_none_or(|group| group.uncertain);
+    if uncertain {
+        out.push_str(
+            "\nparts of configuration space could not be read, so the group may really be smaller; run as root\n",
+        );
+    }
+    let holes: Vec<Bdf> = strict
+        .of(bdf)
+        .map(|group| {
+            let more = |other: &Bdf| linux.together(bdf, *other) == Some(false);
+            group.members.iter().copied().filter(more).collect()
+        })
+        .unwrap_or_default();
+    if !holes.is_empty() && !uncertain {
+        out.push_str(
+            "\nfinding: by PCI Express's own rules these are not kept apart from it, although Linux says so\n",
+        );
+        for other in &holes {
+            out.push_str(&format!("  {} {}\n", short(*other), names.label(machine, *other)));
+            if let Some(Explanation::Together(chain)) = strict.explain(topology, bdf, *other) {
+                for hop in &chain {
+                    out.push_str(&format!("      {hop}\n"));
+                }
+            }
+        }
+    }
+    out.push_str(&notes(machine));
+    Answer {
+        text: out,
+        json: json!({
+            "schema": SCHEMA,
+            "function": function_json(machine, names, bdf),
+            "kernel_group": kernel.and_then(Knowledge::known),
+            "aliases": aliases.iter().map(|alias| json!({
+                "requester": alias.source.to_string(), "via": alias.via.to_string(),
+            })).collect::<Vec<_>>(),
+            "way_up": path,
+            "together_with": chains.iter().map(|(other, chain)| json!({
+                "function": function_json(machine, names, *other), "because": hops_json(chain),
+            })).collect::<Vec<_>>(),
+            "uncertain": uncertain,
+            "reachable_by_strict_rules": holes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        }),
+        verdict: Ok(Verdict::Yes),
+    }
+}
+
+fn hops_json(chain: &[iommu_groups::Hop]) -> Vec<Value> {
+    chain
+        .iter()
+        .map(|hop| json!({"from": hop.from.to_string(), "to": hop.to.to_string(), "because": hop.to_string(), "uncertain": hop.reason.is_uncertain()}))
+        .collect()
+}
+
+pub(crate) fn two(
+    machine: &Machine,
+    names: &Names,
+    topology: &Topology,
+    linux: &Groups,
+    strict: &Groups,
+    a: Bdf,
+    b: Bdf,
+) -> Option<Answer> {
+    let explained = linux.explain(topology, a, b)?;
+    let by_strict = strict.explain(topology, a, b)?;
+    let mut out = format!(
+        "{} {}\n{} {}\n\n",
+        short(a),
+        names.label(machine, a),
+        short(b),
+        names.label(machine, b)
+    );
+    let group_of = |bdf: Bdf| machine.functions.get(&bdf).and_then(|f| f.group.known().copied());
+    let kernel = group_of(a).zip(group_of(b)).map(|(a, b)| a == b);
+    let mut reasons = Vec::new();
+    let together = matches!(explained, Explanation::Together(_));
+    match &explained {
+        Explanation::Together(chain) => {
+            out.push_str("together:\n");
+            for hop in chain {
+                out.push_str(&format!("  {hop}\n"));
+                reasons.push(hop.to_string());
+            }
+        }
+        Explanation::Apart(barriers) => {
+            out.push_str("apart:\n");
+            for barrier in barriers {
+                out.push_str(&format!("  {barrier}\n"));
+                reasons.push(barrier.to_string());
+            }
+        }
+    }
+    if let Some(kernel) = kernel.filter(|kernel| *kernel != together) {
+        let word = if kernel { "together" } else { "apart" };
+        out.push_str(&format!("\nfinding: the running kernel has them {word}\n"));
+    }
+    let strictly = matches!(by_strict, Explanation::Together(_));
+    if let (Explanation::Together(chain), false) = (&by_strict, together) {
+        out.push_str("\nfinding: by PCI Express's own rules they can reach each other:\n");
+        for hop in chain {
+            out.push_str(&format!("  {hop}\n"));
+        }
+    }
+    out.push_str(&notes(machine));
+    Some(Answer {
+        text: out,
+        json: json!({
+            "schema": SCHEMA,
+            "a": function_json(machine, names, a),
+            "b": function_json(machine, names, b),
+            "together": together,
+            "because": reasons,
+            "together_in_kernel": kernel,
+            "together_by_strict_rules": strictly,
+        }),
+        verdict: Ok(if kernel.is_some_and(|kernel| kernel != together) {
+            Verdict::Findings
+        } else {
+            Verdict::Yes
+        }),
+    })
+}

@@ -1,0 +1,368 @@
+//! `iommu groups`: what is grouped with what.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, ValueEnum};
+use iommu_groups::{Difference, Groups, Rules, Topology, differences, group};
+use iommu_host::{Knowledge, Machine};
+use iommu_types::Bdf;
+use serde_json::{Value, json};
+
+use super::names::{Names, printable, short};
+use super::{Answer, Source, notes};
+use crate::exit::{Failure, Verdict};
+
+/// Grows when a key changes its meaning.
+const SCHEMA: u32 = 1;
+
+/// Whose groups are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Model {
+    /// The running kernel's if it has any, else as Linux would make them
+    Auto,
+    /// As Linux makes them
+    Linux,
+    /// As PCI Express defines access control
+    Strict,
+}
+
+/// How they are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// With drivers and reasons
+    Text,
+    /// `IOMMU Group N <line of lspci -nn>`, as the well-known shell loop prints it, sorted by number
+    Shell,
+}
+
+/// What `iommu groups` is told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Whose groups
+    #[arg(long, value_enum, default_value = "auto")]
+    model: Model,
+    /// How to show them
+    #[arg(long, value_enum, default_value = "text")]
+    format: Format,
+    /// Show functions below their bridges, with the group of each
+    #[arg(long, conflicts_with = "format")]
+    tree: bool,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// A group to show.
+#[derive(Debug)]
+struct Shown {
+    number: u32,
+    functions: Vec<Bdf>,
+    others: Vec<String>,
+    kind: Option<String>,
+    uncertain: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
+    let machine = options.source.open()?;
+    Ok(answer(
+        &machine,
+        &Names::of_system(),
+        options.model,
+        options.format,
+        options.tree,
+    ))
+}
+
+/// Whether something that groups rest on could not be read.
+pub(crate) fn uncertain(groups: &Groups) -> bool {
+    groups.all().iter().any(|group| group.uncertain)
+}
+
+pub(crate) fn answer(machine: &Machine, names: &Names, model: Model, format: Format, tree: bool) -> Answer {
+    let topology = machine.topology();
+    let linux = group(&topology, machine.linux_rules());
+    let strict = group(&topology, Rules::Strict);
+    let from_kernel = model == Model::Auto && machine.has_groups() == Some(true);
+    let (source, shown) = if from_kernel {
+        ("kernel", kernel_groups(machine, &linux))
+    } else if model == Model::Strict {
+        ("strict", computed_groups(&strict))
+    } else {
+        ("linux", computed_groups(&linux))
+    };
+    let disagreement = from_kernel && !uncertain(&linux) && disagrees(machine, &linux);
+    let holes: Vec<Difference> = if uncertain(&strict) {
+        Vec::new()
+    } else {
+        differences(&linux, &strict)
+            .into_iter()
+            .filter(|difference| matches!(difference, Difference::Hole { .. }))
+            .collect()
+    };
+    let text = if format == Format::Shell {
+        shell(machine, names, &shown)
+    } else {
+        let mut out = heading(machine, source, &shown);
+        if tree {
+            out.push_str(&tree_text(machine, names, &topology, &shown));
+        } else {
+            out.push_str(&list(machine, names, &topology, &linux, &strict, source, &shown));
+        }
+        if disagreement {
+            out.push_str(
+                "\nfinding: the kernel's groups are not those that its own rules give for this topology; was it started with \
+                 pcie_acs_override, or is a quirk missing here? Compare with --model linux\n",
+            );
+        }
+        if uncertain(&linux) {
+            out.push_str(
+                "\nparts of configuration space could not be read, so isolation is not known everywhere; run as root, or read a \
+                 snapshot that root took\n",
+            );
+        }
+        if model != Model::Strict && !holes.is_empty() {
+            out.push_str(&format!(
+                "\nfinding: {} pair{} of groups can reach each other although Linux keeps them apart (--model strict; `iommu explain` says how)\n",
+                holes.len(),
+                if holes.len() == 1 { "" } else { "s" }
+            ));
+        }
+        out.push_str(&notes(machine));
+        out
+    };
+    Answer {
+        text,
+        json: json!({
+            "schema": SCHEMA,
+            "source": source,
+            "groups": shown.iter().map(|group| json!({
+                "number": group.number,
+                "type": group.kind,
+                "uncertain": group.uncertain,
+                "functions": group.functions.iter().map(|bdf| function_json(machine, names, *bdf)).collect::<Vec<_>>(),
+                "others": group.others,
+            })).collect::<Vec<_>>(),
+            "kernel_disagrees": from_kernel.then_some(disagreement),
+            "uncertain": uncertain(&linux),
+            "holes": holes.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "problems": topology.problems().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "notes": machine.notes,
+            "not_judged": machine.wide_domains,
+        }),
+        verdict: Ok(if disagreement { Verdict::Findings } else { Verdict::Yes }),
+    }
+}
+
+fn kernel_groups(machine: &Machine, linux: &Groups) -> Vec<Shown> {
+    let groups = machine.groups.known().into_iter().flat_map(BTreeMap::values);
+    groups
+        .map(|group| Shown {
+            number: group.number,
+            functions: group.functions.clone(),
+            others: group.others.clone(),
+            kind: group.kind.known().cloned(),
+            uncertain: group
+                .functions
+                .iter()
+                .any(|bdf| linux.of(*bdf).is_none_or(|group| group.uncertain)),
+        })
+        .collect()
+}
+
+fn computed_groups(groups: &Groups) -> Vec<Shown> {
+    groups
+        .all()
+        .iter()
+        .map(|group| Shown {
+            number: u32::try_from(group.number).unwrap_or(u32::MAX),
+            functions: group.members.clone(),
+            others: Vec::new(),
+            kind: None,
+            uncertain: group.uncertain,
+        })
+        .collect()
+}
+
+/// Whether the kernel's partition differs from the computed one, over functions that both know.
+fn disagrees(machine: &Machine, linux: &Groups) -> bool {
+    let Some(kernel) = machine.kernel_partition() else {
+        return false;
+    };
+    let mut known: Vec<Vec<Bdf>> = kernel
+        .into_iter()
+        .map(|group| group.into_iter().filter(|bdf| linux.of(*bdf).is_some()).collect())
+        .filter(|group: &Vec<Bdf>| !group.is_empty())
+        .collect();
+    let grouped: std::collections::BTreeSet<Bdf> = known.iter().flatten().copied().collect();
+    let mut computed: Vec<Vec<Bdf>> = linux
+        .all()
+        .iter()
+        .map(|group| {
+            group
+                .members
+                .iter()
+                .copied()
+                .filter(|bdf| grouped.contains(bdf))
+                .collect()
+        })
+        .filter(|group: &Vec<Bdf>| !group.is_empty())
+        .collect();
+    known.sort_unstable();
+    computed.sort_unstable();
+    known != computed
+}
+
+fn heading(machine: &Machine, source: &str, shown: &[Shown]) -> String {
+    let functions: usize = shown.iter().map(|group| group.functions.len()).sum();
+    let whose = match (source, &machine.groups) {
+        ("kernel", _) => "as the running kernel has them".to_owned(),
+        ("strict", _) => "as PCI Express defines access control".to_owned(),
+        (_, Knowledge::Known(groups)) if groups.is_empty() => {
+            "as Linux would make them; the running kernel has none, since it uses no IOMMU (`iommu doctor` says why)"
+                .to_owned()
+        }
+        (_, Knowledge::Unknown(why)) => format!("as Linux would make them; the kernel's own are not known: {why}"),
+        _ => "as Linux makes them".to_owned(),
+    };
+    format!("{functions} functions in {} groups, {whose}\n", shown.len())
+}
+
+fn line(machine: &Machine, names: &Names, bdf: Bdf) -> String {
+    let mut text = format!("{} {}", short(bdf), names.label(machine, bdf));
+    let Some(f) = machine.functions.get(&bdf) else {
+        return text;
+    };
+    if let Knowledge::Known(driver) = &f.driver {
+        text.push_str(&format!("  driver {}", printable(driver)));
+    }
+    for name in f.interfaces.iter().chain(&f.disks) {
+        text.push_str(&format!("  {}", printable(name)));
+    }
+    if let Knowledge::Known(node) = f.node {
+        text.push_str(&format!("  node {}", node.0));
+    }
+    text
+}
+
+fn list(
+    machine: &Machine,
+    names: &Names,
+    topology: &Topology,
+    linux: &Groups,
+    strict: &Groups,
+    source: &str,
+    shown: &[Shown],
+) -> String {
+    let mut out = String::new();
+    let reasons = if source == "strict" { strict } else { linux };
+    for group in shown {
+        out.push_str(&format!("\nGroup {}", group.number));
+        if let Some(kind) = &group.kind {
+            out.push_str(&format!("  {}", printable(kind)));
+        }
+        if group.uncertain {
+            out.push_str("  (isolation not known)");
+        }
+        out.push('\n');
+        for bdf in &group.functions {
+            out.push_str(&format!("  {}\n", line(machine, names, *bdf)));
+        }
+        for other in &group.others {
+            out.push_str(&format!("  {} (no PCI function)\n", printable(other)));
+        }
+        out.push_str(&why(topology, reasons, group));
+    }
+    out
+}
+
+/// The shortest chain from the first function of a group to each of the others, without repetition.
+fn why(topology: &Topology, groups: &Groups, group: &Shown) -> String {
+    let mut out = String::new();
+    let Some((first, others)) = group.functions.split_first() else {
+        return out;
+    };
+    let mut said = Vec::new();
+    for other in others {
+        if let Some(iommu_groups::Explanation::Together(chain)) = groups.explain(topology, *first, *other) {
+            for hop in chain {
+                if !said.contains(&hop) {
+                    out.push_str(&format!("    because {hop}\n"));
+                    said.push(hop);
+                }
+            }
+        }
+    }
+    out
+}
+
+fn shell(machine: &Machine, names: &Names, shown: &[Shown]) -> String {
+    let mut groups: Vec<&Shown> = shown.iter().collect();
+    groups.sort_by_key(|group| group.number);
+    let mut out = String::new();
+    for group in groups {
+        for bdf in &group.functions {
+            out.push_str(&format!(
+                "IOMMU Group {} {} {}\n",
+                group.number,
+                short(*bdf),
+                names.label(machine, *bdf)
+            ));
+        }
+    }
+    out
+}
+
+fn tree_text(machine: &Machine, names: &Names, topology: &Topology, shown: &[Shown]) -> String {
+    let of: BTreeMap<Bdf, u32> = shown
+        .iter()
+        .flat_map(|group| group.functions.iter().map(|bdf| (*bdf, group.number)))
+        .collect();
+    let mut out = String::new();
+    // Functions are in bus order, parents first; depth is the number of bridges above.
+    let mut stack: Vec<Bdf> = topology
+        .functions()
+        .iter()
+        .filter(|f| topology.parent(f.bdf).is_none())
+        .map(|f| f.bdf)
+        .collect();
+    stack.sort_unstable_by(|a, b| b.cmp(a));
+    while let Some(bdf) = stack.pop() {
+        let depth = topology.bridges_above(bdf).count();
+        let group = of.get(&bdf).map_or("-".to_owned(), u32::to_string);
+        out.push_str(&format!(
+            "{group:>4}  {}{}\n",
+            "  ".repeat(depth),
+            line(machine, names, bdf)
+        ));
+        let mut below: Vec<Bdf> = topology.below(bdf).map(|f| f.bdf).collect();
+        below.sort_unstable_by(|a, b| b.cmp(a));
+        stack.extend(below);
+    }
+    out
+}
+
+/// A function, for programs.
+pub(crate) fn function_json(machine: &Machine, names: &Names, bdf: Bdf) -> Value {
+    let Some(f) = machine.functions.get(&bdf) else {
+        return json!({"address": bdf.to_string()});
+    };
+    let identity = f.identity.known().copied().unzip();
+    json!({
+        "address": bdf.to_string(),
+        "label": names.label(machine, bdf),
+        "vendor": identity.0.map(|id: u16| format!("{id:04x}")),
+        "device": identity.1.map(|id: u16| format!("{id:04x}")),
+        "driver": knowledge_json(&f.driver, |driver| json!(driver)),
+        "node": knowledge_json(&f.node, |node| json!(node.0)),
+        "interfaces": f.interfaces,
+        "disks": f.disks,
+    })
+}
+
+/// A three-valued fact: the value, null for absent, or an object that says why it is unknown.
+pub(crate) fn knowledge_json<T>(fact: &Knowledge<T>, value: impl Fn(&T) -> Value) -> Value {
+    match fact {
+        Knowledge::Known(known) => value(known),
+        Knowledge::Absent => Value::Null,
+        Knowledge::Unknown(why) => json!({"unknown": why.to_string(), "remedy": why.remedy()}),
+    }
+}

@@ -1,0 +1,66 @@
+//! How functions are named.
+
+use iommu_groups::pci::header;
+use iommu_host::{Knowledge, Machine, PciIds};
+use iommu_types::Bdf;
+
+/// Names for one run.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    ids: PciIds,
+}
+
+impl Names {
+    /// With the system's `pci.ids`, if it has one.
+    pub(crate) fn of_system() -> Self {
+        Self {
+            ids: PciIds::of_system(),
+        }
+    }
+
+    /// The line of `lspci -nn` behind the address, as far as names are known.
+    pub(crate) fn label(&self, machine: &Machine, bdf: Bdf) -> String {
+        let Some(f) = machine.functions.get(&bdf) else {
+            return "not listed".to_owned();
+        };
+        if let Some(description) = &f.description {
+            return printable(description);
+        }
+        let class = f.config.read32(header::REVISION);
+        let mut text = match class {
+            Some(class) => {
+                let code = u16::try_from(class >> 16).unwrap_or(0);
+                format!("{} [{code:04x}]", self.ids.class(code).unwrap_or("Class"))
+            }
+            None => "Function".to_owned(),
+        };
+        match f.identity {
+            Knowledge::Known((vendor, device)) => {
+                let vendor_name = self.ids.vendor(vendor).unwrap_or("Vendor");
+                let device_name = self.ids.device(vendor, device).unwrap_or("Device");
+                text.push_str(&format!(": {vendor_name} {device_name} [{vendor:04x}:{device:04x}]"));
+            }
+            _ => text.push_str(": model not known"),
+        }
+        if let Some(revision) = class.map(|class| class & 0xff).filter(|revision| *revision != 0) {
+            text.push_str(&format!(" (rev {revision:02x})"));
+        }
+        printable(&text)
+    }
+}
+
+/// An address as people write it: without the domain where that is 0.
+pub(crate) fn short(bdf: Bdf) -> String {
+    if bdf.segment.0 == 0 {
+        bdf.source.to_string()
+    } else {
+        bdf.to_string()
+    }
+}
+
+/// Text of somebody else, with nothing in it that a terminal would obey.
+pub(crate) fn printable(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .collect()
+}

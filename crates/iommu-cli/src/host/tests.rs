@@ -1,0 +1,280 @@
+use iommu_groups::{Rules, group};
+use iommu_host::{Machine, log};
+
+use super::names::Names;
+use super::select::{select, select_one};
+use super::{Answer, caps, explain, faults, groups};
+use crate::exit::{Failure, Verdict};
+
+/// A root port without ACS, a multifunction NIC below it, and a disk on a port with ACS.
+const LISTING: &str = "\
+00:01.0 PCI bridge [0604]: Vendor Port A [1234:0001]
+\tStatus: Cap+ 66MHz-
+\tBus: primary=00, secondary=01, subordinate=01, sec-latency=0
+\tIOMMU group: 0
+\tCapabilities: [40] Express (v2) Root Port (Slot+), MSI 00
+\tKernel driver in use: pcieport
+
+00:02.0 PCI bridge [0604]: Vendor Port B [1234:0002]
+\tStatus: Cap+ 66MHz-
+\tBus: primary=00, secondary=02, subordinate=02, sec-latency=0
+\tIOMMU group: 1
+\tCapabilities: [40] Express (v2) Root Port (Slot+), MSI 00
+\tCapabilities: [100 v1] Access Control Services
+\t\tACSCap:\tSrcValid+ TransBlk+ ReqRedir+ CmpltRedir+ UpstreamFwd+ EgressCtrl- DirectTrans-
+\t\tACSCtl:\tSrcValid+ TransBlk- ReqRedir+ CmpltRedir+ UpstreamFwd+ EgressCtrl- DirectTrans-
+\tKernel driver in use: pcieport
+
+01:00.0 Ethernet controller [0200]: Vendor NIC [1234:0010]
+\tStatus: Cap+ 66MHz-
+\tRegion 0: Memory at df000000 (32-bit, non-prefetchable) [size=512K]
+\tIOMMU group: 0
+\tCapabilities: [40] Express (v2) Endpoint, MSI 00
+\tKernel driver in use: igb
+
+02:00.0 Non-Volatile memory controller [0108]: Vendor Disk [1234:0020]
+\tStatus: Cap+ 66MHz-
+\tIOMMU group: 2
+\tCapabilities: [40] Express (v2) Endpoint, MSI 00
+\tKernel driver in use: nvme
+";
+
+const LOG: &str = "\
+[    0.0] not a stamp
+DMAR: dmar0: reg_base_addr fed90000 ver 1:0 cap d2008c40660462 ecap f050da
+[   10.000001] DMAR: DRHD: handling fault status reg 2
+[   10.000002] DMAR: [DMA Write NO_PASID] Request device [01:00.0] fault addr 0x0 [fault reason 0x05] PTE Write access is not set
+[   11.000002] DMAR: [DMA Write NO_PASID] Request device [01:00.0] fault addr 0x1000 [fault reason 0x05] PTE Write access is not set
+dmar_fault: 4 callbacks suppressed
+";
+
+fn machine() -> Machine {
+    Machine::from_listing(format!("{LISTING}\n{LOG}").as_bytes())
+}
+
+fn one_function(answer: &Machine, selector: &str) -> String {
+    select_one(answer, selector).expect("one").to_string()
+}
+
+fn is_findings(answer: &Answer) -> bool {
+    matches!(answer.verdict, Ok(Verdict::Findings))
+}
+
+#[test]
+fn selectors_mean_what_people_write() {
+    let machine = machine();
+    for selector in [
+        "01:00.0",
+        "0000:01:00.0",
+        "pci_0000_01_00_0",
+        "/sys/bus/pci/devices/0000:01:00.0",
+        "1234:0010",
+        "1:",
+        "01:00",
+    ] {
+        assert_eq!(one_function(&machine, selector), "0000:01:00.0", "{selector}");
+    }
+    assert_eq!(select(&machine, "1234:0001").expect("there").len(), 1);
+    assert_eq!(select(&machine, "0:").expect("two ports").len(), 2);
+    assert_eq!(select(&machine, "1.0").expect("device 1").len(), 1);
+    for selector in ["03:00.0", "eth0", "zz:zz.z", "", "ffff:ffff"] {
+        assert!(
+            matches!(select(&machine, selector), Err(Failure::Input(_))),
+            "{selector}"
+        );
+    }
+    assert!(matches!(select_one(&machine, "0:"), Err(Failure::Input(_))));
+}
+
+#[test]
+fn groups_show_members_drivers_and_reasons() {
+    let answer = groups::answer(
+        &machine(),
+        &Names::default(),
+        groups::Model::Auto,
+        groups::Format::Text,
+        false,
+    );
+    assert!(matches!(answer.verdict, Ok(Verdict::Yes)), "{}", answer.text);
+    for part in [
+        "4 functions in 3 groups, as the running kernel has them",
+        "Group 0",
+        "driver igb",
+        "because 0000:01:00.0 and 0000:00:01.0",
+    ] {
+        assert!(answer.text.contains(part), "{part}\n{}", answer.text);
+    }
+    assert!(answer.text.contains("it has no ACS capability"), "{}", answer.text);
+    assert_eq!(answer.json["schema"], 1);
+    assert_eq!(answer.json["groups"].as_array().map(Vec::len), Some(3));
+    assert_eq!(answer.json["groups"][2]["functions"][0]["driver"], "nvme");
+}
+
+#[test]
+fn the_shell_form_has_one_line_a_function_sorted_by_number() {
+    let answer = groups::answer(
+        &machine(),
+        &Names::default(),
+        groups::Model::Auto,
+        groups::Format::Shell,
+        false,
+    );
+    let lines: Vec<&str> = answer.text.lines().collect();
+    assert_eq!(lines.len(), 4);
+    assert_eq!(
+        lines[1],
+        "IOMMU Group 0 01:00.0 Ethernet controller [0200]: Vendor NIC [1234:0010]"
+    );
+    assert!(lines[3].starts_with("IOMMU Group 2 02:00.0 "));
+}
+
+#[test]
+fn the_tree_puts_functions_below_their_bridges() {
+    let answer = groups::answer(
+        &machine(),
+        &Names::default(),
+        groups::Model::Auto,
+        groups::Format::Text,
+        true,
+    );
+    let lines: Vec<&str> = answer.text.lines().skip(1).take(4).collect();
+    assert!(lines[0].starts_with("   0  00:01.0"), "{lines:?}");
+    assert!(lines[1].starts_with("   0    01:00.0"), "{lines:?}");
+    assert!(lines[3].starts_with("   2    02:00.0"), "{lines:?}");
+}
+
+#[test]
+fn a_kernel_that_groups_otherwise_is_a_finding() {
+    let other = LISTING.replace("IOMMU group: 2", "IOMMU group: 1");
+    let machine = Machine::from_listing(other.as_bytes());
+    let answer = groups::answer(
+        &machine,
+        &Names::default(),
+        groups::Model::Auto,
+        groups::Format::Text,
+        false,
+    );
+    assert!(is_findings(&answer), "{}", answer.text);
+    assert!(answer.text.contains("pcie_acs_override"));
+}
+
+#[test]
+fn explain_gives_the_way_up_and_the_chain() {
+    let machine = machine();
+    let topology = machine.topology();
+    let linux = group(&topology, machine.linux_rules());
+    let strict = group(&topology, Rules::Strict);
+    let bdf = |text: &str| text.parse().expect("valid");
+    let names = Names::default();
+    let nic = explain::one(&machine, &names, &topology, &linux, &strict, bdf("01:00.0"));
+    for part in [
+        "in the kernel's group 0",
+        "00:01.0 root port, no ACS",
+        "does not isolate",
+        "in its group are 1 others",
+    ] {
+        assert!(nic.text.contains(part), "{part}\n{}", nic.text);
+    }
+    let apart = explain::two(
+        &machine,
+        &names,
+        &topology,
+        &linux,
+        &strict,
+        bdf("01:00.0"),
+        bdf("02:00.0"),
+    )
+    .expect("both exist");
+    assert!(apart.text.contains("apart:"), "{}", apart.text);
+    assert_eq!(apart.json["together"], false);
+    let together = explain::two(
+        &machine,
+        &names,
+        &topology,
+        &linux,
+        &strict,
+        bdf("01:00.0"),
+        bdf("00:01.0"),
+    )
+    .expect("both exist");
+    assert!(together.text.contains("together:"));
+    assert!(together.json["because"].as_array().is_some_and(|list| !list.is_empty()));
+}
+
+#[test]
+fn faults_name_device_driver_group_and_next_step() {
+    let machine = machine();
+    let answer = faults::answer(&log::read(LOG.as_bytes()), &machine, &Names::default());
+    assert!(is_findings(&answer));
+    for part in [
+        "2 faults in",
+        "left out 4 more",
+        "01:00.0 write x2 (lines 4-5)",
+        "driver igb, group 0",
+        "close to 0",
+        "next     update the driver",
+    ] {
+        assert!(answer.text.contains(part), "{part}\n{}", answer.text);
+    }
+    let kind = &answer.json["kinds"][0];
+    assert_eq!(
+        (&kind["count"], &kind["reason"], &kind["device"]),
+        (&2.into(), &5.into(), &"0000:01:00.0".into())
+    );
+    let quiet = faults::answer(&log::read(b"nothing\n"), &machine, &Names::default());
+    assert!(matches!(quiet.verdict, Ok(Verdict::Yes)));
+}
+
+#[test]
+fn caps_decode_units_from_the_log_and_say_what_is_missing() {
+    let answer = caps::answer(&machine()).expect("units in the log");
+    for part in [
+        "dmar0 at 0xfed90000, version 1.0",
+        "ND=2 MGAW=39",
+        "ready for assignment to guests",
+        "scalable mode (SMTS)",
+    ] {
+        assert!(answer.text.contains(part), "{part}\n{}", answer.text);
+    }
+    assert_eq!(answer.json["units"][0]["address_bits"], 39);
+    let unknown = Machine::from_listing(LISTING.as_bytes());
+    assert!(matches!(caps::answer(&unknown), Err(Failure::Measure(_))));
+}
+
+/// Real listings are not in the repository: `PORTCULLIS_SAMPLES` names the folder that has them.
+#[test]
+fn real_listings_agree_with_their_kernels_and_real_logs_are_explained() {
+    let Some(root) = std::env::var_os("PORTCULLIS_SAMPLES") else {
+        use std::io::Write;
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED real_listings_agree_with_their_kernels_and_real_logs_are_explained: PORTCULLIS_SAMPLES is not set"
+        );
+        return;
+    };
+    let root = std::path::PathBuf::from(root);
+    for name in [
+        "20-report-pex8748-lspci-dmesg.txt",
+        "31-lspci-alderlake-groups-acs.txt",
+        "33-lspci-cometlake-u-groups.txt",
+    ] {
+        let machine = Machine::open(&root.join("groups").join(name)).expect("readable");
+        let answer = groups::answer(
+            &machine,
+            &Names::default(),
+            groups::Model::Auto,
+            groups::Format::Text,
+            false,
+        );
+        assert!(matches!(answer.verdict, Ok(Verdict::Yes)), "{name}\n{}", answer.text);
+        assert_eq!(answer.json["kernel_disagrees"], false, "{name}");
+    }
+    let bytes = std::fs::read(root.join("logs/24-dmesg-lenovo-t450s-xhci-faults.txt")).expect("readable");
+    let answer = faults::answer(&log::read(&bytes), &Machine::from_listing(&bytes), &Names::default());
+    assert!(
+        answer.text.contains("there is no 00:16.7; a guess: 00:16.0"),
+        "{}",
+        answer.text
+    );
+    assert_eq!(answer.json["unread_count"], 0);
+}
