@@ -208,8 +208,13 @@ impl Tools {
 }
 
 fn command_line(machine: &Machine) -> String {
-    // With many functions the messages about the table are long gone from a buffer of the usual size.
-    let mut line = "console=ttyS0 quiet panic=-1 log_buf_len=4M intel_iommu=on iommu=nopt".to_owned();
+    // With many functions the messages about the table are long gone from a buffer of the usual size. Link power
+    // management is off since Linux trips over it where ports stand in odd places.
+    let mut line = "console=ttyS0 quiet panic=-1 log_buf_len=4M pcie_aspm=off intel_iommu=on iommu=nopt".to_owned();
+    // Only virtual functions need a driver, and one whose interrupts do not arrive waits for minutes.
+    if !machine.has_virtual_functions {
+        line.push_str(" initcall_blacklist=nvme_init");
+    }
     if !machine.acs.is_empty() {
         let settings: Vec<String> = machine.acs.iter().map(ToString::to_string).collect();
         line = format!("{line} pci=config_acs={}", settings.join(";"));

@@ -58,6 +58,8 @@ pub struct Machine {
     pub acs: Vec<AcsSetting>,
     /// The functions on root buses, those of the chipset included.
     pub root_functions: Vec<RootFunction>,
+    /// Whether a function can have virtual ones.
+    pub has_virtual_functions: bool,
     /// A DMAR table that takes the place of QEMU's own.
     pub table: Option<Vec<u8>>,
 }

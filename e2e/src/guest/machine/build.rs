@@ -207,6 +207,12 @@ impl Build {
         id
     }
 
+    /// Adds a physical function, with its properties. Only its driver can switch the virtual ones on.
+    pub(super) fn physical_function(&mut self, bus: &Bus, at: Place, model: &str) {
+        self.machine.has_virtual_functions = true;
+        self.device(bus, at, model);
+    }
+
     /// Adds something that is no function.
     pub(super) fn object(&mut self, model: &str) {
         self.machine.arguments.extend(["-device".to_owned(), model.to_owned()]);

@@ -229,7 +229,7 @@ pub(super) const SHAPES: [(&str, Shape); 30] = [
         let at = b.single(&mut link);
         let vectors = "max_ioqpairs=10,msix_qsize=12,sriov_vq_flexible=6,sriov_vi_flexible=3,\
                        sriov_max_vq_per_vf=2,sriov_max_vi_per_vf=1";
-        b.device(
+        b.physical_function(
             &link,
             at,
             &format!("nvme,serial=x,subsys=subsystem,sriov_max_vfs=3,{vectors}"),
@@ -240,6 +240,10 @@ pub(super) const SHAPES: [(&str, Shape); 30] = [
         for place in places {
             let mut link = b.on_root(|b, bus| b.bridge(bus, place, RootPort));
             functions(b, &mut link, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        }
+        let mut bus = root(b, Conventional);
+        for _ in 0..3 {
+            functions(b, &mut bus, &[0, 1, 2, 3, 4, 5, 6, 7]);
         }
     }),
 ];

@@ -32,8 +32,15 @@ pub(super) fn table(functions: &[RootFunction], seed: u64) -> Result<Vec<u8>, Bu
     if random.chance(25) {
         unit = unit.include_pci_all();
     } else {
-        // Whole devices are left out: functions of one device may share a group.
-        let left_out: Vec<u8> = (1..CHIPSET).filter(|_| random.chance(25)).collect();
+        // Whole devices are left out, one at least: functions of one device may share a group.
+        let devices: Vec<u8> = functions
+            .iter()
+            .map(|f| f.device)
+            .filter(|d| *d != 0 && *d < CHIPSET)
+            .collect();
+        let one = random.below(u8::try_from(devices.len()).unwrap_or(u8::MAX));
+        let one = devices.get(usize::from(one)).copied();
+        let left_out: Vec<u8> = (1..CHIPSET).filter(|d| Some(*d) == one || random.chance(20)).collect();
         unit = functions
             .iter()
             .filter(|f| f.bus != 0 || !left_out.contains(&f.device))
