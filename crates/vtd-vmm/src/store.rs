@@ -398,3 +398,113 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use iommu_types::{Access, DomainId};
+    use vtd_model::cache::Stage;
+
+    const TAG: AddressSpaceTag = AddressSpaceTag {
+        domain: DomainId(3),
+        pasid: AddressSpaceTag::LEGACY,
+        stage: Stage::Second,
+        roots: [4, 0x1000],
+    };
+
+    fn store() -> Store {
+        let config = UnitConfig::builder().build().expect("consistent");
+        Store::new(config)
+    }
+
+    fn name(store: &Store, requester: &Requester) -> Option<View> {
+        store.name(requester, &TAG, store.iotlb.sample().epoch, store.iotlb.generation(3))
+    }
+
+    #[test]
+    fn a_requester_keeps_its_number_until_its_domain_is_dropped() {
+        let store = store();
+        let (one, other) = (
+            Requester::new(SourceId::from_raw(1)),
+            Requester::new(SourceId::from_raw(2)),
+        );
+        let first = name(&store, &one).expect("a number");
+        assert_eq!(name(&store, &one), Some(first));
+        assert_ne!(name(&store, &other).expect("a number").space, first.space);
+        store.iotlb.drop_domain(3);
+        assert!(!store.iotlb.is_current(&first));
+        assert_ne!(name(&store, &one).expect("a number").space, first.space);
+    }
+
+    #[test]
+    fn a_walk_from_before_an_invalidation_gets_no_number_after_a_later_one() {
+        let store = store();
+        let requester = Requester::new(SourceId::from_raw(1));
+        let old = store.iotlb.sample().epoch;
+        store.iotlb.drop_all();
+        assert!(name(&store, &requester).is_some());
+        assert_eq!(store.name(&requester, &TAG, old, store.iotlb.generation(3)), None);
+    }
+
+    #[test]
+    fn when_numbers_run_out_every_page_is_forgotten_before_they_start_again() {
+        let mut store = store();
+        store.last_space = 2;
+        let requester = Requester::new(SourceId::from_raw(1));
+        let fill = |store: &Store| {
+            let sample = store.iotlb.sample();
+            let view = name(store, &requester)?;
+            let page = Page {
+                base: 0x1000,
+                size: iommu_types::PageSize::Size4K,
+                phys: 0xA000,
+                perms: Perms::READ,
+            };
+            let fill = store.iotlb.fill(&sample, &view, &page);
+            Some((view, fill))
+        };
+        assert_eq!(
+            fill(&store).map(|(_, fill)| fill),
+            Some(Fill::Raced),
+            "the first page of a size"
+        );
+        let (first, _) = fill(&store).expect("a number");
+        assert!(store.iotlb.lookup(&first, 0x1000, Access::Read.needs()).is_some());
+        store.iotlb.drop_domain(3);
+        assert_eq!(fill(&store).map(|(view, _)| view.space), Some(2));
+        store.iotlb.drop_domain(3);
+        assert_eq!(fill(&store), None, "the last number was given out");
+        let (again, _) = fill(&store).expect("a number");
+        assert_eq!(again.space, first.space);
+        let current = View {
+            epoch: again.epoch,
+            generation: again.generation,
+            ..first
+        };
+        assert!(
+            store.iotlb.lookup(&current, 0x1000, Access::Read.needs()).is_some(),
+            "filled just now"
+        );
+        store.iotlb.drop_all();
+        let second = View {
+            epoch: again.epoch + 1,
+            generation: again.generation,
+            space: 2,
+            domain: 3,
+        };
+        assert_eq!(
+            store.iotlb.lookup(&second, 0x1000, Access::Read.needs()),
+            None,
+            "space 2 of the first round"
+        );
+    }
+
+    #[test]
+    fn more_requesters_than_numbers_in_use_only_cost_lookups() {
+        let store = store();
+        for source in 0..u16::try_from(SPACES_MAX).expect("small") + 10 {
+            assert!(name(&store, &Requester::new(SourceId::from_raw(source))).is_some());
+        }
+        assert!(store.spaces.lock().expect("not poisoned").numbers.len() <= SPACES_MAX);
+    }
+}

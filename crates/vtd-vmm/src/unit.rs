@@ -5,10 +5,13 @@ mod held;
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use iommu_types::SourceId;
 use iommu_types::sync::{AtomicU64, AtomicUsize, Ordering};
 use thiserror::Error;
 use vm_memory::GuestMemoryBackend;
-use vtd_model::{AccessWidth, Counters, DrainToken, Fault, InterruptRequest, Latched, Profile, Unit, UnitConfig};
+use vtd_model::{
+    AccessWidth, Counters, DrainToken, Fault, InterruptRequest, Latched, Profile, RestoreError, Unit, UnitConfig,
+};
 
 use crate::bus::GuestBus;
 use crate::interrupt::{InterruptDropped, RoutedInterrupt};
@@ -26,8 +29,8 @@ const READERS: usize = 32;
 /// adds meanwhile is that processor's to carry out.
 const TURNS_MAX: usize = 1 << 16;
 
-/// A configuration that cannot be shared by threads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+/// Why there is no unit.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum VmmError {
     /// Waits would complete while other threads still use old translations.
@@ -36,6 +39,9 @@ pub enum VmmError {
     /// Nobody would step the unit.
     #[error("profile {0:?} works only when it is stepped: choose Profile::Spec")]
     Asynchronous(Profile),
+    /// The saved unit cannot be restored.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
 }
 
 /// What a drain is for.
@@ -92,15 +98,38 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
     /// # Errors
     /// [`VmmError`] says which setting of `config` does not go with threads.
     pub fn new(config: UnitConfig, memory: M, listener: L) -> Result<Self, VmmError> {
+        let store = Self::store(config)?;
+        let unit = Unit::with_cache(config, StoreHandle(Arc::clone(&store)));
+        Ok(Self::with_parts(config, memory, listener, store, unit))
+    }
+
+    /// The unit that [`Self::save`] wrote, in front of the memory that was saved along with it. Waits that were open are
+    /// completed before this returns, with all that follows from it: the status write, the listener, the rest of the
+    /// queue.
+    ///
+    /// # Errors
+    /// [`VmmError`]; the bytes may come from anywhere.
+    pub fn restore(config: UnitConfig, bytes: &[u8], memory: M, listener: L) -> Result<Self, VmmError> {
+        let store = Self::store(config)?;
+        let unit = Unit::restore_with_cache(config, StoreHandle(Arc::clone(&store)), bytes)?;
+        store.publish(*unit.latched());
+        let restored = Self::with_parts(config, memory, listener, store, unit);
+        restored.poll();
+        Ok(restored)
+    }
+
+    fn store(config: UnitConfig) -> Result<Arc<Store>, VmmError> {
         if config.profile() == Profile::Silicon {
             return Err(VmmError::Asynchronous(config.profile()));
         }
         if !config.two_phase_waits() {
             return Err(VmmError::OnePhaseWaits);
         }
-        let store = Arc::new(Store::new(config));
-        let unit = Unit::with_cache(config, StoreHandle(Arc::clone(&store)));
-        Ok(Self {
+        Ok(Arc::new(Store::new(config)))
+    }
+
+    fn with_parts(config: UnitConfig, memory: M, listener: L, store: Arc<Store>, unit: Unit<StoreHandle>) -> Self {
+        Self {
             memory,
             listener,
             readers: Readers::new(READERS),
@@ -114,7 +143,7 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
                 held: Held::new(&config),
             }),
             store,
-        })
+        }
     }
 
     /// Length of the register window in bytes.
@@ -147,19 +176,41 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
     pub fn write(&self, offset: u32, width: AccessWidth, value: u64) {
         let mut core = self.lock();
         let watched = core.held.concerns(offset, width);
-        let status = watched.then(|| held::global_status(&mut core.unit));
+        let before_it = watched.then(|| held::Status::of(&mut core.unit));
         let before = self.store.invalidations();
         core.unit.write(&self.bus(), offset, width, value);
-        if let Some(status) = status {
+        if let Some(status) = before_it {
             let latched = *core.unit.latched() != core.published;
             if latched || self.store.invalidations() != before {
                 // Before it shows as done, what was translated under the old state has to be over
-                // (VT-d §11.4.4.1 for TE and SRTP, §6.5.1 for CCMD and IOTLB).
+                // (VT-d §11.4.4.1 for TE and SRTP, §6.5.1 for CCMD and IOTLB, §11.4.8 for PMEN).
                 core.held.hold(offset, width, status);
                 core.next.registers = true;
             }
         }
         self.settle(core);
+    }
+
+    /// The device `source` uses none of the entries any more that the invalidation `tag` named
+    /// ([`Listener::device_tlb_invalidated`]).
+    pub fn complete_device_invalidation(&self, source: SourceId, tag: u8) {
+        let mut core = self.lock();
+        core.unit.complete_device_invalidation(&self.bus(), source, tag);
+        self.settle(core);
+    }
+
+    /// The device `source` did not answer the invalidation `tag`: the queue stops with an invalidation time-out error
+    /// (VT-d §6.5.2.10).
+    pub fn time_out_device_invalidation(&self, source: SourceId, tag: u8) {
+        let mut core = self.lock();
+        core.unit.time_out_device_invalidation(source, tag);
+        self.settle(core);
+    }
+
+    /// The unit as bytes, at any moment; see [`Unit::save`]. Sections may be open: what waits for them is saved as waiting.
+    /// Commands through registers that are held back for them are saved as done, since no section goes along.
+    pub fn save(&self) -> Vec<u8> {
+        self.lock().unit.save()
     }
 
     /// Lets queue entries progress that are left over from other processors. Nothing is ever left over unless several
@@ -257,9 +308,11 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
             core.next.token = token.or(core.next.token);
             let news = self.store.take_entry_news();
             let message = core.unit.take_message();
-            if !news.is_empty() || message.is_some() {
+            let device = core.unit.take_device_invalidation();
+            if !news.is_empty() || message.is_some() || device.is_some() {
                 core.telling += 1;
                 drop(core);
+                let dropped = device.filter(|what| self.listener.device_tlb_invalidated(*what));
                 for what in news {
                     self.listener.interrupt_entries_changed(what);
                 }
@@ -268,6 +321,10 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
                 }
                 core = self.lock();
                 core.telling -= 1;
+                if let Some(what) = dropped {
+                    core.unit
+                        .complete_device_invalidation(&self.bus(), what.source, what.tag);
+                }
             } else if core.active.is_none() && !core.next.is_none() && core.telling == 0 {
                 // Nobody is with the listener: routes that it keeps were renewed.
                 core.active = Some(core::mem::take(&mut core.next));

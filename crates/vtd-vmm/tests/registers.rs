@@ -262,6 +262,74 @@ fn a_broken_queue_stops_and_leaves_translation_working() {
     );
 }
 
+#[test]
+fn a_unit_saved_in_the_middle_of_a_wait_completes_it_where_it_is_restored() {
+    let mut guest = Guest::new();
+    guest.map(0x7000_0000, 0x20_0000, 1, common::RW);
+    let section = guest.unit.enter(device());
+    guest.submit(&[
+        descriptor::iotlb_domain(DOMAIN),
+        descriptor::wait_status(common::STATUS, 1),
+        descriptor::wait_status(common::STATUS, 2),
+    ]);
+    assert_eq!(guest.status(), 0);
+    let saved = guest.unit.save();
+    let restored = VmmUnit::restore(config(), &saved, guest.unit.memory().clone(), ()).expect("just saved");
+    assert_eq!(guest.status(), 2, "the memory is shared here");
+    assert_eq!(
+        restored.read(offset::IQH, AccessWidth::Qword),
+        restored.read(offset::IQT, AccessWidth::Qword)
+    );
+    restored
+        .section(device(), |dma| dma.write_obj(7u8, GuestAddress(0x7000_0000)))
+        .expect("mapped");
+    let outside = restored.section(device(), |dma| dma.read_obj::<u8>(GuestAddress(0x7000_1000)));
+    assert!(outside.is_err());
+    drop(section);
+    for len in [0, 1, saved.len() / 2, saved.len() - 1] {
+        let cut = VmmUnit::restore(config(), &saved[..len], guest.unit.memory().clone(), ());
+        assert!(matches!(cut, Err(VmmError::Restore(_))), "{len} bytes");
+    }
+}
+
+#[test]
+fn a_wait_stays_open_until_the_device_has_dropped_its_entries() {
+    #[derive(Clone, Default)]
+    struct Devices(Arc<Mutex<Vec<vtd_model::DeviceInvalidation>>>);
+    impl Listener for Devices {
+        fn event(&self, _: EventMessage) {}
+        fn interrupt_entries_changed(&self, _: InterruptInvalidation) {}
+        fn device_tlb_invalidated(&self, what: vtd_model::DeviceInvalidation) -> bool {
+            self.0.lock().expect("not poisoned").push(what);
+            false
+        }
+    }
+    let config = UnitConfig::builder()
+        .two_phase_waits(true)
+        .device_tlb(true)
+        .build()
+        .expect("consistent");
+    let devices = Devices::default();
+    let guest = Guest::with(config, devices.clone());
+    guest.submit(&[
+        descriptor::device_tlb_page(DEVICE, 0x7000_0000),
+        descriptor::wait_status(common::STATUS, 1),
+    ]);
+    assert_eq!(guest.status(), 0);
+    let asked = devices.0.lock().expect("not poisoned").pop().expect("one message");
+    assert_eq!(asked.source, SourceId::from_raw(DEVICE));
+    guest.unit.complete_device_invalidation(asked.source, asked.tag);
+    assert_eq!(guest.status(), 1);
+
+    // Devices without translations of their own are done at once.
+    let guest = Guest::with(config, ());
+    guest.submit(&[
+        descriptor::device_tlb_page(DEVICE, 0x7000_0000),
+        descriptor::wait_status(common::STATUS, 1),
+    ]);
+    assert_eq!(guest.status(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

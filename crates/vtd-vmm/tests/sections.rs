@@ -9,8 +9,9 @@ use iommu_types::{Access, HostPhys, Iova, Pasid, SourceId, SystemMemory};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
-use vtd_model::AccessWidth;
+use vtd_model::{AccessWidth, UnitConfig};
 use vtd_spec::register::offset;
+use vtd_vmm::{GuestBus, VmmUnit};
 
 const IOVA: u64 = 0x7000_0000;
 const A: u64 = 0x20_0000;
@@ -243,7 +244,7 @@ fn a_context_command_moves_the_requester_to_its_new_tables() {
     }
     // The context entry goes; its place follows from the root table that the first pages of the tables are.
     let memory = guest.unit.memory().clone();
-    let bus = vtd_vmm::GuestBus(&memory);
+    let bus = GuestBus(&memory);
     let mut tables = raw::RawTables::new(&bus, 0x3F_0000);
     tables.legacy_context(0x10_0000, DEVICE, [0, 0]);
     assert!(
@@ -367,4 +368,111 @@ fn register_invalidation_keeps_its_flag_until_it_is_drained() {
         "granularity done: global"
     );
     assert_eq!(guest.unit.read(offset::CCMD, AccessWidth::Qword) >> 63, 0);
+}
+
+#[test]
+fn protected_memory_shows_its_status_when_it_is_drained() {
+    let config = UnitConfig::builder()
+        .two_phase_waits(true)
+        .protected_memory(true)
+        .build()
+        .expect("consistent");
+    let guest = Guest::with(config, ());
+    guest.unit.write(offset::PLMBASE, AccessWidth::Dword, 0x20_0000);
+    guest.unit.write(offset::PLMLIMIT, AccessWidth::Dword, 0x3F_FFFF);
+    let section = guest.unit.enter(device());
+    guest.unit.write(offset::PMEN, AccessWidth::Dword, 1 << 31);
+    assert_eq!(guest.unit.read(offset::PMEN, AccessWidth::Dword), 1 << 31);
+    drop(section);
+    assert_eq!(guest.unit.read(offset::PMEN, AccessWidth::Dword), 1 << 31 | 1);
+}
+
+const SECOND_TOP: u64 = 0x60_0000;
+const QUEUE: u64 = 0x61_0000;
+const DIRECTORY: u64 = 0x62_0000;
+
+/// A unit in scalable mode whose [`DEVICE`] goes through nested tables: IOVA to guest page A, guest memory to itself in
+/// large pages. Also the address of the first-stage leaf.
+fn nested() -> (VmmUnit<Memory>, u64) {
+    let config = UnitConfig::builder()
+        .two_phase_waits(true)
+        .scalable_mode(true)
+        .first_stage(true)
+        .scalable_second_stage(true)
+        .nested(true)
+        .scalable_walk_coherency(true)
+        .build()
+        .expect("consistent");
+    let memory = Memory::from_ranges(&[(GuestAddress(0), common::MEMORY)]).expect("memory");
+    let (root, leaf) = {
+        let bus = GuestBus(&memory);
+        let mut tables = raw::RawTables::new(&bus, 0x40_0000);
+        let (root, first) = (tables.page(), tables.page());
+        for base in (0..common::MEMORY as u64).step_by(0x20_0000) {
+            tables.second_stage(SECOND_TOP, 4, base, base, 2, RW | raw::PAGE_SIZE_BIT);
+        }
+        let flags = raw::FS_PRESENT | raw::FS_WRITE | raw::FS_USER;
+        let leaf = tables.first_stage(first, 4, IOVA, A, 1, flags);
+        let mut entry = raw::pasid_nested(first, 4, SECOND_TOP, 2, DOMAIN);
+        // PWSNP, bit 87: first-stage flags are kept only by walks that snoop.
+        entry[1] |= 1 << 23;
+        tables.pasid(DIRECTORY, 0, entry);
+        tables.scalable_context(root, DEVICE, raw::scalable_context_entry(DIRECTORY, 0, 0, 0));
+        (root, leaf)
+    };
+    let unit = VmmUnit::new(config, memory, ()).expect("goes with threads");
+    // 256-bit descriptors, scalable tables.
+    unit.write(offset::IQA, AccessWidth::Qword, QUEUE | 1 << 11);
+    unit.write(offset::RTADDR, AccessWidth::Qword, root | 1 << 10);
+    for command in [1 << 26, 1 << 26 | 1 << 30, 1 << 26 | 1 << 31] {
+        unit.write(offset::GCMD, AccessWidth::Dword, command);
+    }
+    (unit, leaf)
+}
+
+#[test]
+fn the_first_write_through_a_page_that_was_read_sets_its_dirty_flag() {
+    let (unit, leaf) = nested();
+    let flags = |unit: &VmmUnit<Memory>| GuestBus(unit.memory()).read_u64(HostPhys::new(leaf)).expect("memory");
+    for _ in 0..3 {
+        unit.section(device(), |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
+            .expect("mapped");
+    }
+    assert_eq!(flags(&unit) & (raw::FS_ACCESSED | raw::FS_DIRTY), raw::FS_ACCESSED);
+    unit.section(device(), |dma| dma.write_obj(1u64, GuestAddress(IOVA)))
+        .expect("mapped");
+    assert_eq!(
+        flags(&unit) & (raw::FS_ACCESSED | raw::FS_DIRTY),
+        raw::FS_ACCESSED | raw::FS_DIRTY
+    );
+    // Nor does the software's clearing it count before it is invalidated.
+    for _ in 0..3 {
+        unit.section(device(), |dma| dma.write_obj(1u64, GuestAddress(IOVA)))
+            .expect("mapped");
+    }
+    assert_eq!(unit.counters().blocked, 0);
+}
+
+#[test]
+fn a_page_command_for_the_second_stage_drops_nested_pages_at_other_addresses() {
+    let (unit, _) = nested();
+    let bus = GuestBus(unit.memory());
+    let place = || {
+        let place = unit.section(device(), |dma| dma.translate(Iova::new(IOVA), 8, Access::Read));
+        place.expect("mapped").phys.raw()
+    };
+    for _ in 0..4 {
+        assert_eq!(place(), A);
+    }
+    // The guest page moves within host memory; the command names it, not the IOVA.
+    let mut tables = raw::RawTables::new(&bus, 0x50_0000);
+    tables.second_stage(SECOND_TOP, 4, A, 0x80_0000, 2, RW | raw::PAGE_SIZE_BIT);
+    assert_eq!(place(), A, "cached");
+    let wide = raw::descriptor::wide(descriptor::iotlb_pages(DOMAIN, A, 9, true));
+    for (word, at) in wide.into_iter().zip((QUEUE..).step_by(8)) {
+        bus.write_u64(HostPhys::new(at), word).expect("memory");
+    }
+    unit.write(offset::IQT, AccessWidth::Qword, 1 << 5);
+    assert_eq!(unit.read(offset::IQH, AccessWidth::Qword), 1 << 5);
+    assert_eq!(place(), 0x80_0000);
 }

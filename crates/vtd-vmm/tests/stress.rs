@@ -50,6 +50,8 @@ fn churn(command: impl Fn(u64) -> [u64; 2] + Sync, turns_at_least: u64) {
                 written.fetch_add(turn, Ordering::Relaxed);
             });
         }
+        // Also when an assertion fails: the scope waits for the readers.
+        let _end = Ends(stop);
         let start = Instant::now();
         let mut turn = 0u32;
         while start.elapsed() < TIME {
@@ -74,13 +76,21 @@ fn churn(command: impl Fn(u64) -> [u64; 2] + Sync, turns_at_least: u64) {
             mark(guest, old);
             check_mark(guest, old);
         }
-        stop.store(true, Ordering::Relaxed);
         u64::from(turn)
     });
     assert!(turns >= turns_at_least, "only {turns} turns");
     assert!(written.load(Ordering::Relaxed) > turns, "writers ran");
     assert_eq!(guest.unit.counters().blocked, 0);
     assert_eq!(guest.unit.counters().waits, turns);
+}
+
+/// Stops the readers when dropped.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 const MARK: u64 = 0x5AFE_5AFE_5AFE_5AFE;

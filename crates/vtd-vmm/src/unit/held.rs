@@ -1,24 +1,38 @@
 //! Commands through registers whose completion software must not see yet.
 //!
-//! The model carries out GCMD, CCMD and IOTLB commands in the register write. Here other threads may be in the middle
+//! The model carries out GCMD, PMEN, CCMD and IOTLB commands in the register write. Here other threads may be in the middle
 //! of accesses that were translated before, so until they are drained the registers show the command as under way.
 
 use vtd_model::{AccessWidth, TranslationCache, Unit, UnitConfig};
-use vtd_spec::register::{ContextCommand, IotlbInvalidate, offset};
+use vtd_spec::register::{ContextCommand, IotlbInvalidate, ProtectedMemoryEnable, offset};
 
 /// What is held back, and where.
 #[derive(Debug)]
 pub(super) struct Held {
     iotlb: u32,
-    /// GSTS as it was before the command.
-    status: Option<u32>,
+    /// GSTS as it was before a global command.
+    global: Option<u32>,
+    /// PMEN.PRS as it was before PMEN was written.
+    protected: Option<u32>,
     context: bool,
     invalidate: bool,
 }
 
-/// GSTS_REG as the model has it.
-pub(super) fn global_status<C: TranslationCache>(unit: &mut Unit<C>) -> u32 {
-    u32::try_from(unit.read(offset::GSTS, AccessWidth::Dword)).unwrap_or(0)
+/// The status fields that can be held, as the model has them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Status {
+    global: u32,
+    protected: u32,
+}
+
+impl Status {
+    pub(super) fn of<C: TranslationCache>(unit: &mut Unit<C>) -> Self {
+        let mut read = |at| u32::try_from(unit.read(at, AccessWidth::Dword)).unwrap_or(0);
+        Self {
+            global: read(offset::GSTS),
+            protected: read(offset::PMEN) & ProtectedMemoryEnable::prs_mask(),
+        }
+    }
 }
 
 /// Whether an access of `width` at `at` covers the double word at `register`.
@@ -30,7 +44,8 @@ impl Held {
     pub(super) const fn new(config: &UnitConfig) -> Self {
         Self {
             iotlb: config.extended_capability().iotlb_offset(),
-            status: None,
+            global: None,
+            protected: None,
             context: false,
             invalidate: false,
         }
@@ -38,14 +53,20 @@ impl Held {
 
     /// Whether a write there can be such a command.
     pub(super) const fn concerns(&self, at: u32, width: AccessWidth) -> bool {
-        covers(at, width, offset::GCMD) || covers(at, width, offset::CCMD + 4) || covers(at, width, self.iotlb + 4)
+        covers(at, width, offset::GCMD)
+            || covers(at, width, offset::PMEN)
+            || covers(at, width, offset::CCMD + 4)
+            || covers(at, width, self.iotlb + 4)
     }
 
-    /// The command written at `at` was carried out; `status` is GSTS from before.
-    pub(super) fn hold(&mut self, at: u32, width: AccessWidth, status: u32) {
+    /// The command written at `at` was carried out; `status` is from before.
+    pub(super) fn hold(&mut self, at: u32, width: AccessWidth, status: Status) {
         if covers(at, width, offset::GCMD) {
             // A second command while the first is held: the guest did not wait; it sees both complete together.
-            self.status.get_or_insert(status);
+            self.global.get_or_insert(status.global);
+        }
+        if covers(at, width, offset::PMEN) {
+            self.protected.get_or_insert(status.protected);
         }
         self.context |= covers(at, width, offset::CCMD + 4);
         self.invalidate |= covers(at, width, self.iotlb + 4);
@@ -53,15 +74,20 @@ impl Held {
 
     /// Everything is drained.
     pub(super) fn release(&mut self) {
-        (self.status, self.context, self.invalidate) = (None, false, false);
+        (self.global, self.protected, self.context, self.invalidate) = (None, None, false, false);
     }
 
     /// What software sees where the model has `value`.
     pub(super) fn shown(&self, at: u32, width: AccessWidth, value: u64) -> u64 {
         let mut shown = value;
-        if let (Some(status), true) = (self.status, covers(at, width, offset::GSTS)) {
-            let shift = (offset::GSTS - at) * 8;
-            shown = shown & !(u64::from(u32::MAX) << shift) | u64::from(status) << shift;
+        for (held, register, field) in [
+            (self.global, offset::GSTS, u32::MAX),
+            (self.protected, offset::PMEN, ProtectedMemoryEnable::prs_mask()),
+        ] {
+            if let (Some(held), true) = (held, covers(at, width, register)) {
+                let shift = (register - at) * 8;
+                shown = shown & !(u64::from(field) << shift) | u64::from(held) << shift;
+            }
         }
         for (held, register, flag) in [
             (self.context, offset::CCMD, ContextCommand::icc_mask()),
