@@ -8,6 +8,7 @@ mod pair;
 mod peers;
 mod row;
 mod translate;
+mod vmm;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut rows = translate::rows(arguments.quick);
     rows.extend(driver::rows(arguments.quick));
+    rows.extend(vmm::rows(arguments.quick));
     row::print(&rows);
     match arguments
         .json
