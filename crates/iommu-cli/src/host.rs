@@ -3,11 +3,13 @@
 //! None of them changes anything. `--root` names another machine: a folder, a snapshot, or `lspci` text.
 
 mod caps;
+mod doctor;
 mod explain;
 mod faults;
 mod groups;
 mod names;
 mod select;
+mod snapshot;
 
 use std::path::PathBuf;
 
@@ -39,6 +41,12 @@ pub(crate) enum HostCommand {
     Faults(faults::Options),
     /// Decode what the remapping units can do
     Caps(caps::Options),
+    /// Say whether the IOMMU works, and if not, whether firmware or kernel is the cause
+    Doctor(doctor::Options),
+    /// Say whether functions can be given to a guest, and what stands in the way
+    Check(doctor::CheckOptions),
+    /// Write one file that holds what these commands read of this machine
+    Snapshot(snapshot::Options),
 }
 
 /// What a command has to say.
@@ -59,6 +67,9 @@ pub(crate) fn run(command: &HostCommand) -> Result<Verdict, Failure> {
         HostCommand::Explain(options) => (explain::run(options)?, options.source.json),
         HostCommand::Faults(options) => (faults::run(options)?, options.source.json),
         HostCommand::Caps(options) => (caps::run(options)?, options.source.json),
+        HostCommand::Doctor(options) => (doctor::run(options)?, options.source.json),
+        HostCommand::Check(options) => (doctor::run_check(options)?, options.source.json),
+        HostCommand::Snapshot(options) => (snapshot::run(options)?, options.json),
     };
     if json {
         exit::print(&format!("{:#}\n", answer.json))?;

@@ -4,7 +4,10 @@
 pub mod blame;
 mod buses;
 pub mod caps;
+pub mod check;
 mod config;
+pub mod doctor;
+mod item;
 mod kmsg;
 mod knowledge;
 mod listing;
@@ -18,6 +21,7 @@ mod tree;
 
 pub use buses::Buses;
 pub use config::ConfigSpace;
+pub use item::{Answer, Item, overall};
 pub use knowledge::{Knowledge, Obstacle};
 pub use machine::{KernelGroup, Machine, OpenError, Origin, PciFunction, ReservedRegion, Unit};
 pub use pci_ids::PciIds;

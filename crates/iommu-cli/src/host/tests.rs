@@ -3,7 +3,7 @@ use iommu_host::{Machine, log};
 
 use super::names::Names;
 use super::select::{select, select_one};
-use super::{Answer, caps, explain, faults, groups};
+use super::{Answer, caps, doctor, explain, faults, groups};
 use crate::exit::{Failure, Verdict};
 
 /// A root port without ACS, a multifunction NIC below it, and a disk on a port with ACS.
@@ -239,6 +239,37 @@ fn caps_decode_units_from_the_log_and_say_what_is_missing() {
     assert_eq!(answer.json["units"][0]["address_bits"], 39);
     let unknown = Machine::from_listing(LISTING.as_bytes());
     assert!(matches!(caps::answer(&unknown), Err(Failure::Measure(_))));
+}
+
+#[test]
+fn doctor_says_what_is_unknown_and_ends_with_code_3() {
+    let answer = doctor::diagnosis(&machine());
+    assert!(matches!(answer.verdict, Err(Failure::Measure(_))), "{}", answer.text);
+    assert!(answer.text.starts_with("working"), "{}", answer.text);
+    assert_eq!(
+        (&answer.json["state"], &answer.json["overall"]),
+        (&"Working".into(), &"unknown".into())
+    );
+    let items = answer.json["items"].as_array().expect("a list");
+    assert!(
+        items
+            .iter()
+            .all(|item| item["answer"] != "unknown" || item["advice"].is_string())
+    );
+}
+
+#[test]
+fn check_refuses_a_group_that_is_in_use() {
+    let machine = machine();
+    let chosen = ["02:00.0".parse().expect("valid")];
+    let answer = doctor::checked(&machine, &Names::default(), &chosen, iommu_host::check::Plan::default());
+    assert!(matches!(answer.verdict, Err(Failure::Measure(_))), "{}", answer.text);
+    assert!(answer.text.contains("not known whether"), "{}", answer.text);
+    let bridge = ["00:01.0".parse().expect("valid")];
+    let answer = doctor::checked(&machine, &Names::default(), &bridge, iommu_host::check::Plan::default());
+    assert!(is_findings(&answer));
+    assert!(answer.text.contains("cannot be given to a guest as it is"));
+    assert!(answer.text.contains("0000:01:00.0 (igb)"), "{}", answer.text);
 }
 
 /// Real listings are not in the repository: `PORTCULLIS_SAMPLES` names the folder that has them.

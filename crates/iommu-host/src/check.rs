@@ -1,0 +1,532 @@
+//! Whether functions can be given to a guest, and what stands in the way.
+
+use std::collections::BTreeSet;
+
+use acpi_dmar::{Applies, Dmar};
+use iommu_groups::{Groups, Presence, Topology, pci};
+use iommu_types::Bdf;
+
+use crate::buses::Buses;
+use crate::caps;
+use crate::doctor;
+use crate::item::{Answer, Item};
+use crate::knowledge::Knowledge;
+use crate::machine::Machine;
+
+/// Drivers that leave a device alone, or hand it to user space.
+const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
+/// The kernel's word for a reserved region that stops an assignment.
+const DIRECT: &str = "direct";
+/// Base classes of devices whose reserved regions Linux relaxes: display controllers, and USB below serial buses.
+const DISPLAY: u32 = 0x03;
+const USB: u32 = 0x0c03;
+
+/// What is to be done with the functions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Memory of the guest in bytes, if it is known.
+    pub memory: Option<u64>,
+    /// Memory that the caller may lock, in bytes, if it is known.
+    pub lockable: Option<u64>,
+}
+
+/// Checks whether `chosen` can be given to one guest.
+///
+/// `groups` are those of Linux's rules for `topology`; the running kernel's own count more where it has any.
+#[must_use]
+pub fn check(machine: &Machine, topology: &Topology, groups: &Groups, chosen: &[Bdf], plan: Plan) -> Vec<Item> {
+    let mut items = vec![translation(machine)];
+    items.push(endpoints(topology, chosen));
+    let (members, certain) = members(machine, groups, chosen);
+    items.push(viable(machine, topology, chosen, &members, certain));
+    items.push(reserved(machine, topology, chosen, &members));
+    items.push(doctor::interrupts(machine));
+    items.extend(vital(machine, topology, &members));
+    items.push(reset(machine, topology, chosen));
+    items.push(width(machine, plan));
+    items.extend(memory_lock(plan));
+    items
+}
+
+fn list(functions: &[Bdf]) -> String {
+    const SHOWN: usize = 8;
+    let mut text: Vec<String> = functions.iter().take(SHOWN).map(Bdf::to_string).collect();
+    if functions.len() > SHOWN {
+        text.push(format!("and {} more", functions.len() - SHOWN));
+    }
+    text.join(" ")
+}
+
+fn translation(machine: &Machine) -> Item {
+    const QUESTION: &str = "does the kernel use an IOMMU?";
+    match machine.has_groups() {
+        Some(true) => Item::hard("iommu", QUESTION, Answer::Yes, "it has groups"),
+        Some(false) => Item::hard("iommu", QUESTION, Answer::No, "it has no groups").advise("`iommu doctor` says why"),
+        None => {
+            let why = machine.groups.obstacle();
+            let item = Item::hard(
+                "iommu",
+                QUESTION,
+                Answer::Unknown,
+                why.map_or_else(String::new, ToString::to_string),
+            );
+            match why {
+                Some(why) => item.advise(why.remedy()),
+                None => item,
+            }
+        }
+    }
+}
+
+fn endpoints(topology: &Topology, chosen: &[Bdf]) -> Item {
+    const QUESTION: &str = "are all of them endpoints?";
+    let bridges: Vec<Bdf> = chosen
+        .iter()
+        .copied()
+        .filter(|bdf| topology.get(*bdf).is_some_and(iommu_groups::Function::is_bridge))
+        .collect();
+    if bridges.is_empty() {
+        Item::hard(
+            "endpoints",
+            QUESTION,
+            Answer::Yes,
+            format!("{} functions", chosen.len()),
+        )
+    } else {
+        Item::hard(
+            "endpoints",
+            QUESTION,
+            Answer::No,
+            format!("bridges: {}", list(&bridges)),
+        )
+        .advise("leave bridges to pcieport: only the endpoints of a group are bound to vfio-pci")
+    }
+}
+
+/// All functions of the groups of the chosen ones, and whether that is certain.
+fn members(machine: &Machine, groups: &Groups, chosen: &[Bdf]) -> (BTreeSet<Bdf>, bool) {
+    let mut members: BTreeSet<Bdf> = chosen.iter().copied().collect();
+    let mut certain = true;
+    for bdf in chosen {
+        let number = machine.functions.get(bdf).and_then(|f| f.group.known());
+        let kernel = number.and_then(|number| machine.groups.known()?.get(number));
+        if let Some(group) = kernel {
+            members.extend(&group.functions);
+        } else if let Some(group) = groups.of(*bdf) {
+            certain &= !group.uncertain;
+            members.extend(&group.members);
+        } else {
+            certain = false;
+        }
+    }
+    (members, certain)
+}
+
+fn viable(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BTreeSet<Bdf>, certain: bool) -> Item {
+    const QUESTION: &str = "is everything else in their groups off the host's drivers?";
+    let mut in_use = Vec::new();
+    let mut unknown = Vec::new();
+    for bdf in members.iter().filter(|bdf| !chosen.contains(bdf)) {
+        if topology.get(*bdf).is_some_and(iommu_groups::Function::is_bridge) {
+            continue;
+        }
+        match machine.functions.get(bdf).map(|f| &f.driver) {
+            Some(Knowledge::Known(driver)) if !is_harmless(driver) => in_use.push((*bdf, driver.as_str())),
+            Some(Knowledge::Unknown(_)) | None => unknown.push(*bdf),
+            _ => {}
+        }
+    }
+    if !in_use.is_empty() {
+        let text: Vec<String> = in_use.iter().map(|(bdf, driver)| format!("{bdf} ({driver})")).collect();
+        return Item::hard("viable", QUESTION, Answer::No, format!("still in use: {}", text.join(", "))).advise(
+            "unbind them or give them to the same guest; or move the card to a slot whose port isolates (`iommu explain` says what does not)",
+        );
+    }
+    if !unknown.is_empty() {
+        return Item::hard(
+            "viable",
+            QUESTION,
+            Answer::Unknown,
+            format!("drivers not known: {}", list(&unknown)),
+        )
+        .advise("list with `lspci -nnvvv`, or take a snapshot with `iommu snapshot`");
+    }
+    if !certain {
+        return Item::hard(
+            "viable",
+            QUESTION,
+            Answer::Unknown,
+            "their groups rest on configuration space that could not be read",
+        )
+        .advise("run as root, or read a snapshot that root took");
+    }
+    let others = members.len().saturating_sub(chosen.len());
+    Item::hard(
+        "viable",
+        QUESTION,
+        Answer::Yes,
+        format!("{others} others, none in the way"),
+    )
+}
+
+fn is_harmless(driver: &str) -> bool {
+    HARMLESS.contains(&driver)
+        || driver.starts_with("vfio")
+        || driver.ends_with("-vfio-pci")
+        || driver.ends_with("_vfio_pci")
+}
+
+fn class_of(machine: &Machine, bdf: Bdf) -> Option<u32> {
+    let f = machine.functions.get(&bdf)?;
+    f.config.read32(pci::header::REVISION).map(|class| class >> 8)
+}
+
+/// Whether Linux relaxes reserved regions of a function.
+fn is_relaxable(machine: &Machine, bdf: Bdf) -> Option<bool> {
+    let class = class_of(machine, bdf)?;
+    Some(class >> 16 == DISPLAY || class >> 8 == USB)
+}
+
+fn reserved(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BTreeSet<Bdf>) -> Item {
+    const QUESTION: &str = "are they free of reserved regions of the firmware (RMRR)?";
+    const ADVICE: &str = "the firmware keeps memory mapped for it, so the kernel refuses; on HPE servers the setup option `Shared Memory \
+                          Features` of the slot (Gen9 and later) turns that off; `iommu dmar show` lists the regions";
+    // The kernel's own word first.
+    let mut asked = false;
+    for bdf in chosen {
+        let number = machine.functions.get(bdf).and_then(|f| f.group.known());
+        let group = number.and_then(|number| machine.groups.known()?.get(number));
+        if let Some(Knowledge::Known(regions)) = group.map(|group| &group.reserved) {
+            asked = true;
+            if let Some(region) = regions.iter().find(|region| region.kind == DIRECT) {
+                let text = format!(
+                    "the group of {bdf} has {:#x}-{:#x}",
+                    region.range.first().raw(),
+                    region.range.last().raw()
+                );
+                return Item::hard("reserved", QUESTION, Answer::No, text).advise(ADVICE);
+            }
+        }
+    }
+    if asked {
+        return Item::hard("reserved", QUESTION, Answer::Yes, "the kernel lists none that stops it");
+    }
+    match &machine.dmar {
+        Knowledge::Known(bytes) => {
+            let Ok(table) = Dmar::inspect(bytes) else {
+                return Item::hard("reserved", QUESTION, Answer::Unknown, "the table cannot be read");
+            };
+            let buses = Buses(topology);
+            let mut doubt = None;
+            for rmrr in table.rmrrs() {
+                for bdf in members.iter().copied() {
+                    match rmrr.applies_to(bdf, &buses) {
+                        Applies::No => {}
+                        Applies::Yes { at } if is_relaxable(machine, bdf) == Some(false) => {
+                            let text = format!(
+                                "{bdf} is named for {:#x}-{:#x} (table offset {at:#x})",
+                                rmrr.base().raw(),
+                                rmrr.limit().raw()
+                            );
+                            return Item::hard("reserved", QUESTION, Answer::No, text).advise(ADVICE);
+                        }
+                        Applies::Yes { .. } if is_relaxable(machine, bdf) == Some(true) => {}
+                        Applies::Yes { at } | Applies::Unknown { at } => doubt = Some((bdf, at)),
+                    }
+                }
+            }
+            match doubt {
+                Some((bdf, at)) => Item::hard(
+                    "reserved",
+                    QUESTION,
+                    Answer::Unknown,
+                    format!("{bdf} may be named at table offset {at:#x}"),
+                ),
+                None => Item::hard(
+                    "reserved",
+                    QUESTION,
+                    Answer::Yes,
+                    "the firmware's table names none of them",
+                ),
+            }
+        }
+        Knowledge::Absent => Item::hard(
+            "reserved",
+            QUESTION,
+            Answer::Yes,
+            "there is no table that could name any",
+        ),
+        Knowledge::Unknown(why) => {
+            Item::hard("reserved", QUESTION, Answer::Unknown, why.to_string()).advise(why.remedy())
+        }
+    }
+}
+
+/// Devices that the host cannot do without.
+fn vital(machine: &Machine, topology: &Topology, members: &BTreeSet<Bdf>) -> Vec<Item> {
+    const DISKS: &str = "can the host boot and run without their disks?";
+    const NETWORK: &str = "can the host be reached without their interfaces?";
+    const SCREEN: &str = "does the host keep a display?";
+    let of = |pick: fn(&crate::machine::PciFunction) -> &Vec<String>, vital: &[String]| -> Vec<String> {
+        members
+            .iter()
+            .filter_map(|bdf| machine.functions.get(bdf))
+            .flat_map(|f| {
+                pick(f)
+                    .iter()
+                    .filter(|name| vital.contains(name))
+                    .map(move |name| format!("{name} on {}", f.bdf))
+            })
+            .collect()
+    };
+    let endpoint = |bdf: &Bdf| !topology.get(*bdf).is_some_and(iommu_groups::Function::is_bridge);
+    let judge = |id,
+                 question,
+                 fact: &Knowledge<Vec<String>>,
+                 pick: fn(&crate::machine::PciFunction) -> &Vec<String>,
+                 advice: &str| {
+        match fact {
+            Knowledge::Known(vital) => {
+                let found = of(pick, vital);
+                if found.is_empty() {
+                    Item::hard(id, question, Answer::Yes, "none of them is in use for that")
+                } else {
+                    Item::hard(id, question, Answer::No, found.join(", ")).advise(advice)
+                }
+            }
+            Knowledge::Absent => Item::hard(id, question, Answer::Yes, "none of them is in use for that"),
+            Knowledge::Unknown(why) => Item::hard(id, question, Answer::Unknown, why.to_string()).advise(why.remedy()),
+        }
+    };
+    let mut items = vec![
+        judge(
+            "vital-disk",
+            DISKS,
+            &machine.vital_disks,
+            |f| &f.disks,
+            "it holds the host's own file systems: choose another device",
+        ),
+        judge(
+            "vital-network",
+            NETWORK,
+            &machine.vital_interfaces,
+            |f| &f.interfaces,
+            "the default route leads over it: move the route first",
+        ),
+    ];
+    let displays: Vec<Bdf> = machine
+        .functions
+        .keys()
+        .copied()
+        .filter(|bdf| class_of(machine, *bdf).is_some_and(|class| class >> 16 == DISPLAY))
+        .collect();
+    let taken: Vec<Bdf> = displays
+        .iter()
+        .copied()
+        .filter(|bdf| members.contains(bdf) && endpoint(bdf))
+        .collect();
+    if !taken.is_empty() {
+        items.push(if taken.len() == displays.len() {
+            Item::soft(
+                "vital-display",
+                SCREEN,
+                Answer::No,
+                format!("{} is all it has", list(&taken)),
+            )
+            .advise("make sure that the host can be reached over the network")
+        } else {
+            Item::soft(
+                "vital-display",
+                SCREEN,
+                Answer::Yes,
+                format!("{} others remain", displays.len() - taken.len()),
+            )
+        });
+    }
+    items
+}
+
+fn reset(machine: &Machine, topology: &Topology, chosen: &[Bdf]) -> Item {
+    const QUESTION: &str = "can each be reset between two owners?";
+    let (mut cannot, mut unknown) = (Vec::new(), Vec::new());
+    let mut ways = Vec::new();
+    for bdf in chosen {
+        match machine.functions.get(bdf).map(|f| &f.reset_methods) {
+            Some(Knowledge::Known(methods)) if methods.is_empty() => cannot.push(*bdf),
+            Some(Knowledge::Known(methods)) => ways.push(format!("{bdf} {}", methods.join(" "))),
+            kernel => {
+                let Some(f) = topology.get(*bdf) else {
+                    unknown.push(*bdf);
+                    continue;
+                };
+                let own = [f.resets.flr, f.resets.advanced, f.resets.power];
+                if own.iter().any(Presence::is_present) || topology.bus_reset_is_private(*bdf) {
+                    ways.push(format!("{bdf} by configuration space"));
+                } else if own.iter().any(Presence::is_unknown) || matches!(kernel, Some(Knowledge::Absent)) {
+                    unknown.push(*bdf);
+                } else {
+                    cannot.push(*bdf);
+                }
+            }
+        }
+    }
+    if !cannot.is_empty() {
+        Item::soft(
+            "reset",
+            QUESTION,
+            Answer::No,
+            format!("no way to reset {} alone", list(&cannot)),
+        )
+        .advise(
+            "a bus reset needs all functions of the bus in the same guest; state may leak from one guest to the next",
+        )
+    } else if !unknown.is_empty() {
+        Item::soft(
+            "reset",
+            QUESTION,
+            Answer::Unknown,
+            format!("not known for {}", list(&unknown)),
+        )
+        .advise("run as root, or read a snapshot that root took")
+    } else {
+        Item::soft("reset", QUESTION, Answer::Yes, ways.join(", "))
+    }
+}
+
+fn width(machine: &Machine, plan: Plan) -> Item {
+    const QUESTION: &str = "do the units' addresses reach far enough?";
+    let bits = machine
+        .units
+        .known()
+        .into_iter()
+        .flatten()
+        .filter_map(|unit| unit.cap.known())
+        .filter_map(|cap| caps::address_bits(*cap))
+        .min();
+    match (bits, plan.memory) {
+        (Some(bits), Some(memory)) if memory.checked_shr(u32::from(bits)).unwrap_or(0) != 0 => Item::hard(
+            "width",
+            QUESTION,
+            Answer::No,
+            format!("the narrowest unit has {bits} bits, and {memory:#x} bytes need more"),
+        )
+        .advise("give the guest less memory"),
+        (Some(bits), _) => Item::hard(
+            "width",
+            QUESTION,
+            Answer::Yes,
+            format!("{bits} bits; keep the guest's physical addresses, BARs included, below that"),
+        ),
+        (None, _) => Item::soft("width", QUESTION, Answer::Unknown, "the units' registers are not known")
+            .advise("read them as root, or from a log with the boot lines"),
+    }
+}
+
+/// Memory of the guest is locked; BARs and tables need some besides.
+fn memory_lock(plan: Plan) -> Option<Item> {
+    const QUESTION: &str = "may the guest's memory be locked?";
+    /// What is added for BARs and firmware, in bytes.
+    const BESIDES: u64 = 1 << 30;
+    let needed = plan.memory?.saturating_add(BESIDES);
+    let text = format!("needs RLIMIT_MEMLOCK of about {} MiB", needed >> 20);
+    Some(match plan.lockable {
+        Some(limit) if limit >= needed => Item::hard("memlock", QUESTION, Answer::Yes, text),
+        Some(limit) => Item::hard(
+            "memlock",
+            QUESTION,
+            Answer::No,
+            format!("{text}, and {} MiB are allowed here", limit >> 20),
+        )
+        .advise("raise it (`ulimit -l`, LimitMEMLOCK= in the unit file), or let libvirt do so"),
+        None => {
+            Item::soft("memlock", QUESTION, Answer::Unknown, text).advise("check the limit of whoever starts the guest")
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use iommu_groups::group;
+
+    use super::*;
+    use crate::item::overall;
+
+    const LISTING: &str = "\
+00:01.0 0604: 1234:0001\n\tStatus: Cap+ 66MHz-\n\tBus: primary=00, secondary=01, subordinate=01, sec\n\tIOMMU group: 0\n\
+\tCapabilities: [40] Express (v2) Root Port (Slot+), MSI 00\n\tKernel driver in use: pcieport\n\n\
+01:00.0 0200: 1234:0010\n\tStatus: Cap+ 66MHz-\n\tIOMMU group: 0\n\tCapabilities: [40] Express (v2) Endpoint, MSI 00\n\
+\t\t\tExtTag- FLReset+\n\tKernel driver in use: vfio-pci\n\n\
+01:00.1 0403: 1234:0011\n\tStatus: Cap+ 66MHz-\n\tIOMMU group: 0\n\tCapabilities: [40] Express (v2) Endpoint, MSI 00\n\
+\t\t\tExtTag- FLReset-\n\tKernel driver in use: snd\n\n\
+DMAR: dmar0: reg_base_addr fed90000 ver 1:0 cap d2008c40660462 ecap f050da\n\
+DMAR-IR: Enabled IRQ remapping in x2apic mode\n";
+
+    fn ask(change: impl FnOnce(&mut Machine), chosen: &[&str], plan: Plan) -> Vec<Item> {
+        let mut machine = Machine::from_listing(LISTING.as_bytes());
+        machine.dmar = Knowledge::Absent;
+        machine.vital_disks = Knowledge::Known(vec!["sda".to_owned()]);
+        machine.vital_interfaces = Knowledge::Known(vec!["eth0".to_owned()]);
+        change(&mut machine);
+        let topology = machine.topology();
+        let groups = group(&topology, machine.linux_rules());
+        let chosen: Vec<Bdf> = chosen.iter().map(|text| text.parse().expect("valid")).collect();
+        check(&machine, &topology, &groups, &chosen, plan)
+    }
+
+    fn answer(items: &[Item], id: &str) -> Answer {
+        items.iter().find(|item| item.id == id).expect("asked").answer
+    }
+
+    #[test]
+    fn a_sibling_on_a_host_driver_makes_the_group_not_viable() {
+        let items = ask(|_| {}, &["01:00.0"], Plan::default());
+        assert_eq!(answer(&items, "viable"), Answer::No);
+        assert_eq!(overall(&items), Answer::No);
+        assert!(items.iter().any(|item| item.detail.contains("0000:01:00.1 (snd)")));
+        // Both together leave only the bridge, which stays.
+        let items = ask(|_| {}, &["01:00.0", "01:00.1"], Plan::default());
+        assert_eq!((answer(&items, "viable"), overall(&items)), (Answer::Yes, Answer::Yes));
+    }
+
+    #[test]
+    fn vital_devices_of_the_whole_group_are_refused() {
+        let both = ["01:00.0", "01:00.1"];
+        let items = ask(
+            |machine| {
+                for f in machine.functions.values_mut().filter(|f| f.bdf.devfn().function() == 1) {
+                    f.disks.push("sda".to_owned());
+                    f.interfaces.push("eth1".to_owned());
+                }
+            },
+            &both,
+            Plan::default(),
+        );
+        assert_eq!(
+            (answer(&items, "vital-disk"), answer(&items, "vital-network")),
+            (Answer::No, Answer::Yes)
+        );
+        let items = ask(
+            |machine| machine.vital_disks = Knowledge::Unknown(crate::Obstacle::NotIncluded("x".into())),
+            &both,
+            Plan::default(),
+        );
+        assert_eq!(overall(&items), Answer::Unknown);
+    }
+
+    #[test]
+    fn bridges_widths_and_limits_are_judged() {
+        let items = ask(|_| {}, &["00:01.0"], Plan::default());
+        assert_eq!(answer(&items, "endpoints"), Answer::No);
+        let plan = Plan {
+            memory: Some(1 << 40),
+            lockable: Some(8 << 20),
+        };
+        let items = ask(|_| {}, &["01:00.0", "01:00.1"], plan);
+        assert_eq!(
+            (answer(&items, "width"), answer(&items, "memlock")),
+            (Answer::No, Answer::No)
+        );
+        // Function 1 says that it has no function level reset, and a bus reset hits both.
+        assert_eq!(answer(&items, "reset"), Answer::No);
+    }
+}
