@@ -104,7 +104,7 @@ pub enum VfioError {
     /// A function that no unit contains.
     #[error(
         "{function} cannot be assigned: no unit translates its DMA ({why}); a device that nothing contains reaches all \
-         memory"
+         memory: leave it to the host, or have the firmware's table corrected"
     )]
     NotContained {
         /// The function.

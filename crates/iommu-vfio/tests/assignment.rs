@@ -11,7 +11,7 @@ use iommu_vfio::{
     Container, Driver, Errno, FaultedAccess, Group, GuestMemory, HostSpace, Platform, PlatformOptions, RegionOutcome,
     Type1, Uncontained, UserId, VfioError, Viable,
 };
-use soft_platform::{Machine, MachineDescription, MachineOptions, PageRequest, Placement, Sender, TWO_SOCKET, Zone};
+use soft_platform::{Machine, MachineDescription, MachineOptions, PageRequest, Sender, TWO_SOCKET, Zone};
 use vtd_driver::InterruptTarget;
 
 const NVME: &str = "03:00.0";
@@ -586,12 +586,7 @@ fn a_host_driver_maps_two_pages_that_are_apart_as_one() {
         platform.bind(bdf(SD), Driver::Vfio),
         Err(VfioError::GroupOwned { .. })
     ));
-    let request = PageRequest {
-        bytes: 0x2000,
-        node: None,
-        zone: Zone::Above4G,
-        placement: Placement::Scattered { extent: 0x1000 },
-    };
+    let request = PageRequest::scattered(0x2000, 0x1000).zone(Zone::Above4G);
     let pages = platform.machine().memory().allocate_pages(request).expect("memory");
     let iova = Iova::new(0x20_0000);
     for (index, page) in (0u64..).zip(pages.extents()) {

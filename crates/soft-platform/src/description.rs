@@ -224,6 +224,8 @@ pub struct FunctionDescription {
     pub dma_bits: u8,
     /// Whether it has a DMA engine to be told what to do.
     pub engine: bool,
+    /// Whether a bridge or port has registers in memory (BAR 0). Functions that are no bridges have them anyway.
+    pub registers: bool,
     /// Made up, because a table implies that something is there but does not name it.
     pub synthetic: bool,
 }

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use acpi_dmar::{Dmar, ParseError, Why};
 use iommu_types::{
-    Access, Bdf, BusError, Clock, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, SourceId, SystemMemory, Table,
-    TableFrame, TableMemory,
+    Access, AddrRange, Bdf, BusError, Clock, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, SourceId,
+    SystemMemory, Table, TableFrame, TableMemory,
 };
 use vtd_model::{Profile, UnitConfigBuilder};
 
@@ -40,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) description: MachineDescription,
     pub(crate) dmar: Vec<u8>,
     pub(crate) memory: MachineMemory,
+    /// What is kept out of use for firmware.
+    pub(crate) reserved: Vec<AddrRange<HostPhys>>,
     pub(crate) units: Vec<UnitSlot>,
     pub(crate) refused: Vec<RefusedUnit>,
     pub(crate) functions: Vec<functions::Slot>,
@@ -158,7 +160,7 @@ pub enum MachineError {
         /// The function without an address.
         function: Bdf,
         /// The window of its host bridge.
-        window: iommu_types::AddrRange<HostPhys>,
+        window: AddrRange<HostPhys>,
     },
     /// A function cannot be built as described.
     #[error("function {function} cannot be built: {problem}")]
@@ -229,6 +231,13 @@ impl Machine {
     #[must_use]
     pub fn memory(&self) -> &MachineMemory {
         &self.shared.memory
+    }
+
+    /// Whether the machine keeps all memory of `range` out of use, since firmware reserves it (RMRR). A region
+    /// for which it does not (one that would leave nothing to run with) must not be opened to a device.
+    #[must_use]
+    pub fn keeps_reserved(&self, range: AddrRange<HostPhys>) -> bool {
+        self.shared.reserved.iter().any(|kept| kept.covers(range))
     }
 
     /// Takes the interrupts that arrived since the last call, oldest first.

@@ -102,6 +102,8 @@ pub struct PageRequest {
     pub zone: Zone,
     /// How the pages lie.
     pub placement: Placement,
+    /// The lowest address that any of them may have.
+    pub floor: HostPhys,
 }
 
 impl PageRequest {
@@ -113,6 +115,7 @@ impl PageRequest {
             node: None,
             zone: Zone::Any,
             placement: Placement::Contiguous,
+            floor: HostPhys::ZERO,
         }
     }
 
@@ -124,6 +127,7 @@ impl PageRequest {
             node: None,
             zone: Zone::Any,
             placement: Placement::Scattered { extent },
+            floor: HostPhys::ZERO,
         }
     }
 
@@ -131,6 +135,13 @@ impl PageRequest {
     #[must_use]
     pub const fn zone(mut self, zone: Zone) -> Self {
         self.zone = zone;
+        self
+    }
+
+    /// The same, but no page lies below `floor`.
+    #[must_use]
+    pub const fn at_or_above(mut self, floor: HostPhys) -> Self {
+        self.floor = floor;
         self
     }
 
@@ -145,10 +156,36 @@ impl PageRequest {
 /// There is not enough free memory of the wanted kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "no {} KiB of memory free {}{}: ask for less or describe a machine with more memory",
-    .0.bytes.div_ceil(1024), .0.zone, .0.node.map_or(String::new(), |node| format!(" on node {node}"))
+    "no {} of memory free {}{}{}: ask for less or describe a machine with more memory",
+    Size(.0.bytes), .0.zone, Floor(.0.floor), .0.node.map_or(String::new(), |node| format!(" on node {node}"))
 )]
 pub struct OutOfPages(pub PageRequest);
+
+/// A length in bytes, in the largest unit that it is a multiple of.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        let whole = |shift: &u32| self.0 != 0 && self.0.is_multiple_of(1 << shift);
+        match UNITS.iter().find(|(_, shift)| whole(shift)) {
+            Some((unit, shift)) => write!(f, "{} {unit}", self.0 >> shift),
+            None => write!(f, "{} bytes", self.0),
+        }
+    }
+}
+
+/// A lowest address, where there is one.
+struct Floor(HostPhys);
+
+impl std::fmt::Display for Floor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            HostPhys::ZERO => Ok(()),
+            floor => write!(f, ", not below {floor}"),
+        }
+    }
+}
 
 /// Pages for a buffer, owned by whoever holds this.
 ///
@@ -287,6 +324,7 @@ impl MachineMemory {
 
     fn take_extent(&self, request: PageRequest, count: u64) -> Option<AddrRange<HostPhys>> {
         let (first, last) = request.zone.pages();
+        let first = first.max(request.floor.raw().div_ceil(PAGE_SIZE));
         let mut regions = self
             .regions
             .iter()
@@ -597,7 +635,7 @@ mod tests {
         assert_eq!(memory.allocate_pages(request), Err(OutOfPages(request)));
         assert_eq!(memory.free_bytes(None), free);
         let text = OutOfPages(request).to_string();
-        assert!(text.contains("40960 KiB") && text.contains("on node 1"), "{text}");
+        assert!(text.contains("40 MiB") && text.contains("on node 1"), "{text}");
     }
 
     #[test]

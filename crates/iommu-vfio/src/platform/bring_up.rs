@@ -237,6 +237,12 @@ fn regions(table: Dmar<'_>, machine: &Machine, topology: &Topology) -> Vec<Regio
                 "it may be for {bdf}, but the entry at offset {at:#x} cannot be read"
             )),
             (Some(_), _) if functions.is_empty() => RegionOutcome::NoFunction,
+            // An identity mapping of memory that others are given would open it to the device.
+            (Some(range), _) if !machine.keeps_reserved(range) => RegionOutcome::Refused(
+                "it is so large that the machine cannot keep it out of use, and the device would reach memory of \
+                 others; the firmware has to be corrected"
+                    .to_owned(),
+            ),
             (Some(_), _) => RegionOutcome::Mapped,
         };
         steps.push(RegionStep {
@@ -291,6 +297,9 @@ fn enable(
         let (Some(range), false) = (step.range, requesters.is_empty()) else {
             continue;
         };
+        if step.outcome != RegionOutcome::Mapped {
+            continue;
+        }
         let region = ReservedRegion {
             range,
             requesters,

@@ -350,6 +350,12 @@ fn functions(items: &[Spanned<file::Function>], roots: &[HostBridge]) -> Checked
                 "a bridge has no DMA engine: remove `engine`, or put a device below it",
             ));
         }
+        if entry.registers && !kind.is_bridge() {
+            return Err(Mistake::at(
+                item,
+                "`registers` is for bridges and ports: remove it, other functions have registers anyway",
+            ));
+        }
         if let Some(class) = &entry.class
             && *class.get_ref() >> 24 != 0
         {
@@ -374,6 +380,7 @@ fn functions(items: &[Spanned<file::Function>], roots: &[HostBridge]) -> Checked
                 .map(|bits| bits.iter().fold(0, |word, bit| word | bit.mask())),
             dma_bits,
             engine: entry.engine,
+            registers: entry.registers,
             synthetic: false,
         });
     }
@@ -437,7 +444,15 @@ fn check_kind(entry: &file::Function, bdf: Bdf, above: Option<&FunctionDescripti
         K::SwitchDownstream => &[Some(K::SwitchUpstream)],
         // An endpoint function may also sit beside the downstream ports inside a switch.
         K::Endpoint => &[Some(K::RootPort), Some(K::SwitchDownstream), Some(K::SwitchUpstream)],
-        K::PciBridge | K::Conventional => &[None, Some(K::PcieToPciBridge), Some(K::PciBridge)],
+        // Below a port stands a PCIe-to-PCI bridge that does not say what it is.
+        K::PciBridge => &[
+            None,
+            Some(K::PcieToPciBridge),
+            Some(K::PciBridge),
+            Some(K::RootPort),
+            Some(K::SwitchDownstream),
+        ],
+        K::Conventional => &[None, Some(K::PcieToPciBridge), Some(K::PciBridge)],
     };
     if !allowed.contains(&above.map(|above| above.kind)) {
         let names: Vec<&str> = allowed.iter().map(|kind| kind.map_or("a root bus", K::name)).collect();

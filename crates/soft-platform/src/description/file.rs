@@ -194,6 +194,8 @@ pub(super) struct Function {
     pub(super) dma_bits: Option<Spanned<u8>>,
     #[serde(default)]
     pub(super) engine: bool,
+    #[serde(default)]
+    pub(super) registers: bool,
 }
 
 /// Device and function on the bus below a parent: `"00.1"`.

@@ -336,6 +336,7 @@ impl Walk<'_> {
                 acs: matches!(kind, FunctionKind::RootPort | FunctionKind::SwitchDownstream).then_some(PORT_ACS),
                 dma_bits: 64,
                 engine: !kind.is_bridge() && self.engine,
+                registers: false,
                 synthetic: named.synthetic,
             });
             if named.bridge {

@@ -64,6 +64,7 @@ pub(super) fn machine(
             description: description.clone(),
             dmar: dmar.unwrap_or_default().to_vec(),
             memory,
+            reserved,
             units: slots,
             refused,
             tree: Tree::new(&description.functions),
@@ -190,7 +191,9 @@ fn engine_options(function: &FunctionDescription) -> DmaEngineOptions {
 fn bar_size(function: &FunctionDescription) -> Option<u64> {
     if function.engine {
         Some(engine_options(function).bar_size())
-    } else if function.kind.is_bridge() || function.class >> 8 == u32::from(class::HOST_BRIDGE) {
+    } else if function.kind.is_bridge() {
+        function.registers.then_some(PLAIN_BAR)
+    } else if function.class >> 8 == u32::from(class::HOST_BRIDGE) {
         None
     } else {
         Some(PLAIN_BAR)
