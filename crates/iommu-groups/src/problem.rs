@@ -4,6 +4,7 @@ use core::fmt;
 
 use iommu_types::{Bdf, DevFn};
 
+use crate::pci::PortType;
 use crate::topology::{BusId, BusNumbers};
 
 /// How a capability list ended before its end.
@@ -38,6 +39,13 @@ pub enum Problem {
     HeaderAgainstPort {
         /// Which function.
         function: Bdf,
+    },
+    /// A switch port stands where only the other side of a switch can stand, and is taken for that.
+    PortAgainstParent {
+        /// Which port.
+        function: Bdf,
+        /// What it is taken for.
+        acts_as: PortType,
     },
     /// The primary bus number is not the bus that the bridge is on.
     PrimaryBus {
@@ -137,6 +145,11 @@ impl fmt::Display for Problem {
                 f,
                 "{function}: header layout and PCI Express port type contradict each other; it is taken for a \
                  conventional bridge or function"
+            ),
+            Self::PortAgainstParent { function, acts_as } => write!(
+                f,
+                "{function}: from where it stands it is a {}, though it says otherwise; it is taken for that",
+                acts_as.describe()
             ),
             Self::PrimaryBus { bridge, register } => write!(
                 f,

@@ -12,6 +12,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use iommu_groups::pci::PortType;
 use iommu_groups::{
     BusId, ConfigAccess, Difference, Explanation, Facts, LinuxVersion, ListFault, Problem, Roots, Rules, Topology,
     differences, group,
@@ -182,6 +183,43 @@ fn a_port_type_against_its_header_isolates_nothing() {
     assert!(matches!(topology.problems(), [Problem::HeaderAgainstPort { .. }]));
     assert_eq!(group(&topology, Rules::Strict).all().len(), 1);
     assert_eq!(group(&topology, Rules::Linux(LinuxVersion::LATEST)).all().len(), 1);
+}
+
+#[test]
+fn a_switch_port_on_the_wrong_side_is_taken_for_the_other_side() {
+    // A downstream port right below a root port, as Linux corrects it: nobody stands beside it.
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 2).acs(ACS_CAP, ACS_ON))
+        .with("01:00.0", downstream(2, 2))
+        .with("02:00.0", endpoint());
+    let topology = machine.scan();
+    assert_eq!(
+        topology.problems(),
+        [Problem::PortAgainstParent {
+            function: bdf("01:00.0"),
+            acts_as: PortType::UPSTREAM_PORT,
+        }]
+    );
+    let linux = Rules::Linux(LinuxVersion::LATEST);
+    assert_eq!(partition(&group(&topology, linux)), "00:01.0 | 01:00.0 | 02:00.0");
+    // Inside a switch an upstream port stands for a downstream port, here one without access control.
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 3).acs(ACS_CAP, ACS_ON))
+        .with("01:00.0", upstream(2, 3))
+        .with("02:00.0", upstream(3, 3))
+        .with("03:00.0", endpoint());
+    let topology = machine.scan();
+    assert!(matches!(
+        topology.problems(),
+        [Problem::PortAgainstParent {
+            acts_as: PortType::DOWNSTREAM_PORT,
+            ..
+        }]
+    ));
+    assert_eq!(
+        partition(&group(&topology, linux)),
+        "00:01.0 | 01:00.0 | 02:00.0 03:00.0"
+    );
 }
 
 /// Answers every read with the next bytes of a string, over and over.

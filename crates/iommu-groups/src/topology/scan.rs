@@ -198,9 +198,30 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
         let bdf = Bdf::new(bus.segment, SourceId::new(bus.bus, devfn));
         let mut function = Function::read(self.access, bdf, &mut self.out.problems)?;
         function.parent = parent;
+        self.correct_port(&mut function);
         let answer = (function.multifunction, function.ari);
         self.insert(function, bus);
         Some(answer)
+    }
+
+    /// A port that stands where only the other side of a switch can stand is that other side, whatever it says:
+    /// what goes on from a link is an upstream port, and inside a switch stand downstream ports. Linux takes it
+    /// so as well (`set_pcie_port_type` in `drivers/pci/probe.c`). PCIe §7.5.3.2 (Device/Port Type).
+    fn correct_port(&mut self, function: &mut Function) {
+        let parent = function.parent.and_then(|parent| self.out.functions.get(parent));
+        let acts_as = match (function.port.present(), parent.and_then(|f| f.port.present())) {
+            (
+                Some(PortType::DOWNSTREAM_PORT),
+                Some(PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT | PortType::PCI_TO_PCIE_BRIDGE),
+            ) => PortType::UPSTREAM_PORT,
+            (Some(PortType::UPSTREAM_PORT), Some(PortType::UPSTREAM_PORT)) => PortType::DOWNSTREAM_PORT,
+            _ => return,
+        };
+        function.port = Presence::Present(acts_as);
+        self.out.problems.push(Problem::PortAgainstParent {
+            function: function.bdf,
+            acts_as,
+        });
     }
 
     fn insert(&mut self, function: Function, bus: BusId) {
