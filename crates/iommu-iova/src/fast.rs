@@ -134,22 +134,24 @@ impl CoreCache {
     }
 
     /// Takes a range from stock whose last page is at or below `last`.
-    #[inline]
     fn pop(&mut self, stock: usize, pages: u64, last: u64) -> Option<u64> {
         let stock = self.stock.get_mut(stock)?;
-        if let Some(&first) = stock.loaded.last()
-            && first + pages - 1 <= last
-        {
-            return stock.loaded.pop();
-        }
-        stock.pop_slowly(pages, last)
+        stock.pop_top(pages, last).or_else(|| stock.pop_slowly(pages, last))
     }
 }
 
 impl Stock {
+    /// Takes the range on top, if its last page is at or below `last`.
+    #[inline]
+    fn pop_top(&mut self, pages: u64, last: u64) -> Option<u64> {
+        let &first = self.loaded.last()?;
+        if first + pages - 1 > last {
+            return None;
+        }
+        self.loaded.pop()
+    }
+
     /// Looks further than at the range on top.
-    #[cold]
-    #[inline(never)]
     fn pop_slowly(&mut self, pages: u64, last: u64) -> Option<u64> {
         if self.loaded.is_empty() {
             core::mem::swap(&mut self.loaded, &mut self.spare);
@@ -349,19 +351,91 @@ impl CachedAllocator {
         }
     }
 
-    /// Number of the last page that a request can use.
+    /// Whether a lease lies inside the space, as all do that this allocator made.
     #[inline]
-    fn last_page(&self, request: IovaRequest) -> Result<u64, AllocError> {
-        let last = request.last_page().ok_or_else(|| request.exhausted())?;
-        Ok(last.min(self.space.last_page()))
+    fn holds(&self, lease: &Lease) -> bool {
+        let first = lease.first_page();
+        let last = first + lease.reserved_pages() - 1;
+        first >= self.space.first_page() && last <= self.space.last_page()
     }
 
-    /// Serves a request that a core's own stock did not.
+    /// Takes back what does not simply go on top of the core's own stock.
     #[cold]
     #[inline(never)]
-    fn allocate_slowly(&self, core: &mut CoreCache, request: IovaRequest) -> Result<Lease, AllocError> {
+    fn free_slowly(&self, core: &mut CoreCache, lease: Lease) {
+        if !self.holds(&lease) {
+            return;
+        }
+        let (first, reserved) = (lease.first_page(), lease.reserved_pages());
+        if !self.owns(core) {
+            self.shared.lock().tree.give(first, reserved);
+            return;
+        }
+        core.counters.frees += 1;
+        let want = self.want.load(Ordering::Relaxed);
+        if core.want != want {
+            core.want = want;
+            self.empty_stock(core);
+        }
+        // What was claimed, or is too long for stock, goes straight back.
+        let stock = lease.stock().map(usize::from);
+        let Some((number, stock)) = stock.and_then(|number| Some((number, core.stock.get_mut(number)?))) else {
+            self.shared.lock().tree.give(first, reserved);
+            return;
+        };
+        if !stock.push(first) {
+            self.exchange(stock, number, first);
+        }
+    }
+
+    /// Serves a request from the core's own stock, or from wherever else. Where it cannot, it says why through
+    /// `refusal`: this way the answer fits into registers.
+    #[inline]
+    fn take(&self, core: &mut CoreCache, request: IovaRequest, refusal: &mut AllocError) -> Option<Lease> {
+        if self.owns(core)
+            && let Some(last) = request.last_page()
+        {
+            let last = last.min(self.space.last_page());
+            let plan = Plan::new(request);
+            if let Some(class) = plan.class {
+                let (zone, limit) = if last <= LOW_LAST_PAGE {
+                    (Zone::Low, last)
+                } else if request.is_low_first() {
+                    (Zone::Low, LOW_LAST_PAGE)
+                } else {
+                    (Zone::Any, last)
+                };
+                let number = zone.stock(class);
+                if let Some(stock) = core.stock.get_mut(number)
+                    && let Some(first) = stock.pop_top(plan.reserved, limit)
+                {
+                    core.counters.hits += 1;
+                    return Some(Lease::found(
+                        first,
+                        plan.pages,
+                        plan.reserved,
+                        u8::try_from(number).ok(),
+                    ));
+                }
+            }
+        }
+        self.take_slowly(core, request, refusal)
+    }
+
+    /// Serves a request that the core's own stock did not.
+    #[cold]
+    #[inline(never)]
+    fn take_slowly(&self, core: &mut CoreCache, request: IovaRequest, refusal: &mut AllocError) -> Option<Lease> {
+        self.search(core, request).map_err(|why| *refusal = why).ok()
+    }
+
+    fn search(&self, core: &mut CoreCache, request: IovaRequest) -> Result<Lease, AllocError> {
+        if !self.owns(core) {
+            return Err(AllocError::ForeignCore);
+        }
         request.check()?;
-        let last = self.last_page(request)?;
+        let last = request.last_page().ok_or_else(|| request.exhausted())?;
+        let last = last.min(self.space.last_page());
         let plan = Plan::new(request);
         let no_memory = |_: NoMemory| AllocError::NoMemory;
         let mut first = self
@@ -473,29 +547,8 @@ impl IovaAllocator for CachedAllocator {
 
     #[inline]
     fn allocate(&self, core: &mut CoreCache, request: IovaRequest) -> Result<Lease, AllocError> {
-        if !self.owns(core) {
-            return Err(AllocError::ForeignCore);
-        }
-        let last = request
-            .last_page()
-            .ok_or_else(|| request.exhausted())?
-            .min(self.space.last_page());
-        let plan = Plan::new(request);
-        if let Some(class) = plan.class {
-            let (zone, limit) = if last <= LOW_LAST_PAGE {
-                (Zone::Low, last)
-            } else if request.is_low_first() {
-                (Zone::Low, LOW_LAST_PAGE)
-            } else {
-                (Zone::Any, last)
-            };
-            let stock = zone.stock(class);
-            if let Some(first) = core.pop(stock, plan.reserved, limit) {
-                core.counters.hits += 1;
-                return Ok(Lease::found(first, plan.pages, plan.reserved, u8::try_from(stock).ok()));
-            }
-        }
-        self.allocate_slowly(core, request)
+        let mut refusal = AllocError::NoMemory;
+        self.take(core, request, &mut refusal).ok_or(refusal)
     }
 
     fn claim(&self, core: &mut CoreCache, range: AddrRange<Iova>) -> Result<Lease, ClaimError> {
@@ -532,30 +585,17 @@ impl IovaAllocator for CachedAllocator {
 
     #[inline]
     fn free(&self, core: &mut CoreCache, lease: Lease) {
-        let (first, reserved) = (lease.first_page(), lease.reserved_pages());
-        let last = first + reserved - 1;
-        if first < self.space.first_page() || last > self.space.last_page() {
+        if self.owns(core)
+            && self.holds(&lease)
+            && core.want == self.want.load(Ordering::Relaxed)
+            && let Some(number) = lease.stock()
+            && let Some(stock) = core.stock.get_mut(usize::from(number))
+            && stock.push(lease.first_page())
+        {
+            core.counters.frees += 1;
             return;
         }
-        if !self.owns(core) {
-            self.shared.lock().tree.give(first, reserved);
-            return;
-        }
-        core.counters.frees += 1;
-        let want = self.want.load(Ordering::Relaxed);
-        if core.want != want {
-            core.want = want;
-            self.empty_stock(core);
-        }
-        // What was claimed, or is too long for stock, goes straight back.
-        let stock = lease.stock().map(usize::from);
-        let Some((number, stock)) = stock.and_then(|number| Some((number, core.stock.get_mut(number)?))) else {
-            self.shared.lock().tree.give(first, reserved);
-            return;
-        };
-        if !stock.push(first) {
-            self.exchange(stock, number, first);
-        }
+        self.free_slowly(core, lease);
     }
 
     fn retire(&self, mut core: CoreCache) {

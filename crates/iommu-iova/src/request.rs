@@ -1,5 +1,7 @@
 //! What a caller asks an allocator for.
 
+use core::fmt;
+
 use iommu_types::{Iova, PAGE_SHIFT, PAGE_SIZE, PageSize};
 
 use crate::error::AllocError;
@@ -8,28 +10,60 @@ use crate::error::AllocError;
 pub const MAX_PAGES: u64 = 1 << (30 - PAGE_SHIFT);
 
 /// A range of addresses that is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+// Two words, so that a request travels in registers.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct IovaRequest {
-    pages: u64,
-    align: u64,
     last: Iova,
-    low_first: bool,
+    shape: Shape,
+}
+
+/// From bit 0 on: the length in pages (56 bits, all ones for that and more), the base-2 logarithm of the alignment
+/// (7 bits), and whether addresses below 4 GiB are tried first.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Shape(u64);
+
+impl Shape {
+    const ALIGN_SHIFT: u32 = 56;
+    const MOST_PAGES: u64 = (1 << Self::ALIGN_SHIFT) - 1;
+    const ALIGN: u64 = 0x7f << Self::ALIGN_SHIFT;
+    const LOW_FIRST: u64 = 1 << 63;
+
+    const fn pages(self) -> u64 {
+        self.0 & Self::MOST_PAGES
+    }
+
+    const fn align_order(self) -> u64 {
+        (self.0 & Self::ALIGN) >> Self::ALIGN_SHIFT
+    }
+
+    /// With an alignment of at least `align`, a power of two.
+    const fn align(self, align: u64) -> Self {
+        let order = align.trailing_zeros() as u64;
+        if order <= self.align_order() {
+            return self;
+        }
+        Self(self.0 & !Self::ALIGN | order << Self::ALIGN_SHIFT)
+    }
 }
 
 impl IovaRequest {
     /// `pages` 4 KiB pages anywhere.
     #[must_use]
+    #[inline]
     pub const fn pages(pages: u64) -> Self {
         Self {
-            pages,
-            align: 1,
             last: Iova::MAX,
-            low_first: false,
+            shape: Shape(if pages < Shape::MOST_PAGES {
+                pages
+            } else {
+                Shape::MOST_PAGES
+            }),
         }
     }
 
     /// As many pages as `len` bytes need.
     #[must_use]
+    #[inline]
     pub const fn bytes(len: u64) -> Self {
         Self::pages(len.div_ceil(PAGE_SIZE))
     }
@@ -39,11 +73,9 @@ impl IovaRequest {
     /// It is always honoured. Where it differs from the length, a fragmented space may be refused although one place
     /// exists: the fast allocator finds those that are certain by length, or by a free block of that size.
     #[must_use]
+    #[inline]
     pub const fn aligned_to(mut self, size: PageSize) -> Self {
-        let align = size.bytes() >> PAGE_SHIFT;
-        if align > self.align {
-            self.align = align;
-        }
+        self.shape = self.shape.align(size.bytes() >> PAGE_SHIFT);
         self
     }
 
@@ -51,19 +83,18 @@ impl IovaRequest {
     ///
     /// Such a range crosses no boundary of a power of two that is at least as large as itself.
     #[must_use]
+    #[inline]
     pub const fn naturally_aligned(mut self) -> Self {
-        // `pages` beyond the maximum is refused by `check`; it must only not overflow here.
-        if self.pages <= MAX_PAGES {
-            let align = self.pages.next_power_of_two();
-            if align > self.align {
-                self.align = align;
-            }
+        // Lengths beyond the maximum are refused by `check`.
+        if self.shape.pages() <= MAX_PAGES {
+            self.shape = self.shape.align(self.shape.pages().next_power_of_two());
         }
         self
     }
 
     /// Ends at or below `last`: the device's DMA mask. The lowest of several limits counts.
     #[must_use]
+    #[inline]
     pub const fn below(mut self, last: Iova) -> Self {
         if last.raw() < self.last.raw() {
             self.last = last;
@@ -74,36 +105,45 @@ impl IovaRequest {
     /// Tries addresses below 4 GiB first: older PCI bridges and devices do well with them, and a 32-bit address
     /// saves a header word in each request.
     #[must_use]
+    #[inline]
     pub const fn low_first(mut self) -> Self {
-        self.low_first = true;
+        self.shape.0 |= Shape::LOW_FIRST;
         self
     }
 
-    /// How many 4 KiB pages are wanted.
+    /// How many 4 KiB pages are wanted; `u64::MAX` for all lengths that pass the 64-bit space by far.
     #[must_use]
+    #[inline]
     pub const fn page_count(self) -> u64 {
-        self.pages
+        match self.shape.pages() {
+            Shape::MOST_PAGES => u64::MAX,
+            pages => pages,
+        }
     }
 
     /// The alignment wanted, in 4 KiB pages: a power of two.
     #[must_use]
+    #[inline]
     pub const fn align_pages(self) -> u64 {
-        self.align
+        1 << self.shape.align_order()
     }
 
     /// The last address that will do.
     #[must_use]
+    #[inline]
     pub const fn last(self) -> Iova {
         self.last
     }
 
     /// Whether addresses below 4 GiB are tried first.
     #[must_use]
+    #[inline]
     pub const fn is_low_first(self) -> bool {
-        self.low_first
+        self.shape.0 & Shape::LOW_FIRST != 0
     }
 
     /// Number of the last page that lies wholly at or below the limit; `None` if not even page 0 does.
+    #[inline]
     pub(crate) const fn last_page(self) -> Option<u64> {
         match self.last.checked_add(1) {
             None => Some(u64::MAX >> PAGE_SHIFT),
@@ -113,22 +153,31 @@ impl IovaRequest {
 
     /// Refuses lengths that no lease has.
     pub(crate) const fn check(self) -> Result<(), AllocError> {
-        if self.pages == 0 {
-            return Err(AllocError::ZeroPages);
+        match self.page_count() {
+            0 => Err(AllocError::ZeroPages),
+            1..=MAX_PAGES => Ok(()),
+            pages => Err(AllocError::TooLarge { pages }),
         }
-        if self.pages > MAX_PAGES {
-            return Err(AllocError::TooLarge { pages: self.pages });
-        }
-        Ok(())
     }
 
     /// The answer when nothing fits.
     pub(crate) const fn exhausted(self) -> AllocError {
         AllocError::Exhausted {
-            pages: self.pages,
-            align: self.align,
+            pages: self.page_count(),
+            align: self.align_pages(),
             last: self.last,
         }
+    }
+}
+
+impl fmt::Debug for IovaRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IovaRequest")
+            .field("pages", &self.page_count())
+            .field("align", &self.align_pages())
+            .field("last", &self.last)
+            .field("low_first", &self.is_low_first())
+            .finish()
     }
 }
 
@@ -143,6 +192,15 @@ mod tests {
         assert_eq!(request.below(Iova::new(0xffff_ffff)).last_page(), Some(0xf_ffff));
         assert_eq!(request.below(Iova::new(0xffff_fffe)).last_page(), Some(0xf_fffe));
         assert_eq!(request.below(Iova::new(0xffe)).last_page(), None);
+    }
+
+    #[test]
+    fn a_request_keeps_what_it_was_given_in_two_words() {
+        let request = IovaRequest::pages(MAX_PAGES).low_first().aligned_to(PageSize::Size1G);
+        assert_eq!((request.page_count(), request.align_pages()), (MAX_PAGES, MAX_PAGES));
+        assert!(request.is_low_first() && !IovaRequest::pages(1).naturally_aligned().is_low_first());
+        assert_eq!(request.below(Iova::new(7)).last(), Iova::new(7));
+        assert_eq!(size_of::<IovaRequest>(), 16);
     }
 
     #[test]
