@@ -28,6 +28,8 @@ pub enum QuirkEffect {
     DeviceTlbTwice,
     /// Do not remap interrupts on this chipset.
     NoInterruptRemapping,
+    /// First-stage PASID entries need the unit's address width: [`UnitQuirks::first_stage_width`].
+    FirstStageWidth,
 }
 
 /// One entry of [`QUIRKS`].
@@ -114,6 +116,12 @@ pub const QUIRKS: &[Quirk] = &[
         QuirkEffect::NoInterruptRemapping,
         "5500, 5520 and X58: early steppings lose remapped interrupts",
     ),
+    // The chip itself knows no scalable mode, so that the effect is on QEMU's machine only.
+    intel(
+        &[0x29c0],
+        QuirkEffect::FirstStageWidth,
+        "Q35 as QEMU up to 11.1 has it: first-stage addresses are limited by AW, which such entries do not use",
+    ),
 ];
 
 impl Quirk {
@@ -144,6 +152,9 @@ pub struct UnitQuirks {
     pub max_address_mask: Option<u8>,
     /// Do not use superpages.
     pub no_superpages: bool,
+    /// Write the largest width of the unit into AW of first-stage PASID entries, where the specification has it
+    /// ignored or reserved (`VT-d §9.6`). Without it such a unit translates 29 bits.
+    pub first_stage_width: bool,
 }
 
 #[cfg(test)]
@@ -170,6 +181,7 @@ mod tests {
         assert_eq!(effects(0x4c8a, DISPLAY, true), [QuirkEffect::KeepTranslationOn]);
         assert!(effects(0x4c8a, 2, true).is_empty(), "another class");
         assert!(effects(0x1234, DISPLAY, true).is_empty());
+        assert_eq!(effects(0x29c0, 6, true), [QuirkEffect::FirstStageWidth]);
     }
 
     #[test]

@@ -254,10 +254,16 @@ fn pasid_entry<R: Registers, P: Host>(shared: &Shared<R, P>, target: &Target) ->
                 let control = control.with_translation(PasidTranslation::SecondStage);
                 (second_stage(control, *agaw, table.root()), first)
             }
-            Stages::First { five_levels, table } => (
-                control.with_translation(PasidTranslation::FirstStage),
-                first.with_fspm(paging_mode(*five_levels)).with_table(table.root()),
-            ),
+            Stages::First { five_levels, table } => {
+                let control = control.with_translation(PasidTranslation::FirstStage);
+                let widest = shared.capabilities.cap.largest_agaw();
+                let control = match widest.filter(|_| shared.options.quirks.first_stage_width) {
+                    Some(agaw) => control.with_agaw(agaw),
+                    None => control,
+                };
+                let first = first.with_fspm(paging_mode(*five_levels)).with_table(table.root());
+                (control, first)
+            }
             Stages::Nested { parent, guest } => {
                 let control = control.with_translation(PasidTranslation::Nested);
                 let control = match &parent.stages {

@@ -8,7 +8,7 @@ use super::*;
 use crate::testing::Obedient;
 use crate::{
     AttachError, DestroyError, Domain, DomainError, DomainOptions, GuestTable, MapError, PassThrough, Requester,
-    ReservedRegion, Stage, TableMode, Translating, Unit, UnitError, UnitOptions,
+    ReservedRegion, Stage, TableMode, Translating, Unit, UnitError, UnitOptions, UnitQuirks,
 };
 
 /// Global context, PASID and IOTLB invalidation, in this order.
@@ -47,8 +47,13 @@ fn unit_of(cap: Capability, ecap: ExtendedCapability) -> Obedient {
 type TestUnit<'m> = Unit<&'m Obedient, &'m Obedient, Translating>;
 
 fn translating(hardware: &Obedient) -> TestUnit<'_> {
+    translating_with(hardware, UnitQuirks::default())
+}
+
+fn translating_with(hardware: &Obedient, quirks: UnitQuirks) -> TestUnit<'_> {
     let options = UnitOptions {
         pass_through: PassThrough::AllowedForTrustedDevices,
+        quirks,
         ..Obedient::options(TableMode::Scalable)
     };
     let unit = Unit::found(hardware, hardware, options).expect("found");
@@ -162,6 +167,42 @@ fn first_stage_unmaps_are_flushed_by_pasid_and_new_mappings_need_no_flush_in_cac
     unit.attach(&requester("02:00.0"), &first).expect("attached");
     let fresh = [[0x0200_0000_0031, 0], [0x07, 0], [one | 0xe2, 0]];
     assert_eq!(hardware.take_descriptors(), [GLOBAL.as_slice(), &fresh].concat());
+}
+
+/// The PASID entry of requests without PASID, as it stands in memory.
+fn entry_of(hardware: &Obedient, source: SourceId) -> PasidEntry {
+    let at = |table: HostPhys, offset: u64| HostPhys::new(table.raw() + offset);
+    let memory = &hardware.memory;
+    let root = memory.read_words(at(HostPhys::new(hardware.root_table()), u64::from(source.bus()) * 16));
+    let contexts = ScalableRootEntry::from_words(root.expect("memory")).context_table(source.devfn());
+    let context = at(
+        contexts.expect("present"),
+        ScalableContextEntry::byte_offset(source.devfn()),
+    );
+    let context = ScalableContextEntry::from_words(memory.read_words(context).expect("memory"));
+    let directory = memory.read_u64(context.pasid_directory()).expect("memory");
+    let table = PasidDirectoryEntry::new_with_raw_value(directory).pasid_table();
+    PasidEntry::from_words(memory.read_words(table).expect("memory"))
+}
+
+#[test]
+fn a_first_stage_entry_has_an_address_width_only_where_a_quirk_wants_it() {
+    // A unit without second stage, to which AW is reserved.
+    let alone = extended().with_ssts(false).with_nest(false);
+    let device = requester("02:03.1");
+    for (first_stage_width, expected) in [(false, 0), (true, 2)] {
+        let hardware = unit_of(capability(), alone);
+        let quirks = UnitQuirks {
+            first_stage_width,
+            ..UnitQuirks::default()
+        };
+        let unit = translating_with(&hardware, quirks);
+        let domain = domain(&unit, Stage::First);
+        unit.attach(&device, &domain).expect("attached");
+        let control = entry_of(&hardware, device.rid).control;
+        assert_eq!(control.translation(), Some(PasidTranslation::FirstStage));
+        assert_eq!(control.aw().value(), expected);
+    }
 }
 
 #[test]
