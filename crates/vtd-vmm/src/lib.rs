@@ -64,8 +64,11 @@
 //! # What it does not do
 //!
 //! * Memory hot-plug: the memory is fixed when the unit is made.
-//! * `Profile::Silicon`: it needs someone to step it, and waits that complete in two phases.
-//! * A device-TLB: [`Section::answer`] gives completions, invalidation requests to devices are the model's to come.
+//! * `Profile::Silicon`: it needs someone to step it. The model's sanitizer does not see the hits of this crate.
+//! * A wait behind nothing but context or PASID commands does not drain: the model asks for drains after IOTLB and
+//!   interrupt entry commands, and software has to follow context and PASID commands with an IOTLB command anyway.
+//!   Sections that open after the wait use the new context.
+//! * Counting translations: [`VmmUnit::counters`] counts what happens under the lock.
 //! * Extended destination IDs in messages that pass unremapped are not read; only encoded.
 //!
 //! # Map to the specification

@@ -115,7 +115,7 @@ impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
         walked.outcome.result.inspect_err(|fault| self.unit.log(fault))
     }
 
-    #[inline]
+    #[inline(always)]
     fn hit(&self, address: Iova, len: u64, access: Access) -> Option<Place> {
         let hit = self
             .unit
@@ -134,6 +134,9 @@ impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
         let walked = self.unit.store.walk(&self.unit.bus(), &request, thread_hint());
         if let Some(view) = walked.view {
             self.view.set(view);
+        }
+        if let Some(what) = walked.unannounced {
+            self.unit.announce(what);
         }
         let translation = walked.outcome.result?;
         // The page holds the address, so the difference is below the page's length.

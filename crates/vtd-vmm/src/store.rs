@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, Iova, Pasid, Perms, SourceId, SystemMemory};
+use iommu_types::{AddrRange, Iova, PageSize, Pasid, Perms, SourceId, SystemMemory};
 use vtd_model::cache::{
     AddressSpaceTag, CachedContext, CachedPasid, InterruptInvalidation, Invalidation, IotlbInvalidation,
 };
@@ -157,6 +157,15 @@ pub(crate) struct Store {
 pub(crate) struct Walked {
     pub(crate) outcome: Outcome,
     pub(crate) view: Option<View>,
+    /// What has to be announced before the answer can be kept.
+    pub(crate) unannounced: Option<Announcement>,
+}
+
+/// Kinds of pages that the IOTLB is about to see for the first time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Announcement {
+    size: Option<PageSize>,
+    first_stage: Option<usize>,
 }
 
 impl Store {
@@ -252,17 +261,31 @@ impl Store {
         let mut recorder = Recorder::new(self, sample);
         let outcome = vtd_model::translate(&latched, &self.config, memory, &mut recorder, request);
         let (tag, dirty) = (recorder.tag, recorder.dirty);
-        let view = match (&outcome.result, tag, plain(request)) {
-            (Ok(translation), Some((tag, generation)), Some(requester)) => {
-                let view = self.name(&requester, &tag, sample.epoch, generation);
-                if let (Some(view), Some(dirty), true) = (view, dirty, request.len != 0) {
-                    self.keep(&sample, &view, request, translation, dirty);
-                }
-                view
-            }
-            _ => None,
+        let mut walked = Walked {
+            outcome,
+            view: None,
+            unannounced: None,
         };
-        Walked { outcome, view }
+        let (Ok(translation), Some((tag, generation)), Some(requester)) = (&outcome.result, tag, plain(request)) else {
+            return walked;
+        };
+        if tag.stage.uses_first() && !Iotlb::<AtomicU64>::knows_first_stage(generation) {
+            walked.unannounced = Some(Announcement {
+                size: None,
+                first_stage: Some(usize::from(tag.domain.0)),
+            });
+            return walked;
+        }
+        walked.view = self.name(&requester, &tag, sample.epoch, generation);
+        if let (Some(view), Some(dirty), true) = (walked.view, dirty, request.len != 0) {
+            walked.unannounced = self.keep(&sample, &view, request, translation, dirty);
+        }
+        walked
+    }
+
+    /// Announces new kinds of pages; under the lock that invalidations are made under.
+    pub(crate) fn announce(&self, what: Announcement) {
+        self.iotlb.announce(what.size, what.first_stage);
     }
 
     /// The view of a requester whose requests belong to `tag`.
@@ -314,28 +337,27 @@ impl Store {
     }
 
     /// Keeps an answer, if it is one that the IOTLB can give by itself.
-    fn keep(&self, sample: &Sample, view: &View, request: &Request, translation: &Translation, dirty: bool) {
+    fn keep(
+        &self,
+        sample: &Sample,
+        view: &View,
+        request: &Request,
+        translation: &Translation,
+        dirty: bool,
+    ) -> Option<Announcement> {
         let whole = translation.page;
-        let Some(size) = iommu_types::PageSize::ALL
+        let size = PageSize::ALL
             .into_iter()
-            .find(|size| whole.len() == Some(size.bytes()))
-        else {
-            return;
-        };
-        let Some(phys) = request
-            .address
-            .offset_from(whole.first())
-            .and_then(|offset| translation.phys.checked_sub(offset))
-        else {
-            return;
-        };
+            .find(|size| whole.len() == Some(size.bytes()))?;
+        let offset = request.address.offset_from(whole.first())?;
+        let phys = translation.phys.checked_sub(offset)?;
         let overlaps = |first: u64| {
             let last = first.saturating_add(size.bytes() - 1);
             first <= message::INTERRUPT_RANGE_LAST && message::INTERRUPT_RANGE_FIRST <= last
         };
         // Within such a page the answer differs from byte to byte.
         if overlaps(whole.first().raw()) || overlaps(phys.raw()) {
-            return;
+            return None;
         }
         let perms = Perms {
             read: translation.perms.read,
@@ -348,7 +370,13 @@ impl Store {
             phys: phys.raw(),
             perms,
         };
-        let _: Fill = self.iotlb.fill(sample, view, &page);
+        match self.iotlb.fill(sample, view, &page) {
+            Fill::Unannounced => Some(Announcement {
+                size: Some(size),
+                first_stage: None,
+            }),
+            Fill::Kept | Fill::Skipped | Fill::Raced => None,
+        }
     }
 
     /// Answers an interrupt request. Logs nothing.
@@ -456,18 +484,18 @@ mod tests {
             let view = name(store, &requester)?;
             let page = Page {
                 base: 0x1000,
-                size: iommu_types::PageSize::Size4K,
+                size: PageSize::Size4K,
                 phys: 0xA000,
                 perms: Perms::READ,
             };
             let fill = store.iotlb.fill(&sample, &view, &page);
             Some((view, fill))
         };
-        assert_eq!(
-            fill(&store).map(|(_, fill)| fill),
-            Some(Fill::Raced),
-            "the first page of a size"
-        );
+        assert_eq!(fill(&store).map(|(_, fill)| fill), Some(Fill::Unannounced));
+        store.announce(Announcement {
+            size: Some(PageSize::Size4K),
+            first_stage: None,
+        });
         let (first, _) = fill(&store).expect("a number");
         assert!(store.iotlb.lookup(&first, 0x1000, Access::Read.needs()).is_some());
         store.iotlb.drop_domain(3);

@@ -18,7 +18,7 @@ use crate::interrupt::{InterruptDropped, RoutedInterrupt};
 use crate::listener::Listener;
 use crate::protocol::{Readers, Ticket};
 use crate::section::Section;
-use crate::store::{Requester, Store, StoreHandle};
+use crate::store::{Announcement, Requester, Store, StoreHandle};
 
 use held::Held;
 
@@ -263,6 +263,15 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
         let mut core = self.lock();
         core.unit.log(fault);
         self.settle(core);
+    }
+
+    /// Lets commands know of pages of a new kind before the first of them is kept.
+    #[cold]
+    pub(crate) fn announce(&self, what: Announcement) {
+        // Commands are carried out under this lock: those before did not know, and have moved the counters that the
+        // next fill looks at; those after know.
+        let _core = self.lock();
+        self.store.announce(what);
     }
 
     #[inline]

@@ -80,24 +80,7 @@ struct Unit {
 impl Unit {
     fn new(slots: usize) -> Self {
         let iotlb = Iotlb::new(1, 1);
-        // The first page of a size only announces the size.
-        let sample = iotlb.sample();
-        let page = Page {
-            base: IOVA,
-            size: PageSize::Size4K,
-            phys: OLD,
-            perms: Perms::READ_WRITE,
-        };
-        let _ = iotlb.fill(
-            &sample,
-            &View {
-                space: 1,
-                domain: DOMAIN,
-                generation: 0,
-                epoch: 0,
-            },
-            &page,
-        );
+        iotlb.announce(Some(PageSize::Size4K), None);
         Self {
             iotlb,
             readers: Readers::new(slots),

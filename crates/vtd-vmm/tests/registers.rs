@@ -330,6 +330,32 @@ fn a_wait_stays_open_until_the_device_has_dropped_its_entries() {
     assert_eq!(guest.status(), 1);
 }
 
+/// Calls what it is given when it is told about entries.
+#[derive(Clone, Default)]
+struct Hook(Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>);
+
+impl Listener for Hook {
+    fn event(&self, _: EventMessage) {}
+    fn interrupt_entries_changed(&self, _: InterruptInvalidation) {
+        self.0.get().expect("set")();
+    }
+}
+
+#[test]
+fn a_wait_that_comes_while_the_listener_is_told_completes_afterwards() {
+    let hook = Hook::default();
+    let guest = Arc::new(Guest::with(config(), hook.clone()));
+    let inner = Arc::clone(&guest);
+    let set = hook.0.set(Box::new(move || {
+        // As another processor would, while routes are being renewed.
+        inner.submit(&[descriptor::wait_status(common::STATUS, 1)]);
+        assert_eq!(inner.status(), 0);
+    }));
+    assert!(set.is_ok());
+    guest.submit(&[descriptor::INTERRUPT_GLOBAL]);
+    assert_eq!(guest.status(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

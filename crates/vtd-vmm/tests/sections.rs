@@ -468,7 +468,7 @@ fn a_page_command_for_the_second_stage_drops_nested_pages_at_other_addresses() {
     let mut tables = raw::RawTables::new(&bus, 0x50_0000);
     tables.second_stage(SECOND_TOP, 4, A, 0x80_0000, 2, RW | raw::PAGE_SIZE_BIT);
     assert_eq!(place(), A, "cached");
-    let wide = descriptor::wide(descriptor::iotlb_pages(DOMAIN, A, 9, true));
+    let wide = descriptor::wide(descriptor::iotlb_pages(DOMAIN, A, 0, true));
     for (word, at) in wide.into_iter().zip((QUEUE..).step_by(8)) {
         bus.write_u64(HostPhys::new(at), word).expect("memory");
     }

@@ -100,6 +100,8 @@ pub enum Fill {
     Skipped,
     /// Something was invalidated since the walk began.
     Raced,
+    /// Page commands do not look for pages of this kind yet: [`Iotlb::announce`] it.
+    Unannounced,
 }
 
 /// Which pages an invalidation names.
@@ -231,12 +233,9 @@ impl<W: Word> Iotlb<W> {
         if frame >= READ {
             return Fill::Skipped;
         }
-        if self.sizes.0.load(Ordering::Relaxed) & bit(page.size) == 0 {
-            // A command that came before the counter moved may not have known this size; those after do. The sample
-            // is now old, so the first page of a size is not kept.
-            self.sizes.0.fetch_or(bit(page.size), Ordering::AcqRel);
-            self.pages.0.fetch_add(1, Ordering::AcqRel);
-            return Fill::Raced;
+        // Acquire: with the announcement, every page command that did not know of it is seen too.
+        if self.sizes.0.load(Ordering::Acquire) & bit(page.size) == 0 {
+            return Fill::Unannounced;
         }
         let Some(line) = self.line(view.domain, page.base >> page.size.shift(), page.size) else {
             return Fill::Skipped;
@@ -244,7 +243,9 @@ impl<W: Word> Iotlb<W> {
         let Some(guard) = line.try_lock() else {
             return Fill::Skipped;
         };
-        if self.pages.0.load(Ordering::Acquire) != sample.pages {
+        // The epoch too: clearing takes the lines as page commands do.
+        let moved = self.pages.0.load(Ordering::Acquire) != sample.pages;
+        if moved || self.epoch.0.load(Ordering::Relaxed) != view.epoch {
             return Fill::Raced;
         }
         let way = (0..WAYS)
@@ -259,13 +260,21 @@ impl<W: Word> Iotlb<W> {
         Fill::Kept
     }
 
-    /// Says that first-stage pages of `domain` may be kept from now on.
-    pub fn note_first_stage(&self, domain: usize) {
-        let Some(word) = self.domains.get(domain) else { return };
-        if word.load(Ordering::Relaxed) & FIRST_STAGE == 0 {
+    /// Whether first-stage pages of `domain` are announced, by a domain's word.
+    #[must_use]
+    pub const fn knows_first_stage(generation: u64) -> bool {
+        generation & FIRST_STAGE != 0
+    }
+
+    /// Says that pages of `size` may be kept from now on, and first-stage pages of the domain `first_stage`.
+    ///
+    /// Commands have to know before the first such page is kept, so this is serialised with the `drop_…` methods.
+    pub fn announce(&self, size: Option<PageSize>, first_stage: Option<usize>) {
+        if let Some(size) = size {
+            self.sizes.0.fetch_or(bit(size), Ordering::AcqRel);
+        }
+        if let Some(word) = first_stage.and_then(|domain| self.domains.get(domain)) {
             word.fetch_or(FIRST_STAGE, Ordering::AcqRel);
-            // As for a new page size: commands that came before did not know, so what was read until now is not kept.
-            self.pages.0.fetch_add(1, Ordering::AcqRel);
         }
     }
 
@@ -286,10 +295,12 @@ impl<W: Word> Iotlb<W> {
         }
     }
 
-    /// Drops pages of a domain, and all its first-stage pages.
+    /// Drops pages of a domain, and all its first-stage pages. Calls are serialised by the caller.
     #[inline]
     pub fn drop_pages(&self, domain: usize, pages: PageSet) {
-        self.pages.0.fetch_add(1, Ordering::AcqRel);
+        // One writer at a time, and fills see this through the line: no locked addition is needed.
+        let count = self.pages.0.load(Ordering::Relaxed);
+        self.pages.0.store(count.wrapping_add(1), Ordering::Release);
         let whole = self
             .domains
             .get(domain)
@@ -302,6 +313,11 @@ impl<W: Word> Iotlb<W> {
     /// Looks for each page of `pages` and drops it; false if they are too many or a line stays locked.
     fn probe(&self, domain: usize, pages: PageSet) -> bool {
         let sizes = self.sizes.0.load(Ordering::Acquire);
+        let (first, last) = (pages.first().raw() >> 12, pages.last().raw() >> 12);
+        if sizes == bit(PageSize::Size4K) && first == last {
+            // One small page where there are only small pages: what strict drivers ask for all the time.
+            return self.drop_page(domain, first, PageSize::Size4K);
+        }
         PageSize::ALL
             .into_iter()
             .filter(|size| sizes & bit(*size) != 0)
@@ -332,7 +348,6 @@ impl<W: Word> Iotlb<W> {
     /// Forgets every page for good, so that space numbers can be used again. Fills under way are refused.
     pub fn clear(&self) {
         self.drop_all();
-        self.pages.0.fetch_add(1, Ordering::AcqRel);
         for line in &self.lines {
             // A fill holds a line for a handful of stores.
             let guard = loop {

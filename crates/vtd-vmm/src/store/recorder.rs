@@ -95,11 +95,7 @@ impl TranslationCache for Recorder<'_> {
     }
 
     fn page(&mut self, tag: &AddressSpaceTag, _: u64) -> Option<CachedPage> {
-        let domain = usize::from(tag.domain.0);
-        if tag.stage.uses_first() {
-            self.store.iotlb.note_first_stage(domain);
-        }
-        self.tag = Some((*tag, self.store.iotlb.generation(domain)));
+        self.tag = Some((*tag, self.store.iotlb.generation(usize::from(tag.domain.0))));
         self.dirty = None;
         None
     }
