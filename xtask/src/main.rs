@@ -3,6 +3,7 @@
 //! `test` is the one to know: it runs every check and judge that this machine can run, and ends with a table of
 //! what ran, what was skipped and why. Nothing outside `target/` is written and no root is needed.
 
+mod bare_metal;
 mod bench;
 mod iasl;
 mod layers;

@@ -1,0 +1,42 @@
+//! A kernel that lets QEMU's remapping unit judge the driver.
+//!
+//! It reads the DMAR table that QEMU made, brings the unit up with `vtd-driver` through real registers, and sends DMA
+//! and interrupts of the `edu` device at it: what is mapped has to arrive, everything else has to be blocked and
+//! recorded. Each check prints `PASS name` or `FAIL name: why`; the last line is `END passed failed`.
+//!
+//! Words of the command line: `scalable` drives the unit in scalable mode with first-stage tables;
+//! `silent-interrupts` says that this QEMU drops blocked interrupts without a record.
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod apic;
+mod checks;
+mod console;
+mod edu;
+mod firmware;
+mod hardware;
+mod interrupts;
+mod memory;
+mod pci;
+mod rig;
+mod translation;
+
+use core::panic::PanicInfo;
+
+/// Where the start-up code leads to.
+pub(crate) extern "C" fn kernel(start_information: u32) -> ! {
+    let mut report = checks::Report::default();
+    let line = firmware::command_line(start_information);
+    console::line(format_args!("portcullis on bare metal, command line: {line}"));
+    checks::run(&mut report, rig::Expected::of(line));
+    console::line(format_args!("END {} {}", report.passed, report.failed));
+    console::exit(report.failed == 0)
+}
+
+#[panic_handler]
+fn panic(info: &PanicInfo<'_>) -> ! {
+    console::line(format_args!("FAIL {info}"));
+    console::exit(false)
+}

@@ -1,0 +1,196 @@
+//! QEMU's own VT-d as a judge of the driver: a kernel without operating system embeds it and drives real DMA.
+//!
+//! The kernel is the package in `bare-metal/`, which is not a member of the workspace; it is built for the host's
+//! target and linked as a freestanding program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::report::Outcome;
+use crate::tools::{self, Selection, output, workspace};
+
+/// How long one run may take; it takes two seconds.
+const LIMIT: Duration = Duration::from_secs(60);
+/// The status with which QEMU ends when the kernel reports success to `isa-debug-exit`.
+const SUCCESS: i32 = 0x10 << 1 | 1;
+/// The same for failure; what failed is in the output.
+const FAILURE: i32 = 0x11 << 1 | 1;
+
+/// One way to run the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// For people.
+    name: &'static str,
+    /// Properties of `intel-iommu`, besides those of all runs.
+    unit: &'static str,
+    /// The kernel's command line.
+    command_line: &'static str,
+}
+
+/// QEMU 7.2 has second-stage tables, and drops blocked interrupts without a fault record.
+pub(crate) const RUNS_7: &[Run] = &[
+    Run {
+        name: "legacy",
+        unit: "",
+        command_line: "silent-interrupts",
+    },
+    Run {
+        name: "caching mode",
+        unit: ",caching-mode=on",
+        command_line: "silent-interrupts",
+    },
+];
+
+/// QEMU 11.1 has first-stage tables too.
+pub(crate) const RUNS_11: &[Run] = &[
+    Run {
+        name: "legacy",
+        unit: "",
+        command_line: "",
+    },
+    Run {
+        name: "caching mode",
+        unit: ",caching-mode=on",
+        command_line: "",
+    },
+    Run {
+        name: "first stage",
+        unit: ",scalable-mode=on,fsts=on",
+        command_line: "scalable",
+    },
+];
+
+/// Builds the kernel and runs it in every way on one QEMU.
+pub(crate) fn check(selection: Selection, runs: &[Run]) -> Outcome {
+    let qemu = match tools::unpack(selection) {
+        Ok(unpacked) => unpacked,
+        Err(why) => return Outcome::Skipped(why),
+    };
+    let made = qemu
+        .launcher("usr/bin/qemu-system-x86_64")
+        .and_then(|launcher| Ok((launcher, build()?)));
+    let (launcher, kernel) = match made {
+        Ok(both) => both,
+        Err(why) => return Outcome::Failed(why),
+    };
+    let (mut count, mut lines) = (0, Vec::new());
+    for run in runs {
+        match start(&launcher, &kernel, *run).and_then(|text| judge(&text)) {
+            Ok(passed) => {
+                count += passed;
+                lines.push(format!("{} {passed}", run.name));
+            }
+            Err(why) => return Outcome::Failed(format!("{}: {why}", run.name)),
+        }
+    }
+    Outcome::passed(count, format!("{count} checks ({})", lines.join(", ")))
+}
+
+/// Clippy and rustfmt on the kernel, which those of the workspace do not see.
+pub(crate) fn lints() -> Outcome {
+    let format = output(&mut cargo(&["fmt", "--check"]));
+    let clippy = output(&mut cargo(&["clippy", "--quiet", "--release", "--", "-D", "warnings"]));
+    match format.and(clippy) {
+        Ok(_) => Outcome::passed(1, "rustfmt and clippy have nothing to say"),
+        Err(why) => Outcome::Failed(why),
+    }
+}
+
+/// A `cargo` command for the kernel. Its flags are in the configuration beside it.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(workspace().join("bare-metal"))
+        .env("CARGO_TARGET_DIR", workspace().join("target/bare-metal"))
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .args(arguments);
+    command
+}
+
+fn build() -> Result<PathBuf, String> {
+    output(&mut cargo(&["build", "--quiet", "--release"]))?;
+    Ok(workspace().join("target/bare-metal/x86_64-unknown-linux-gnu/release/bare-metal"))
+}
+
+/// Runs the kernel; what it printed, if it ended by itself.
+fn start(launcher: &Path, kernel: &Path, run: Run) -> Result<String, String> {
+    let unit = format!("intel-iommu,intremap=on,eim=off,aw-bits=48{}", run.unit);
+    let mut command = Command::new(launcher);
+    // 256 ns an instruction: the device's 100 ms timers then take no real time.
+    command
+        .args([
+            "-M",
+            "q35",
+            "-m",
+            "256",
+            "-accel",
+            "tcg",
+            "-icount",
+            "shift=8,sleep=off",
+        ])
+        .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
+        .args(["-device", &unit])
+        .args(["-device", "edu,dma_mask=0xffffffffffffffff"])
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
+        .args(["-append", run.command_line, "-kernel"])
+        .arg(kernel);
+    // QEMU reports the faults that the checks provoke on its standard error.
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|e| format!("cannot start QEMU: {e}"))?;
+    // The output, a few kilobytes, fits the pipe: it can be read when QEMU has ended.
+    let begun = Instant::now();
+    let ended = loop {
+        match child.try_wait().map_err(|e| e.to_string())? {
+            Some(status) => break Some(status),
+            None if begun.elapsed() > LIMIT => break None,
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    if ended.is_none() {
+        let _ = child.kill();
+    }
+    let collected = child.wait_with_output().map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&collected.stdout).into_owned();
+    match ended.map(|status| status.code()) {
+        None => Err(format!("no end after {} s:\n{text}", LIMIT.as_secs())),
+        Some(Some(SUCCESS | FAILURE)) => Ok(text),
+        Some(_) => Err(format!("QEMU ended with {}:\n{text}", collected.status)),
+    }
+}
+
+/// How many checks passed, if none failed and the kernel came to its end.
+fn judge(text: &str) -> Result<usize, String> {
+    let lines = || text.lines().map(str::trim_end);
+    let failed: Vec<&str> = lines().filter(|line| line.starts_with("FAIL ")).collect();
+    if !failed.is_empty() {
+        return Err(failed.join("\n"));
+    }
+    let passed = lines().filter(|line| line.starts_with("PASS ")).count();
+    if lines().any(|line| line == format!("END {passed} 0")) {
+        Ok(passed)
+    } else {
+        Err(format!("the kernel did not come to its end:\n{text}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::judge;
+
+    #[test]
+    fn a_run_counts_only_with_its_end_and_without_failures() {
+        assert_eq!(judge("hello\r\nPASS one\r\nPASS two\r\nEND 2 0\r\n"), Ok(2));
+        assert!(judge("PASS one\nPASS two\n").is_err(), "no end");
+        assert!(judge("PASS one\nEND 2 0\n").is_err(), "a line is missing");
+        assert_eq!(
+            judge("PASS one\nFAIL two: why\nEND 1 1\n"),
+            Err("FAIL two: why".to_owned())
+        );
+    }
+}
