@@ -33,6 +33,31 @@ impl<F: Format> PageTable<F> {
         len: u64,
         perms: Perms,
     ) -> Result<(), MapError> {
+        let span = self.check_map(iova, phys, len, perms)?;
+        let damaged = |table| MapError::Damaged { iova, table };
+        if self.config.coherent {
+            // All tables are there: the usual case of a small mapping.
+            let walk = self.walk(memory);
+            let root = self.root_node(memory).map_err(damaged)?;
+            if let Some(leaves) = walk.leaf_table(root, span).map_err(damaged)? {
+                walk.check_free(leaves, span)?;
+                walk.write_leaves(leaves, span, phys.raw(), perms);
+                return Ok(());
+            }
+        }
+        self.map_far(memory, iova, phys, len, perms)
+    }
+
+    /// Maps a range for which tables are missing, or that needs more than one.
+    #[inline(never)]
+    fn map_far<M: TableMemory + Coherence>(
+        &self,
+        memory: &M,
+        iova: Iova,
+        phys: HostPhys,
+        len: u64,
+        perms: Perms,
+    ) -> Result<(), MapError> {
         let mut supply = Vec::new();
         let done = self.map_with(memory, iova, phys, len, perms, &mut supply);
         for spare in supply {
@@ -58,7 +83,6 @@ impl<F: Format> PageTable<F> {
         let root = self.root_node(memory).map_err(damaged)?;
         let node = walk.descend(root, span).map_err(damaged)?;
         if node.level == 1 {
-            // All tables are there: the usual case of a small mapping.
             walk.check_free(node, span)?;
             walk.write_leaves(node, span, phys.raw(), perms);
         } else {
@@ -74,17 +98,16 @@ impl<F: Format> PageTable<F> {
     }
 
     /// What can be said of a mapping without looking at the tables.
+    #[inline]
     fn check_map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<Span, MapError> {
-        let size = PageSize::Size4K;
-        if len == 0 || !len.is_multiple_of(PAGE_SIZE) || !iova.is_aligned(size) || !phys.is_aligned(size) {
+        if len == 0 || (iova.raw() | phys.raw() | len) & (PAGE_SIZE - 1) != 0 {
             return Err(MapError::Misaligned { iova, phys, len });
         }
-        let aperture = self.aperture();
-        let outside = MapError::OutsideAperture { iova, len, aperture };
-        let last = iova
-            .checked_add(len - 1)
-            .filter(|&last| aperture.contains(last))
-            .ok_or(outside)?;
+        let last = iova.checked_add(len - 1).filter(|&last| self.aperture().contains(last));
+        let Some(last) = last else {
+            let aperture = self.aperture();
+            return Err(MapError::OutsideAperture { iova, len, aperture });
+        };
         let limit = self.config.last_phys;
         if phys.checked_add(len - 1).is_none_or(|last| last > limit) {
             return Err(MapError::OutsideHost { phys, len, last: limit });

@@ -8,7 +8,7 @@ use iommu_types::{
 
 use crate::config::Config;
 use crate::format::Format;
-use crate::span::{Span, index};
+use crate::span::{Span, index, shift};
 
 /// A tree of translation tables.
 ///
@@ -19,6 +19,8 @@ pub struct PageTable<F> {
     pub(crate) format: F,
     pub(crate) config: Config,
     root: TableFrame,
+    /// The last address that the tree can translate.
+    last: Iova,
     /// Callers between linking a table and writing the link back, on tables that walkers do not snoop.
     pub(crate) linking: AtomicUsize,
 }
@@ -89,6 +91,26 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
         }
     }
 
+    /// The leaf table that a span lies in, if it is a part of one table and all tables down to that one exist.
+    ///
+    /// This is what small mappings ask for, and the part of [`Self::descend`] that needs no care about spans.
+    #[inline]
+    pub(crate) fn leaf_table(&self, root: Node<'a>, span: Span) -> Result<Option<Node<'a>>, HostPhys> {
+        let table = shift(2);
+        if span.first >> table != span.last >> table || span.last - span.first == (1 << table) - 1 {
+            return Ok(None);
+        }
+        let mut node = root;
+        while node.level > 1 {
+            let entry = node.load(index(span.first, node.level));
+            if !self.format.is_present(entry) || self.format.is_leaf(entry, node.level) {
+                return Ok(None);
+            }
+            node = self.child(entry, node.level)?;
+        }
+        Ok(Some(node))
+    }
+
     /// The lowest existing table whose entry for the span is the only one the span touches, and its entries.
     ///
     /// Ends above a leaf or a missing entry.
@@ -124,6 +146,7 @@ impl<F: Format> PageTable<F> {
             format,
             config,
             root,
+            last: format.last_iova(config.levels),
             linking: AtomicUsize::new(0),
         })
     }
@@ -153,9 +176,8 @@ impl<F: Format> PageTable<F> {
     #[must_use]
     #[inline]
     pub fn aperture(&self) -> AddrRange<Iova> {
-        let last = self.format.last_iova(self.config.levels);
         // Zero is below every address; the page stands for the impossible case only.
-        AddrRange::new(Iova::ZERO, last).unwrap_or(AddrRange::page_around(Iova::ZERO, PageSize::Size4K))
+        AddrRange::new(Iova::ZERO, self.last).unwrap_or(AddrRange::page_around(Iova::ZERO, PageSize::Size4K))
     }
 
     pub(crate) const fn walk<'a, M>(&'a self, memory: &'a M) -> Walk<'a, F, M>

@@ -98,12 +98,10 @@ impl<F: Format> PageTable<F> {
             table,
         };
         let root = self.root_node(memory).map_err(damaged)?;
-        let node = walk.descend(root, span).map_err(damaged)?;
-
-        if node.level == 1 {
+        if let Some(leaves) = walk.leaf_table(root, span).map_err(damaged)? {
             // One leaf table, which stays: the usual case of a small mapping.
-            let pages = walk.count_leaves(node, span, rules)?;
-            walk.clear_leaves(node, span);
+            let pages = walk.count_leaves(leaves, span, rules)?;
+            walk.clear_leaves(leaves, span);
             return Ok(Unmapped {
                 range,
                 pages,
@@ -111,6 +109,25 @@ impl<F: Format> PageTable<F> {
                 remainder: None,
             });
         }
+        self.unmap_far(memory, range, rules)
+    }
+
+    /// Unmaps a range that is more than a part of one leaf table.
+    #[inline(never)]
+    fn unmap_far<M: TableMemory + Coherence>(
+        &self,
+        memory: &M,
+        range: AddrRange<Iova>,
+        rules: UnmapRules,
+    ) -> Result<Unmapped, UnmapError> {
+        let walk = self.walk(memory);
+        let span = Span::of(range);
+        let damaged = |table| UnmapError::Damaged {
+            iova: range.first(),
+            table,
+        };
+        let root = self.root_node(memory).map_err(damaged)?;
+        let node = walk.descend(root, span).map_err(damaged)?;
         let mut census = Census::default();
         walk.census(node, span, rules, &mut census)?;
         let mut out = walk.prepare(range, &census)?;
@@ -126,7 +143,7 @@ impl<F: Format> PageTable<F> {
     pub fn restore<M: TableMemory + Coherence>(&self, memory: &M, remainder: Remainder) -> Result<(), MapError> {
         let Remainder { pieces, mut frames } = remainder;
         let mut done = Ok(());
-        for piece in pieces.into_iter().flatten() {
+        for piece in pieces {
             done =
                 done.and_then(|()| self.map_with(memory, piece.iova, piece.phys, piece.len, piece.perms, &mut frames));
         }
@@ -283,6 +300,11 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
             widened = AddrRange::new(first, last).unwrap_or(widened);
         }
         let remainder = if census.pieces.iter().any(Option::is_some) {
+            let mut pieces = Vec::new();
+            if pieces.try_reserve_exact(census.pieces.len()).is_err() {
+                return Err(UnmapError::NoMemory { tables: census.needed });
+            }
+            pieces.extend(census.pieces.into_iter().flatten());
             let mut frames = Vec::new();
             if let Err(error) = self.supply(census.needed, &mut frames) {
                 for spare in frames {
@@ -294,10 +316,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
                     _ => UnmapError::NoMemory { tables: census.needed },
                 });
             }
-            Some(Remainder {
-                pieces: census.pieces,
-                frames,
-            })
+            Some(Remainder { pieces, frames })
         } else {
             None
         };

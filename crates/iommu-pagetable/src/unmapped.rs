@@ -82,14 +82,15 @@ pub(crate) struct Piece {
 #[derive(Debug)]
 #[must_use = "these addresses stay unmapped until PageTable::restore is called, after the flush"]
 pub struct Remainder {
-    pub(crate) pieces: [Option<Piece>; 2],
+    /// At most one below the range and one above it.
+    pub(crate) pieces: Vec<Piece>,
     pub(crate) frames: Vec<TableFrame>,
 }
 
 impl Remainder {
     /// The addresses that are to be mapped again.
     pub fn ranges(&self) -> impl Iterator<Item = AddrRange<Iova>> + '_ {
-        let pieces = self.pieces.iter().flatten();
+        let pieces = self.pieces.iter();
         pieces.filter_map(|piece| AddrRange::from_base_len(piece.iova, piece.len))
     }
 }
