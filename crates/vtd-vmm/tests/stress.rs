@@ -16,7 +16,7 @@ const IOVA: u64 = 0x7000_0000;
 const FRAMES: u64 = 64;
 const FRAME: u64 = 0x100_0000;
 const READERS: usize = 3;
-const TIME: Duration = Duration::from_millis(1500);
+const TIME: Duration = Duration::from_millis(800);
 
 /// One thread moves a page from frame to frame, with an invalidation and a wait each time; the others write through the
 /// unit. After a wait, the frame left behind belongs to the mover: it marks it and finds the mark again later.
