@@ -60,6 +60,9 @@ pub enum Lack {
     NoCapability,
     /// These controls exist and are off.
     Off(AcsBits),
+    /// Egress control is on: its vector decides which requests go straight to their target, also where request
+    /// redirect is on.
+    EgressControl,
     /// It is a known model that isolates differently, and that is off.
     Quirk(&'static AcsQuirk),
     /// Its configuration space could not be read far enough to tell.
@@ -73,6 +76,9 @@ impl fmt::Display for Lack {
             Self::Kind(port) => write!(f, "it is a {}, which has no access control", port.describe()),
             Self::NoCapability => f.write_str("it has no ACS capability"),
             Self::Off(bits) => write!(f, "its ACS controls {bits} are off"),
+            Self::EgressControl => f.write_str(
+                "its ACS egress control is on, which lets requests go straight to the targets that its vector names",
+            ),
             Self::Quirk(quirk) => {
                 if quirk.kind == AcsQuirkKind::PchPort {
                     f.write_str(
@@ -151,7 +157,7 @@ impl Topology {
                 Isolation::Lacking(Lack::Kind(port))
             }
             // 3. Ports need the capability.
-            PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT => isolation_by_controls(f, required(f, port, rules)),
+            PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT => isolation_by_controls(f, required(f, port, rules), rules),
             // 4. The others need it to isolate functions of one device from each other.
             PortType::ENDPOINT
             | PortType::LEGACY_ENDPOINT
@@ -159,7 +165,7 @@ impl Topology {
             | PortType::INTEGRATED_ENDPOINT
                 if f.multifunction =>
             {
-                isolation_by_controls(f, acs::REQUIRED)
+                isolation_by_controls(f, acs::REQUIRED, rules)
             }
             PortType::ENDPOINT
             | PortType::LEGACY_ENDPOINT
@@ -196,22 +202,23 @@ impl Topology {
 
 /// The controls that a port has to have on.
 fn required(f: &Function, port: PortType, rules: Rules) -> u16 {
-    let enhanced = f
-        .acs
-        .present()
-        .is_some_and(|state| state.capability & acs::ENHANCED != 0);
-    if rules != Rules::Strict || !enhanced {
+    let state = f.acs.present().filter(|state| state.capability & acs::ENHANCED != 0);
+    let Some(state) = state.filter(|_| rules == Rules::Strict) else {
         return acs::REQUIRED;
-    }
-    // With enhanced ACS, requests to the memory of the ports themselves can be caught too, so they must be.
+    };
+    // With enhanced ACS, requests to the memory of the ports themselves can be caught too, so they must be:
+    // redirected or blocked.
+    let caught = |redirect: u16, block: u16| if state.control & block == 0 { redirect } else { 0 };
+    let downstream = caught(acs::DSP_TARGET_REDIRECT, acs::DSP_TARGET_BLOCKING);
+    let upstream = caught(acs::USP_TARGET_REDIRECT, acs::USP_TARGET_BLOCKING);
     match port {
-        PortType::DOWNSTREAM_PORT => acs::REQUIRED | acs::DSP_TARGET_REDIRECT | acs::USP_TARGET_REDIRECT,
-        PortType::ROOT_PORT => acs::REQUIRED | acs::DSP_TARGET_REDIRECT,
+        PortType::DOWNSTREAM_PORT => acs::REQUIRED | downstream | upstream,
+        PortType::ROOT_PORT => acs::REQUIRED | downstream,
         _ => acs::REQUIRED,
     }
 }
 
-fn isolation_by_controls(f: &Function, required: u16) -> Isolation {
+fn isolation_by_controls(f: &Function, required: u16, rules: Rules) -> Isolation {
     match f.acs {
         Presence::Unknown => Isolation::Lacking(Lack::Unknown),
         Presence::Absent => Isolation::Lacking(Lack::NoCapability),
@@ -224,10 +231,16 @@ fn isolation_by_controls(f: &Function, required: u16) -> Isolation {
                 0
             };
             let off = required & (state.capability & acs::BASIC | enhanced) & !state.control;
-            if off == 0 {
-                Isolation::Isolated(Grounds::Controls(state))
-            } else {
+            // With both controls on, the egress control vector says which requests are redirected and which go
+            // straight to their target. PCIe §6.12.3 (ACS Peer-to-Peer Control Interactions). Linux asks only
+            // whether redirect is on.
+            let egress = state.capability & state.control & acs::EGRESS_CONTROL != 0;
+            if off != 0 {
                 Isolation::Lacking(Lack::Off(AcsBits(off)))
+            } else if egress && rules == Rules::Strict {
+                Isolation::Lacking(Lack::EgressControl)
+            } else {
+                Isolation::Isolated(Grounds::Controls(state))
             }
         }
     }

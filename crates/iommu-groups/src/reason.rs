@@ -146,7 +146,7 @@ impl fmt::Display for Hop {
             Reason::SwitchUpstream { port } => {
                 write!(
                     f,
-                    "{port} lets requests reach the memory of the upstream port (USP_MT_RR is off)"
+                    "{port} lets requests from below it reach the memory of the upstream port"
                 )
             }
             Reason::Slot { function, lack } => write!(

@@ -219,6 +219,63 @@ fn enhanced_acs_must_also_catch_requests_to_the_ports_themselves() {
 }
 
 #[test]
+fn blocked_requests_to_the_ports_isolate_as_redirected_ones_do() {
+    let cap = ACS_CAP | ACS_ENHANCED;
+    let machine = Machine::new()
+        .with("00:00.0", root_port(1, 3).acs(cap, ACS_ON | 0x100))
+        .with("01:00.0", upstream(2, 3))
+        .with("02:00.0", downstream(3, 3).acs(cap, ACS_ON | 0x100 | 0x400))
+        .with("03:00.0", endpoint());
+    assert_eq!(machine.strict().all().len(), 4);
+}
+
+#[test]
+fn ports_without_redirect_reach_the_memory_of_the_upstream_port() {
+    let machine = |upstream, control| {
+        Machine::new()
+            .with("00:00.0", root_port(1, 3).acs(ACS_CAP, ACS_ON))
+            .with("01:00.0", upstream)
+            .with("02:00.0", downstream(3, 3).acs(ACS_CAP, control))
+            .with("03:00.0", endpoint())
+    };
+    let with_memory = || upstream(2, 3).memory_bar();
+    assert_eq!(
+        partition(&machine(with_memory(), 0).strict()),
+        "00:00.0 | 01:00.0 02:00.0 03:00.0"
+    );
+    assert_eq!(
+        partition(&machine(upstream(2, 3), 0).strict()),
+        "00:00.0 | 01:00.0 | 02:00.0 03:00.0"
+    );
+    // Other controls say nothing about where requests go.
+    assert_eq!(
+        partition(&machine(with_memory(), ACS_ON & !0x08).strict()),
+        "00:00.0 | 01:00.0 | 02:00.0 03:00.0"
+    );
+}
+
+#[test]
+fn egress_control_undoes_redirect_by_strict_rules() {
+    let cap = ACS_CAP | 0x20;
+    let machine = |control| {
+        Machine::new()
+            .with("00:00.0", root_port(1, 4).acs(ACS_CAP, ACS_ON))
+            .with("01:00.0", upstream(2, 4))
+            .with("02:00.0", downstream(3, 3).acs(cap, control))
+            .with("02:03.0", downstream(4, 4).acs(cap, ACS_ON))
+            .with("03:00.0", endpoint())
+            .with("04:00.0", endpoint())
+    };
+    assert_eq!(machine(ACS_ON).strict().all().len(), 6);
+    let egress = machine(ACS_ON | 0x20);
+    assert_eq!(
+        partition(&egress.strict()),
+        "00:00.0 | 01:00.0 | 02:00.0 02:03.0 03:00.0 04:00.0"
+    );
+    assert_eq!(egress.linux().all().len(), 6, "Linux asks for redirect only");
+}
+
+#[test]
 fn a_function_of_another_kind_on_a_switch_joins_all_of_it() {
     let machine = Machine {
         ..switch(ACS_ON, ACS_ON).with("02:05.0", endpoint())

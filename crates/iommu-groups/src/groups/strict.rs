@@ -6,9 +6,11 @@
 //! depend on any order.
 //!
 //! Where the specification leaves freedom: a control that a capability lacks counts as hard-wired on (PCIe
-//! §7.7.11.2, ACS Capability Register); without enhanced ACS, the memory of a switch's upstream port counts as
-//! out of reach from below; the root complex passes requests between different devices on a root bus to the
-//! IOMMU.
+//! §7.7.11.2, ACS Capability Register); without enhanced ACS, request redirect covers the memory of the ports too
+//! (what it covers there is left to the implementation); egress control counts as a vector that lets everything
+//! through; the root complex passes requests between different devices on a root bus to the IOMMU. A requester ID
+//! that a function makes up is not followed to whom it belongs: a port that lets it through counts as one that
+//! does not isolate, no more.
 
 use alloc::collections::BTreeMap;
 use alloc::vec;
@@ -201,12 +203,15 @@ impl<'t> Strict<'t> {
         let Some((first, bdf, lack)) = permissive else {
             return;
         };
-        // Whether requests from below some port can reach the memory of the upstream port.
+        // Whether requests from below some port can reach the memory of the upstream port: enhanced ACS has a
+        // control for that, otherwise it is a peer like any other.
+        let has_memory = port(upstream).is_some_and(|f| f.has_memory);
         let reaches_upstream = bus.functions.iter().copied().find(|index| {
             let state = port(*index).and_then(|f| f.acs.present());
-            state.is_some_and(|state| {
-                state.capability & acs::ENHANCED != 0 && state.control & acs::USP_TARGET_REDIRECT == 0
-            })
+            match state.filter(|state| state.capability & acs::ENHANCED != 0) {
+                Some(state) => state.control & (acs::USP_TARGET_REDIRECT | acs::USP_TARGET_BLOCKING) == 0,
+                None => has_memory && self.lack_of(*index).is_some_and(|lack| !redirects(lack)),
+            }
         });
         for index in &bus.functions {
             self.join(first, *index, Reason::SwitchPeers { port: bdf, lack });
@@ -254,6 +259,11 @@ impl<'t> Strict<'t> {
             self.join_below(*b, Reason::Below);
         }
     }
+}
+
+/// Whether requests for peers are redirected all the same.
+fn redirects(lack: Lack) -> bool {
+    matches!(lack, Lack::Off(off) if off.0 & acs::REQUEST_REDIRECT == 0)
 }
 
 /// Disjoint sets with path halving; the smaller index leads, so that the outcome depends on no order.

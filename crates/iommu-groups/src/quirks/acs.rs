@@ -44,11 +44,28 @@ impl AcsQuirk {
         self.linux_since = Some((major, minor));
         self
     }
+
+    /// What is known about devices with this identity, as far as it is said about functions of kind `port`
+    /// (`None` for conventional PCI): for whoever has to behave as the device does.
+    pub fn known(vendor: u16, device: u16, port: Option<PortType>) -> impl Iterator<Item = &'static Self> {
+        QUIRKS.iter().chain(&MORE).filter(move |quirk| {
+            quirk.devices.contains(vendor, device)
+                && match quirk.kind {
+                    AcsQuirkKind::RootPort | AcsQuirkKind::PchPort => port == Some(PortType::ROOT_PORT),
+                    AcsQuirkKind::RootOrDownstreamPort => {
+                        matches!(port, Some(PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT))
+                    }
+                    AcsQuirkKind::IntegratedEndpoint => port == Some(PortType::INTEGRATED_ENDPOINT),
+                    AcsQuirkKind::Functions | AcsQuirkKind::Port | AcsQuirkKind::AmdSouthbridge => true,
+                }
+        })
+    }
 }
 
 impl AcsQuirkKind {
-    /// The controls that count as on; what remains of the ones asked for is missing.
-    pub(crate) const fn provides(self) -> u16 {
+    /// The ACS controls that count as on; what remains of the ones asked for is missing.
+    #[must_use]
+    pub const fn provides(self) -> u16 {
         match self {
             Self::Functions => acs::REQUIRED | acs::TRANSLATION_BLOCKING | acs::DIRECT_TRANSLATED,
             Self::Port | Self::RootPort | Self::RootOrDownstreamPort | Self::IntegratedEndpoint | Self::PchPort => {
@@ -288,18 +305,7 @@ static MORE: [AcsQuirk; 5] = [
 
 /// The quirks whose devices include `f` and whose kind of port it is.
 pub(crate) fn acs_quirks(f: &Function) -> impl Iterator<Item = &'static AcsQuirk> + use<> {
-    let (vendor, device, port) = (f.vendor, f.device, f.port.present());
-    QUIRKS.iter().chain(&MORE).filter(move |quirk| {
-        quirk.devices.contains(vendor, device)
-            && match quirk.kind {
-                AcsQuirkKind::RootPort | AcsQuirkKind::PchPort => port == Some(PortType::ROOT_PORT),
-                AcsQuirkKind::RootOrDownstreamPort => {
-                    matches!(port, Some(PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT))
-                }
-                AcsQuirkKind::IntegratedEndpoint => port == Some(PortType::INTEGRATED_ENDPOINT),
-                AcsQuirkKind::Functions | AcsQuirkKind::Port | AcsQuirkKind::AmdSouthbridge => true,
-            }
-    })
+    AcsQuirk::known(f.vendor, f.device, f.port.present())
 }
 
 fn is_root_port(f: &Function) -> bool {

@@ -210,6 +210,14 @@ pub struct BridgeQuirk {
     pub source: Source,
 }
 
+impl BridgeQuirk {
+    /// What is known about bridges with this identity, whether or not they stand where it applies.
+    #[must_use]
+    pub fn known(vendor: u16, device: u16) -> Option<&'static Self> {
+        BRIDGES.iter().find(|quirk| quirk.devices.contains(vendor, device))
+    }
+}
+
 const HIDDEN: Source = Source("Linux drivers/pci/quirks.c, quirk_use_pcie_bridge_dma_alias");
 
 /// All of them.
@@ -253,5 +261,5 @@ pub(crate) fn dma_aliases(f: &Function) -> impl Iterator<Item = &'static AliasQu
 
 /// The bridge quirks of a function, whether or not it stands where they apply.
 pub(crate) fn bridge_quirks(f: &Function) -> Option<&'static BridgeQuirk> {
-    BRIDGES.iter().find(|quirk| quirk.devices.contains(f.vendor, f.device))
+    BridgeQuirk::known(f.vendor, f.device)
 }
