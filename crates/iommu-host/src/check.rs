@@ -354,7 +354,7 @@ fn reset(machine: &Machine, topology: &Topology, chosen: &[Bdf]) -> Item {
         match machine.functions.get(bdf).map(|f| &f.reset_methods) {
             Some(Knowledge::Known(methods)) if methods.is_empty() => cannot.push(*bdf),
             Some(Knowledge::Known(methods)) => ways.push(format!("{bdf} {}", methods.join(" "))),
-            kernel => {
+            _ => {
                 let Some(f) = topology.get(*bdf) else {
                     unknown.push(*bdf);
                     continue;
@@ -362,7 +362,7 @@ fn reset(machine: &Machine, topology: &Topology, chosen: &[Bdf]) -> Item {
                 let own = [f.resets.flr, f.resets.advanced, f.resets.power];
                 if own.iter().any(Presence::is_present) || topology.bus_reset_is_private(*bdf) {
                     ways.push(format!("{bdf} by configuration space"));
-                } else if own.iter().any(Presence::is_unknown) || matches!(kernel, Some(Knowledge::Absent)) {
+                } else if own.iter().any(Presence::is_unknown) {
                     unknown.push(*bdf);
                 } else {
                     cannot.push(*bdf);

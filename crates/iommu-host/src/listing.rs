@@ -290,12 +290,18 @@ fn groups(functions: &BTreeMap<Bdf, PciFunction>, log: &Log) -> Knowledge<BTreeM
             if let BootEvent::GroupAdded { device, group } = event {
                 let entry = groups.entry(*group).or_insert_with(|| empty(*group));
                 match device.parse::<Bdf>() {
-                    Ok(bdf) if entry.functions.contains(&bdf) => {}
                     Ok(bdf) => entry.functions.push(bdf),
                     Err(_) => entry.others.push(device.clone()),
                 }
             }
         }
+    }
+    for group in groups.values_mut() {
+        // Devices come and go, so that a log may add one twice.
+        group.functions.sort_unstable();
+        group.functions.dedup();
+        group.others.sort_unstable();
+        group.others.dedup();
     }
     if groups.is_empty() {
         Knowledge::Unknown(SHOW_VERBOSE)

@@ -51,9 +51,10 @@ pub(crate) fn read(tree: &Tree, origin: Origin) -> Machine {
     }
     let interfaces = owners(tree, "sys/class/net");
     let disks = owners(tree, "sys/block");
+    let hierarchy = Hierarchy::of(&places);
     let mut functions: BTreeMap<Bdf, PciFunction> = places
         .iter()
-        .map(|(bdf, place)| (*bdf, function(tree, *bdf, place, &places)))
+        .map(|(bdf, place)| (*bdf, function(tree, *bdf, place, &hierarchy)))
         .collect();
     for (bdf, name) in interfaces {
         if let Some(f) = functions.get_mut(&bdf) {
@@ -160,7 +161,7 @@ fn hexadecimal(text: &str) -> Option<u64> {
     u64::from_str_radix(text.trim_start_matches("0x"), 16).ok()
 }
 
-fn function(tree: &Tree, bdf: Bdf, place: &Place, places: &BTreeMap<Bdf, Place>) -> PciFunction {
+fn function(tree: &Tree, bdf: Bdf, place: &Place, hierarchy: &Hierarchy) -> PciFunction {
     let at = |name: &str| format!("{}/{name}", place.folder);
     let number = |name: &str| match tree.text(&at(name)) {
         Knowledge::Known(text) => hexadecimal(&text),
@@ -172,7 +173,7 @@ fn function(tree: &Tree, bdf: Bdf, place: &Place, places: &BTreeMap<Bdf, Place>)
     };
     let (vendor, device) = (number("vendor"), number("device"));
     if config.byte(header::VENDOR_ID).is_none() {
-        attributes(&mut config, bdf, &number, places);
+        attributes(&mut config, bdf, &number, hierarchy);
     }
     let identity = vendor
         .zip(device)
@@ -213,12 +214,7 @@ fn function(tree: &Tree, bdf: Bdf, place: &Place, places: &BTreeMap<Bdf, Place>)
 }
 
 /// Configuration space as far as the attributes beside it tell, for archives that lack it.
-fn attributes(
-    config: &mut ConfigSpace,
-    bdf: Bdf,
-    number: &impl Fn(&str) -> Option<u64>,
-    places: &BTreeMap<Bdf, Place>,
-) {
+fn attributes(config: &mut ConfigSpace, bdf: Bdf, number: &impl Fn(&str) -> Option<u64>, hierarchy: &Hierarchy) {
     let mut word = |at: u16, name: &str| {
         if let Some(value) = number(name).and_then(|value| u16::try_from(value).ok()) {
             config.put(at, &value.to_le_bytes());
@@ -237,10 +233,7 @@ fn attributes(
     let [interface, sub, base, _] = code.to_le_bytes();
     config.put(header::REVISION, &[revision, interface, sub, base]);
     let is_bridge = u16::from_be_bytes([base, sub]) == class::PCI_BRIDGE;
-    let same_slot = |other: &Bdf| {
-        other.segment == bdf.segment && other.bus() == bdf.bus() && other.devfn().device() == bdf.devfn().device()
-    };
-    let several = places.keys().filter(|other| same_slot(other)).count() > 1;
+    let several = hierarchy.slots.get(&slot(bdf)).is_some_and(|count| *count > 1);
     let layout = if is_bridge {
         header::LAYOUT_BRIDGE
     } else {
@@ -248,33 +241,41 @@ fn attributes(
     };
     let several = if several { header::HEADER_MULTIFUNCTION } else { 0 };
     config.put(header::CACHE_LINE_SIZE, &[0, 0, layout | several, 0]);
-    let below = places
-        .iter()
-        .filter(|(_, place)| place.parent == Some(bdf))
-        .map(|(child, _)| child.bus());
-    if is_bridge && let (Some(first), Some(last)) = (below.clone().min(), below.max()) {
-        // The highest bus below is that of the deepest function, which a closer look would show.
-        config.put(bridge::PRIMARY, &[bdf.bus(), first, deepest(bdf, last, places), 0]);
+    if is_bridge && let Some((first, last)) = hierarchy.below.get(&bdf) {
+        config.put(bridge::PRIMARY, &[bdf.bus(), *first, *last, 0]);
     }
 }
 
-/// The highest bus below a bridge.
-fn deepest(bridge: Bdf, mut last: u8, places: &BTreeMap<Bdf, Place>) -> u8 {
-    for (bdf, place) in places {
-        let mut above = place.parent;
-        // A path has no more bridges than there are buses.
-        for _ in 0..=u8::MAX {
-            match above {
-                Some(at) if at == bridge => {
-                    last = last.max(bdf.bus());
-                    break;
-                }
-                Some(at) => above = places.get(&at).and_then(|place| place.parent),
-                None => break,
+/// Segment, bus and device.
+fn slot(bdf: Bdf) -> (Segment, u8, u8) {
+    (bdf.segment, bdf.bus(), bdf.devfn().device())
+}
+
+/// What the paths of all functions say together.
+#[derive(Debug, Default)]
+struct Hierarchy {
+    /// Functions of each slot.
+    slots: BTreeMap<(Segment, u8, u8), usize>,
+    /// The lowest and highest bus below each bridge that has functions below it.
+    below: BTreeMap<Bdf, (u8, u8)>,
+}
+
+impl Hierarchy {
+    fn of(places: &BTreeMap<Bdf, Place>) -> Self {
+        let mut hierarchy = Self::default();
+        for (bdf, place) in places {
+            *hierarchy.slots.entry(slot(*bdf)).or_default() += 1;
+            let mut above = place.parent;
+            // A path has no more bridges than there are buses.
+            for _ in 0..=u8::MAX {
+                let Some(bridge) = above else { break };
+                let range = hierarchy.below.entry(bridge).or_insert((bdf.bus(), bdf.bus()));
+                *range = (range.0.min(bdf.bus()), range.1.max(bdf.bus()));
+                above = places.get(&bridge).and_then(|place| place.parent);
             }
         }
+        hierarchy
     }
-    last
 }
 
 fn groups(tree: &Tree, functions: &BTreeMap<Bdf, PciFunction>) -> Knowledge<BTreeMap<u32, KernelGroup>> {
@@ -295,10 +296,12 @@ fn groups(tree: &Tree, functions: &BTreeMap<Bdf, PciFunction>) -> Knowledge<BTre
     for f in functions.values() {
         if let Some(number) = f.group.known() {
             let group = groups.entry(*number).or_insert_with(|| empty_group(tree, *number));
-            if !group.functions.contains(&f.bdf) {
-                group.functions.push(f.bdf);
-            }
+            group.functions.push(f.bdf);
         }
+    }
+    for group in groups.values_mut() {
+        group.functions.sort_unstable();
+        group.functions.dedup();
     }
     match listed {
         Knowledge::Unknown(obstacle) if groups.is_empty() => {
@@ -454,51 +457,54 @@ fn vital_disks(tree: &Tree) -> Knowledge<Vec<String>> {
         Knowledge::Absent => return Knowledge::Unknown(Obstacle::NotIncluded("proc/self/mounts".to_owned())),
         Knowledge::Unknown(obstacle) => return Knowledge::Unknown(obstacle),
     };
-    let mut disks = BTreeSet::new();
-    for line in String::from_utf8_lossy(&mounts).lines() {
-        let mut words = line.split(' ');
-        let (Some(device), Some("/" | "/boot" | "/boot/efi" | "/usr" | "/var" | "/home")) =
-            (words.next(), words.next())
-        else {
-            continue;
-        };
-        let Some(name) = device.strip_prefix("/dev/") else {
-            continue;
-        };
-        collect_disks(tree, base_name(name), &mut disks, 0);
-    }
-    Knowledge::Known(disks.into_iter().collect())
+    let devices = String::from_utf8_lossy(&mounts)
+        .lines()
+        .filter_map(|line| {
+            let (device, rest) = line.strip_prefix("/dev/")?.split_once(' ')?;
+            let place = rest.split(' ').next()?;
+            matches!(place, "/" | "/boot" | "/boot/efi" | "/usr" | "/var" | "/home")
+                .then(|| base_name(device).to_owned())
+        })
+        .take(MAX_DEVICES)
+        .collect();
+    Knowledge::Known(disks_below(tree, devices))
 }
 
-/// Levels of device mapper and RAID that are followed.
-const MAX_STACK: usize = 8;
+/// Block devices that are followed down to disks.
+const MAX_DEVICES: usize = 256;
+/// Disks of a machine that are looked at.
+const MAX_DISKS: usize = 4096;
 
-/// The disks that a block device lies on: itself, the disk of a partition, what a mapped device maps.
-fn collect_disks(tree: &Tree, name: &str, disks: &mut BTreeSet<String>, depth: usize) {
-    if depth >= MAX_STACK {
-        return;
-    }
-    // Mapped devices are mounted by another name than sysfs uses.
+/// The disks that block devices lie on: themselves, the disk of a partition, what a mapped device or array is made of.
+fn disks_below(tree: &Tree, mut devices: Vec<String>) -> Vec<String> {
     let listed = tree.names("sys/block");
-    for disk in listed.known().into_iter().flatten() {
-        let mapped = tree.text(&format!("sys/block/{disk}/dm/name"));
-        let is_it = disk == name
-            || mapped.known().is_some_and(|mapped| mapped == name)
-            || tree.has(&format!("sys/block/{disk}/{name}"));
-        if !is_it {
+    // Mapped devices are mounted by another name than sysfs uses.
+    let known: Vec<(&String, Option<String>)> = listed
+        .known()
+        .into_iter()
+        .flatten()
+        .take(MAX_DISKS)
+        .map(|disk| (disk, tree.text(&format!("sys/block/{disk}/dm/name")).known().cloned()))
+        .collect();
+    let mut seen = BTreeSet::new();
+    let mut disks = BTreeSet::new();
+    while let Some(name) = devices.pop() {
+        if seen.len() >= MAX_DEVICES || !seen.insert(name.clone()) {
             continue;
         }
-        match tree.names(&format!("sys/block/{disk}/slaves")).known() {
-            Some(below) if !below.is_empty() => {
-                for name in below {
-                    collect_disks(tree, name, disks, depth + 1);
+        let lies_on = |(disk, mapped): &&(&String, Option<String>)| {
+            **disk == name || mapped.as_ref() == Some(&name) || tree.has(&format!("sys/block/{disk}/{name}"))
+        };
+        for (disk, _) in known.iter().filter(lies_on) {
+            match tree.names(&format!("sys/block/{disk}/slaves")).known() {
+                Some(below) if !below.is_empty() => devices.extend(below.iter().take(MAX_DEVICES).cloned()),
+                _ => {
+                    disks.insert((*disk).clone());
                 }
-            }
-            _ => {
-                disks.insert(disk.clone());
             }
         }
     }
+    disks.into_iter().collect()
 }
 
 /// Interfaces with a default route. Destination 0 in the kernel's table.

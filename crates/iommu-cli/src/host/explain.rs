@@ -7,7 +7,7 @@ use iommu_host::{Knowledge, Machine};
 use iommu_types::Bdf;
 use serde_json::{Value, json};
 
-use super::groups::function_json;
+use super::groups::{causes, function_json};
 use super::names::{Names, short};
 use super::select::select_one;
 use super::{Answer, Source, notes};
@@ -15,6 +15,9 @@ use crate::exit::{Failure, Verdict};
 
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
+
+/// Other functions that are shown, each with its chain in the JSON.
+const SHOWN_OTHERS: usize = 64;
 
 /// What `iommu explain` is told.
 #[derive(Debug, Args)]
@@ -105,14 +108,18 @@ pub(crate) fn one(
         out.push_str("\nnothing else is in its group\n");
     } else {
         out.push_str(&format!("\nin its group are {} others\n", together.len()));
-        for other in &together {
+        for other in together.iter().take(SHOWN_OTHERS) {
             out.push_str(&format!("  {} {}\n", short(*other), names.label(machine, *other)));
             if let Some(Explanation::Together(chain)) = linux.explain(topology, bdf, *other) {
-                for hop in &chain {
-                    out.push_str(&format!("      {hop}\n"));
-                }
                 chains.push((*other, chain));
             }
+        }
+        if together.len() > SHOWN_OTHERS {
+            out.push_str(&format!("  and {} more\n", together.len() - SHOWN_OTHERS));
+        }
+        out.push_str("\nbecause\n");
+        for cause in causes(chains.iter().flat_map(|(_, chain)| chain)) {
+            out.push_str(&format!("  {cause}\n"));
         }
         if let Some(peer) = together
             .iter()
@@ -143,13 +150,16 @@ pub(crate) fn one(
         out.push_str(
             "\nfinding: by PCI Express's own rules these are not kept apart from it, although Linux says so\n",
         );
-        for other in &holes {
+        let mut chains = Vec::new();
+        for other in holes.iter().take(SHOWN_OTHERS) {
             out.push_str(&format!("  {} {}\n", short(*other), names.label(machine, *other)));
             if let Some(Explanation::Together(chain)) = strict.explain(topology, bdf, *other) {
-                for hop in &chain {
-                    out.push_str(&format!("      {hop}\n"));
-                }
+                chains.extend(chain);
             }
+        }
+        out.push_str("because\n");
+        for cause in causes(&chains) {
+            out.push_str(&format!("  {cause}\n"));
         }
     }
     out.push_str(&notes(machine));

@@ -19,6 +19,8 @@ use crate::exit::{Failure, Verdict};
 const SCHEMA: u32 = 1;
 /// Bytes of a log that are read.
 const MAX_LOG: u64 = 64 << 20;
+/// Kinds of faults that are explained, the most frequent first.
+const SHOWN_KINDS: usize = 256;
 /// Different addresses that are shown for one kind of fault.
 const SHOWN_ADDRESSES: usize = 4;
 /// Lines that could not be decoded and are shown.
@@ -113,6 +115,8 @@ pub(crate) fn answer(log: &Log, machine: &Machine, names: &Names) -> Answer {
     }
     let mut kinds: Vec<Kind<'_>> = kinds.into_values().collect();
     kinds.sort_by_key(|kind| (std::cmp::Reverse(kind.count), kind.first_line));
+    let left_out = kinds.len().saturating_sub(SHOWN_KINDS);
+    kinds.truncate(SHOWN_KINDS);
     let blamed: Vec<Vec<Blame>> = kinds
         .iter()
         .map(|kind| {
@@ -133,7 +137,7 @@ pub(crate) fn answer(log: &Log, machine: &Machine, names: &Names) -> Answer {
         .collect();
     let clean = kinds.is_empty() && log.unread_count == 0 && queue.is_empty();
     Answer {
-        text: text(log, machine, names, &kinds, &blamed, &queue),
+        text: text(log, machine, names, (&kinds, left_out), &blamed, &queue),
         json: json!({
             "schema": SCHEMA,
             "lines": log.lines,
@@ -141,6 +145,7 @@ pub(crate) fn answer(log: &Log, machine: &Machine, names: &Names) -> Answer {
             "suppressed": log.suppressed,
             "cut": log.cut,
             "kinds": kinds.iter().zip(&blamed).map(|(kind, blamed)| kind_json(machine, kind, blamed)).collect::<Vec<_>>(),
+            "kinds_left_out": left_out,
             "queue_errors": queue.iter().map(|(line, error)| json!({"line": line, "error": queue_text(*error)})).collect::<Vec<_>>(),
             "unread_count": log.unread_count,
             "unread": log.unread.iter().map(|unread| json!({
@@ -215,7 +220,7 @@ fn text(
     log: &Log,
     machine: &Machine,
     names: &Names,
-    kinds: &[Kind<'_>],
+    (kinds, left_out): (&[Kind<'_>], usize),
     blamed: &[Vec<Blame>],
     queue: &[(usize, QueueError)],
 ) -> String {
@@ -224,8 +229,8 @@ fn text(
         "{total} fault{} in {} lines, of {} kind{}\n",
         if total == 1 { "" } else { "s" },
         log.lines,
-        kinds.len(),
-        if kinds.len() == 1 { "" } else { "s" },
+        kinds.len() + left_out,
+        if kinds.len() + left_out == 1 { "" } else { "s" },
     );
     if log.suppressed > 0 {
         out.push_str(&format!(
@@ -268,6 +273,9 @@ fn text(
             out.push_str(&format!("  likely   {}\n", blame.verdict_text()));
             out.push_str(&format!("  next     {}\n", blame.next_step(machine)));
         }
+    }
+    if left_out > 0 {
+        out.push_str(&format!("\nand {left_out} rarer kinds\n"));
     }
     for (line, error) in queue {
         out.push_str(&format!("\nline {line}: {}\n", queue_text(*error)));

@@ -1,9 +1,9 @@
 //! `iommu groups`: what is grouped with what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::{Args, ValueEnum};
-use iommu_groups::{Difference, Groups, Rules, Topology, differences, group};
+use iommu_groups::{Difference, Groups, Hop, Reason, Rules, Topology, differences, group};
 use iommu_host::{Knowledge, Machine};
 use iommu_types::Bdf;
 use serde_json::{Value, json};
@@ -105,7 +105,7 @@ pub(crate) fn answer(machine: &Machine, names: &Names, model: Model, format: For
         if tree {
             out.push_str(&tree_text(machine, names, &topology, &shown));
         } else {
-            out.push_str(&list(machine, names, &topology, &linux, &strict, source, &shown));
+            out.push_str(&list(machine, names, &linux, &strict, source, &shown));
         }
         if disagreement {
             out.push_str(
@@ -192,7 +192,7 @@ fn disagrees(machine: &Machine, linux: &Groups) -> bool {
         .map(|group| group.into_iter().filter(|bdf| linux.of(*bdf).is_some()).collect())
         .filter(|group: &Vec<Bdf>| !group.is_empty())
         .collect();
-    let grouped: std::collections::BTreeSet<Bdf> = known.iter().flatten().copied().collect();
+    let grouped: BTreeSet<Bdf> = known.iter().flatten().copied().collect();
     let mut computed: Vec<Vec<Bdf>> = linux
         .all()
         .iter()
@@ -243,15 +243,7 @@ fn line(machine: &Machine, names: &Names, bdf: Bdf) -> String {
     text
 }
 
-fn list(
-    machine: &Machine,
-    names: &Names,
-    topology: &Topology,
-    linux: &Groups,
-    strict: &Groups,
-    source: &str,
-    shown: &[Shown],
-) -> String {
+fn list(machine: &Machine, names: &Names, linux: &Groups, strict: &Groups, source: &str, shown: &[Shown]) -> String {
     let mut out = String::new();
     let reasons = if source == "strict" { strict } else { linux };
     for group in shown {
@@ -269,29 +261,52 @@ fn list(
         for other in &group.others {
             out.push_str(&format!("  {} (no PCI function)\n", printable(other)));
         }
-        out.push_str(&why(topology, reasons, group));
+        out.push_str(&why(reasons, group));
     }
     out
 }
 
-/// The shortest chain from the first function of a group to each of the others, without repetition.
-fn why(topology: &Topology, groups: &Groups, group: &Shown) -> String {
+/// The causes of every hop between members of a group, each once.
+fn why(groups: &Groups, group: &Shown) -> String {
+    let members: BTreeSet<Bdf> = group.functions.iter().copied().collect();
+    let numbers: BTreeSet<usize> = members
+        .iter()
+        .filter_map(|bdf| groups.of(*bdf))
+        .map(|group| group.number)
+        .collect();
+    let hops = numbers
+        .iter()
+        .filter_map(|number| groups.all().get(*number))
+        .flat_map(|group| groups.reasons(group))
+        .filter(|hop| members.contains(&hop.from) && members.contains(&hop.to));
     let mut out = String::new();
-    let Some((first, others)) = group.functions.split_first() else {
-        return out;
-    };
-    let mut said = Vec::new();
-    for other in others {
-        if let Some(iommu_groups::Explanation::Together(chain)) = groups.explain(topology, *first, *other) {
-            for hop in chain {
-                if !said.contains(&hop) {
-                    out.push_str(&format!("    because {hop}\n"));
-                    said.push(hop);
-                }
-            }
-        }
+    for cause in causes(hops) {
+        out.push_str(&format!("    because {cause}\n"));
     }
     out
+}
+
+/// What stands behind hops: many functions are often together for one missing capability.
+pub(crate) fn causes<'a>(hops: impl IntoIterator<Item = &'a Hop>) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let mut causes = Vec::new();
+    for hop in hops {
+        let cause = match hop.reason {
+            Reason::Upstream { port, lack } => format!("{port} does not isolate what is below it: {lack}"),
+            Reason::Port { lack } => format!("{} does not isolate what is below it: {lack}", hop.to),
+            Reason::Slot { function, lack } => {
+                format!("{function} can reach the other functions of its device inside it: {lack}")
+            }
+            Reason::SharedBus { bridge } => {
+                format!("{bridge} leads to conventional PCI, where everybody on the bus can read along")
+            }
+            _ => hop.to_string(),
+        };
+        if seen.insert(cause.clone()) {
+            causes.push(cause);
+        }
+    }
+    causes
 }
 
 fn shell(machine: &Machine, names: &Names, shown: &[Shown]) -> String {

@@ -100,7 +100,7 @@ fn groups_show_members_drivers_and_reasons() {
         "4 functions in 3 groups, as the running kernel has them",
         "Group 0",
         "driver igb",
-        "because 0000:01:00.0 and 0000:00:01.0",
+        "because 0000:00:01.0 does not isolate what is below it",
     ] {
         assert!(answer.text.contains(part), "{part}\n{}", answer.text);
     }

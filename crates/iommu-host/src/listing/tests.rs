@@ -126,3 +126,29 @@ fn noise_yields_no_functions() {
         let _ = read(&bytes[..end]).topology();
     }
 }
+
+#[test]
+fn twenty_thousand_functions_in_one_group_cost_no_square() {
+    let mut text = String::new();
+    for bus in 0..=255u8 {
+        for slot in 0..80u8 {
+            text.push_str(&format!(
+                "{bus:02x}:{:02x}.{} 0200: 1234:0001\n\tIOMMU group: 1\n",
+                slot / 8,
+                slot % 8
+            ));
+        }
+    }
+    let started = std::time::Instant::now();
+    let machine = read(text.as_bytes());
+    assert_eq!(machine.functions.len(), 256 * 80);
+    assert_eq!(
+        machine
+            .groups
+            .known()
+            .and_then(|groups| groups.get(&1))
+            .map(|group| group.functions.len()),
+        Some(256 * 80)
+    );
+    assert!(started.elapsed().as_secs() < 20, "{:?}", started.elapsed());
+}

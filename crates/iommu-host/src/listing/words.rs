@@ -10,6 +10,11 @@ use crate::config::ConfigSpace;
 /// Capabilities that are taken from one function.
 const MAX_CAPABILITIES: usize = 256;
 
+/// Base address registers that are taken from one function.
+const MAX_REGIONS: usize = 6;
+/// Registers that are taken from one capability.
+const MAX_REGISTERS: usize = 32;
+
 /// A capability as listed.
 #[derive(Clone, Debug)]
 struct Listed {
@@ -104,7 +109,7 @@ impl Words {
         } else {
             return;
         };
-        if number < 6 {
+        if number < 6 && self.regions.len() < MAX_REGIONS {
             self.regions.push((number, low));
         }
     }
@@ -151,7 +156,12 @@ impl Words {
         let Some(listed) = self.capabilities.last_mut() else {
             return;
         };
-        let mut put = |at: u16, bytes: &[u8]| listed.registers.push((at, bytes.to_vec()));
+        let registers = &mut listed.registers;
+        let mut put = |at: u16, bytes: &[u8]| {
+            if registers.len() < MAX_REGISTERS {
+                registers.push((at, bytes.to_vec()));
+            }
+        };
         if listed.extended {
             extended_detail(listed.kind, text, &mut put);
             return;

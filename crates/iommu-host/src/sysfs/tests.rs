@@ -146,3 +146,42 @@ fn what_an_archive_lacks_is_unknown_with_a_remedy() {
     assert!(empty.groups.is_unknown() && empty.units.is_unknown() && empty.dmar.is_unknown());
     assert!(empty.vital_disks.is_unknown() && empty.log.is_unknown());
 }
+
+#[test]
+fn links_in_circles_and_a_device_on_itself_end() {
+    let machine = read(
+        &tree(&[
+            // A function below itself, and two bridges below each other.
+            (
+                "sys/bus/pci/devices/0000:00:01.0",
+                "-> ../../../devices/pci0000:00/0000:00:02.0/0000:00:01.0",
+            ),
+            (
+                "sys/bus/pci/devices/0000:00:02.0",
+                "-> ../../../devices/pci0000:00/0000:00:01.0/0000:00:02.0",
+            ),
+            ("sys/devices/pci0000:00/0000:00:02.0/0000:00:01.0/class", "0x060400"),
+            ("sys/devices/pci0000:00/0000:00:02.0/0000:00:01.0/vendor", "0x8086"),
+            ("sys/devices/pci0000:00/0000:00:02.0/0000:00:01.0/device", "zzz"),
+            (
+                "sys/devices/pci0000:00/0000:00:02.0/0000:00:01.0/iommu_group",
+                "-> iommu_group",
+            ),
+            // An array that is made of itself.
+            ("sys/block/md0", "-> ../devices/virtual/block/md0"),
+            ("sys/devices/virtual/block/md0/slaves/md0", "-> ../../md0"),
+            ("proc/self/mounts", "/dev/md0 / ext4 rw 0 0\n"),
+        ]),
+        Origin::Snapshot,
+    );
+    assert_eq!(machine.functions.len(), 2);
+    assert!(
+        machine
+            .functions
+            .values()
+            .next()
+            .is_some_and(|f| f.group.is_unknown() && f.identity.is_unknown())
+    );
+    assert_eq!(machine.vital_disks, Knowledge::Known(Vec::new()));
+    let _ = machine.topology();
+}
