@@ -67,7 +67,7 @@ if test -e /sys/firmware/acpi/tables/DMAR; then
   bytes /sys/firmware/acpi/tables/DMAR
 fi
 echo "messages"
-dmesg | grep -e DMAR -e IOMMU
+dmesg | grep -e DMAR -e IOMMU -e "correcting type"
 echo "== end"
 poweroff -f
 "#;
@@ -210,7 +210,8 @@ impl Tools {
 fn command_line(machine: &Machine) -> String {
     // With many functions the messages about the table are long gone from a buffer of the usual size. Link power
     // management is off since Linux trips over it where ports stand in odd places.
-    let mut line = "console=ttyS0 quiet panic=-1 log_buf_len=4M pcie_aspm=off intel_iommu=on iommu=nopt".to_owned();
+    let mut line =
+        "console=ttyS0 quiet panic=-1 log_buf_len=4M pcie_aspm=off no_timer_check intel_iommu=on iommu=nopt".to_owned();
     // Only virtual functions need a driver, and one whose interrupts do not arrive waits for minutes.
     if !machine.has_virtual_functions {
         line.push_str(" initcall_blacklist=nvme_init");

@@ -54,6 +54,8 @@ enum Task {
     Layers,
     /// Check that the layers below std build without it
     NoStd,
+    /// Boot Linux on generated machines and compare groups and DMAR reading
+    Linux,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Task::Bench { json, quick } => bench::run(json.as_deref(), quick),
         Task::Layers => single("layers", layers::check()),
         Task::NoStd => single("no_std", no_std::check()),
+        Task::Linux => single("groups against Linux", linux::check(suite::Depth::Default)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
