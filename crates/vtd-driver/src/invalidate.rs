@@ -180,6 +180,14 @@ pub(crate) enum Invalidator {
 }
 
 impl Invalidator {
+    /// Waits for the confirmation of nothing: a lone wait descriptor. The registers need no such thing.
+    pub(crate) fn confirm<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> Result<(), HardwareError> {
+        match self {
+            Self::Queue(queue) => queued(queue, shared, &[]),
+            Self::Registers => Ok(()),
+        }
+    }
+
     /// Carries `batch` out in order and waits for its confirmation.
     pub(crate) fn run<R: Registers, P: Host>(
         &self,

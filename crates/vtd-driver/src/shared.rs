@@ -86,6 +86,11 @@ impl<R: Registers, P: Host> Shared<R, P> {
         self.note(self.invalidator.run(self, batch))
     }
 
+    /// Has the unit confirm an empty batch.
+    pub(crate) fn try_queue(&self) -> Result<(), HardwareError> {
+        self.note(self.invalidator.confirm(self))
+    }
+
     /// Invalidates everything about translation, each cache before those that are filled from it (rule D1).
     pub(crate) fn invalidate_globally(&self) -> Result<(), HardwareError> {
         self.invalidate(&[Invalidation::ContextGlobal])?;

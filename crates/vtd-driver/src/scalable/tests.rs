@@ -2,7 +2,7 @@
 
 use arbitrary_int::{u3, u4, u5, u6, u10};
 use iommu_types::{Access, AddrRange, GuestPhys, Iova, Perms, SystemMemory};
-use vtd_spec::register::{Capability, ExtendedCapability, Version};
+use vtd_spec::register::{Capability, ExtendedCapability, Version, offset};
 
 use super::*;
 use crate::testing::Obedient;
@@ -87,6 +87,15 @@ fn bring_up_clears_context_pasid_and_translation_caches_in_this_order() {
             .walk("02:00.0".parse().expect("valid"), Iova::new(0x1000), Access::Read)
             .is_err()
     );
+}
+
+#[test]
+fn a_queue_runs_a_wait_before_anything_depends_on_it() {
+    let hardware = unit_of(capability().with_esrtps(true), extended());
+    let _unit = translating(&hardware);
+    assert_eq!(hardware.take_descriptors(), [[0; 2]; 0]);
+    let tail = Registers::read64(&&hardware, offset::IQT);
+    assert_eq!(tail, 32, "one descriptor of 256 bits");
 }
 
 #[test]

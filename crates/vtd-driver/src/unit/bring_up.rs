@@ -238,6 +238,9 @@ fn install<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<(), UnitError
             .registers
             .write64(offset::IQA, queue.address_register().raw_value());
         shared.command(Command::Queue(true))?;
+        // Shows that the queue works before anything depends on it; where the unit invalidates on its own when the
+        // root table is set, the first flush would show it. QEMU also never turns a queue off that ran no wait.
+        shared.try_queue()?;
     }
     // Translation structures exist only on units that translate.
     if !translates(shared) {
