@@ -63,6 +63,9 @@ pub(crate) fn run(report: &mut Report, expected: Expected) {
         read_table(&edu, expected)
     });
     let Some(found) = found else { return };
+    report.check("a unit that nobody used is given up", || {
+        bring_up(found)?.shut_down().map_err(text)
+    });
     let Some(unit) = report.check("the unit is taken over and translates", || bring_up(found)) else {
         return;
     };
