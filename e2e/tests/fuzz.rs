@@ -304,7 +304,7 @@ fn translation_tables() {
             let at = 0x10_0000 + (random.below(0x8000) & !7);
             let value = match random.below(3) {
                 // A pointer back into the tables: loops and levels that do not fit.
-                0 => 0x10_0000 + (random.below(8) << 12) | random.below(0x100),
+                0 => (0x10_0000 + (random.below(8) << 12)) | random.below(0x100),
                 1 => random.word(),
                 _ => memory.read_u64(HostPhys::new(at)).unwrap_or(0) ^ 1 << random.below(64),
             };
