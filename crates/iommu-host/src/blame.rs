@@ -6,6 +6,7 @@ use acpi_dmar::Dmar;
 use iommu_groups::{Topology, pci};
 use iommu_types::{AddrRange, Bdf, HostPhys, Segment, SourceId};
 use vtd_spec::fault::FaultReason;
+use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
 use crate::buses::Buses;
 use crate::knowledge::Knowledge;
@@ -95,8 +96,6 @@ pub struct Blame {
     pub verdict: Verdict,
 }
 
-/// Writes to these addresses are interrupts. VT-d §3.15 (handling requests to interrupt address range).
-const INTERRUPTS: (u64, u64) = (0xfee0_0000, 0xfeef_ffff);
 /// Addresses that unset pointers lead to.
 const NEAR_ZERO: u64 = 0x1_0000;
 /// The window that Linux allocates from first, from above.
@@ -192,7 +191,7 @@ fn address_kind(machine: &Machine, topology: &Topology, suspect: Bdf, address: u
     if let Some(range) = other {
         return AddressKind::OtherReserved(range);
     }
-    if (INTERRUPTS.0..=INTERRUPTS.1).contains(&address) {
+    if (INTERRUPT_RANGE_FIRST..=INTERRUPT_RANGE_LAST).contains(&address) {
         return AddressKind::InterruptRange;
     }
     if address < NEAR_ZERO {

@@ -28,12 +28,9 @@ pub fn summary(cap: u64, ecap: u64) -> String {
         u8::from(e.smts()),
         u8::from(e.pasid()),
         u8::from(e.prs()),
-        e.iotlb_offset() - IOTLB_REG,
+        e.invalidate_address_offset(),
     )
 }
-
-/// The IOTLB registers start with IVA_REG; IOTLB_REG follows it. VT-d §11.4.8.1, §11.4.8.2.
-const IOTLB_REG: u32 = 8;
 
 /// One feature of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

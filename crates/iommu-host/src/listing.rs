@@ -16,7 +16,7 @@ use iommu_types::{Bdf, NodeId};
 use crate::config::ConfigSpace;
 use crate::knowledge::{Knowledge, Obstacle};
 use crate::log::{self, BootEvent, Log};
-use crate::machine::{KernelGroup, Machine, Origin, PciFunction, Unit};
+use crate::machine::{self, KernelGroup, Machine, Origin, PciFunction, Unit};
 use header::Header;
 use words::Words;
 
@@ -324,11 +324,11 @@ pub(crate) fn units(log: &Log) -> Knowledge<Vec<Unit>> {
         {
             let name = format!("dmar{index}");
             if units.iter().all(|unit| unit.name != name) && units.len() < 1024 {
-                let raw = u32::from(version.0) << 4 | u32::from(version.1);
                 units.push(Unit {
                     name,
                     address: Knowledge::Known(*base),
-                    version: Knowledge::Known(vtd_spec::register::Version::new_with_raw_value(raw)),
+                    version: machine::version(version.0, version.1)
+                        .map_or(Knowledge::Unknown(SHOW_LOG), Knowledge::Known),
                     cap: Knowledge::Known(*cap),
                     ecap: Knowledge::Known(*ecap),
                     domains_used: Knowledge::Unknown(SHOW_SYSFS),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use arbitrary_int::u4;
 use iommu_groups::{AcsControl, BusId, ConfigAccess, Facts, LinuxVersion, Roots, Rules, Topology};
 use iommu_types::{AddrRange, Bdf, HostPhys, Iova, NodeId};
 use vtd_spec::register::{Capability, ExtendedCapability, Version};
@@ -98,6 +99,12 @@ pub struct Unit {
     pub ecap: Knowledge<ExtendedCapability>,
     /// Domains in use.
     pub domains_used: Knowledge<u32>,
+}
+
+/// A version as the kernel writes it, `1:0`; `None` if a part does not fit its field.
+pub(crate) fn version(major: u8, minor: u8) -> Option<Version> {
+    let (major, minor) = (u4::try_new(major).ok()?, u4::try_new(minor).ok()?);
+    Some(Version::DEFAULT.with_max(major).with_min(minor))
 }
 
 /// Why a machine cannot be read.

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use iommu_groups::BusId;
 use iommu_groups::pci::{EXTENDED_LEN, bridge, class, header};
 use iommu_types::{AddrRange, Bdf, HostPhys, Iova, NodeId, Segment};
-use vtd_spec::register::{Capability, ExtendedCapability, Version};
+use vtd_spec::register::{Capability, ExtendedCapability};
 
 use crate::config::ConfigSpace;
 use crate::knowledge::{Knowledge, Obstacle};
 use crate::listing;
 use crate::log::{self, Log};
-use crate::machine::{KernelGroup, Machine, Origin, PciFunction, ReservedRegion, Unit};
+use crate::machine::{self, KernelGroup, Machine, Origin, PciFunction, ReservedRegion, Unit};
 use crate::tree::Tree;
 
 /// Bytes of an ACPI table.
@@ -375,8 +375,7 @@ fn unit(tree: &Tree, name: String) -> Unit {
     let version = tree.text(&at("version")).and_then(|text| {
         let parse = || {
             let (major, minor) = text.split_once(':')?;
-            let (major, minor): (u32, u32) = (major.parse().ok()?, minor.parse().ok()?);
-            (major < 16 && minor < 16).then(|| Version::new_with_raw_value(major << 4 | minor))
+            machine::version(major.parse().ok()?, minor.parse().ok()?)
         };
         parse().map_or_else(
             || Knowledge::Unknown(Obstacle::Malformed(at("version"))),

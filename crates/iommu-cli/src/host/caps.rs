@@ -74,8 +74,11 @@ fn unit_text(unit: &Unit) -> String {
         out.push_str(&format!(" at {:#x}", address.raw()));
     }
     if let Some(version) = unit.version.known() {
-        let raw = version.raw_value();
-        out.push_str(&format!(", version {}.{}", raw >> 4 & 0xf, raw & 0xf));
+        out.push_str(&format!(
+            ", version {}.{}",
+            version.max().value(),
+            version.min().value()
+        ));
     }
     out.push('\n');
     let (cap, ecap) = match (&unit.cap, &unit.ecap) {
