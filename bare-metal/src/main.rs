@@ -4,8 +4,8 @@
 //! and interrupts of the `edu` device at it: what is mapped has to arrive, everything else has to be blocked and
 //! recorded. Each check prints `PASS name` or `FAIL name: why`; the last line is `END passed failed`.
 //!
-//! Words of the command line: `scalable` drives the unit in scalable mode with first-stage tables;
-//! `silent-interrupts` says that this QEMU drops blocked interrupts without a record.
+//! Words of the command line: `scalable` drives the unit in scalable mode with second-stage tables, `first-stage`
+//! with first-stage ones; `silent-interrupts` says that this QEMU drops blocked interrupts without a record.
 #![no_std]
 #![no_main]
 

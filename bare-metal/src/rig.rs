@@ -54,16 +54,20 @@ impl Expected {
             unmapped_read: FaultReason::READ_DENIED,
             write_denied: FaultReason::WRITE_DENIED,
         };
-        if !has("scalable") {
-            return legacy;
+        let scalable = Self {
+            mode: TableMode::Scalable,
+            ..legacy
+        };
+        if !has("first-stage") {
+            // In scalable mode QEMU keeps legacy mode's reasons for the second stage.
+            return if has("scalable") { scalable } else { legacy };
         }
         Self {
-            mode: TableMode::Scalable,
             stage: Stage::First,
             unmapped_write: FaultReason::FIRST_STAGE_NOT_PRESENT,
             unmapped_read: FaultReason::FIRST_STAGE_NOT_PRESENT,
             write_denied: FaultReason::SCALABLE_WRITE_DENIED,
-            ..legacy
+            ..scalable
         }
     }
 }

@@ -45,9 +45,10 @@ fn both_directions(rig: &Rig<'_>) -> Checked {
     rig.lands(0x11, at(1), 1)
 }
 
-/// Near the end of what 47 bits address: what all four levels of either stage reach.
+/// Near the end of the domain, through its whole depth of tables; 47 bits at most, as the first stage has them.
 fn high_addresses(rig: &Rig<'_>) -> Checked {
-    let high = Iova::new(0x7fff_ffff_d000);
+    let last = rig.domain.aperture().last().raw().min((1 << 47) - 1);
+    let high = Iova::new(last - 3 * PAGE_SIZE).page();
     rig.map(high, 2, Perms::READ_WRITE)?;
     rig.lands(0x12, high, 2)?;
     rig.unmap(page(high))?;

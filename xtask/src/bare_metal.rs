@@ -28,37 +28,34 @@ pub(crate) struct Run {
     command_line: &'static str,
 }
 
-/// QEMU 7.2 has second-stage tables, and drops blocked interrupts without a fault record.
+/// A run with a name, properties and a command line.
+const fn run(name: &'static str, unit: &'static str, command_line: &'static str) -> Run {
+    Run {
+        name,
+        unit,
+        command_line,
+    }
+}
+
+/// QEMU 7.2 has second-stage tables only, and drops blocked interrupts without a fault record.
 pub(crate) const RUNS_7: &[Run] = &[
-    Run {
-        name: "legacy",
-        unit: "",
-        command_line: "silent-interrupts",
-    },
-    Run {
-        name: "caching mode",
-        unit: ",caching-mode=on",
-        command_line: "silent-interrupts",
-    },
+    run("legacy", "aw-bits=48", "silent-interrupts"),
+    run("caching mode", "aw-bits=48,caching-mode=on", "silent-interrupts"),
+    run("39 bits", "aw-bits=39", "silent-interrupts"),
+    run(
+        "scalable",
+        "aw-bits=48,x-scalable-mode=on",
+        "scalable silent-interrupts",
+    ),
 ];
 
 /// QEMU 11.1 has first-stage tables too.
 pub(crate) const RUNS_11: &[Run] = &[
-    Run {
-        name: "legacy",
-        unit: "",
-        command_line: "",
-    },
-    Run {
-        name: "caching mode",
-        unit: ",caching-mode=on",
-        command_line: "",
-    },
-    Run {
-        name: "first stage",
-        unit: ",scalable-mode=on,fsts=on",
-        command_line: "scalable",
-    },
+    run("legacy", "aw-bits=48", ""),
+    run("caching mode", "aw-bits=48,caching-mode=on", ""),
+    run("39 bits", "aw-bits=39", ""),
+    run("scalable", "aw-bits=48,scalable-mode=on", "scalable"),
+    run("first stage", "aw-bits=48,scalable-mode=on,fsts=on", "first-stage"),
 ];
 
 /// Builds the kernel and runs it in every way on one QEMU.
@@ -116,7 +113,7 @@ fn build() -> Result<PathBuf, String> {
 
 /// Runs the kernel; what it printed, if it ended by itself.
 fn start(launcher: &Path, kernel: &Path, run: Run) -> Result<String, String> {
-    let unit = format!("intel-iommu,intremap=on,eim=off,aw-bits=48{}", run.unit);
+    let unit = format!("intel-iommu,intremap=on,eim=off,{}", run.unit);
     let mut command = Command::new(launcher);
     // 256 ns an instruction: the device's 100 ms timers then take no real time.
     command
