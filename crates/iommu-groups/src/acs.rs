@@ -157,7 +157,9 @@ impl Topology {
                 Isolation::Lacking(Lack::Kind(port))
             }
             // 3. Ports need the capability.
-            PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT => isolation_by_controls(f, required(f, port, rules), rules),
+            PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT => {
+                isolation_by_controls(f, required(f, port, rules), rules)
+            }
             // 4. The others need it to isolate functions of one device from each other.
             PortType::ENDPOINT
             | PortType::LEGACY_ENDPOINT
@@ -235,10 +237,10 @@ fn isolation_by_controls(f: &Function, required: u16, rules: Rules) -> Isolation
             // straight to their target. PCIe §6.12.3 (ACS Peer-to-Peer Control Interactions). Linux asks only
             // whether redirect is on.
             let egress = state.capability & state.control & acs::EGRESS_CONTROL != 0;
-            if off != 0 {
-                Isolation::Lacking(Lack::Off(AcsBits(off)))
-            } else if egress && rules == Rules::Strict {
+            if egress && rules == Rules::Strict && off & acs::REQUEST_REDIRECT == 0 {
                 Isolation::Lacking(Lack::EgressControl)
+            } else if off != 0 {
+                Isolation::Lacking(Lack::Off(AcsBits(off)))
             } else {
                 Isolation::Isolated(Grounds::Controls(state))
             }

@@ -247,6 +247,13 @@ fn ports_without_redirect_reach_the_memory_of_the_upstream_port() {
         partition(&machine(upstream(2, 3), 0).strict()),
         "00:00.0 | 01:00.0 | 02:00.0 03:00.0"
     );
+    // Egress control lets them through beside any other control that is off.
+    let egress = Machine::new()
+        .with("00:00.0", root_port(1, 3).acs(ACS_CAP, ACS_ON))
+        .with("01:00.0", with_memory())
+        .with("02:00.0", downstream(3, 3).acs(ACS_CAP | 0x20, ACS_ON & !0x10 | 0x20))
+        .with("03:00.0", endpoint());
+    assert_eq!(partition(&egress.strict()), "00:00.0 | 01:00.0 02:00.0 03:00.0");
     // Other controls say nothing about where requests go.
     assert_eq!(
         partition(&machine(with_memory(), ACS_ON & !0x08).strict()),
