@@ -41,8 +41,11 @@
 //! | what | rule |
 //! |---|---|
 //! | requester ID behind a PCIe-to-PCI bridge: (secondary bus, 00.0); behind a conventional bridge: the bridge's | PCIe-to-PCI bridge §2.3; VT-d §3.4.1 (Source Identifier) |
-//! | functions of one device meet inside it, unless ACS request redirect is on; Intel's integrated endpoints never do | PCIe §6.12 (Access Control Services); VT-d §4.5 |
-//! | ports of a switch likewise; root ports send everything up, except back to their own link without ACS | PCIe §6.12 |
+//! | functions of one device meet inside it, with what is below those that are ports or bridges, unless ACS request redirect is on | PCIe §6.12 (Access Control Services) |
+//! | ports of a switch likewise, and the upstream port's registers; a root port without ACS sends requests back to its own link | PCIe §6.12 |
+//! | registers of ports, where these have any, are reached from below unless ACS redirects (or enhanced ACS redirects or blocks) | PCIe §7.7.11.3 (ACS Control Register) |
+//! | egress control: on, with a vector that lets everything through | PCIe §6.12.3 |
+//! | devices that are known to isolate without saying so, such as Intel's integrated endpoints | the tables of `iommu-groups`; VT-d §4.5 |
 //! | source validation at root and downstream ports | PCIe §6.12.1.1 |
 //! | a 4-byte write to FEEx_xxxxh is an interrupt; everything else there is a fault | VT-d §3.15 |
 //! | who serves a function | [`acpi_dmar::Dmar::owner`] (VT-d §8.3) |
@@ -52,7 +55,7 @@
 //!
 //! Bus numbers are the description's: software that renumbers buses is not followed. There is no ATS, no PASID,
 //! no prefetchable or 64-bit bridge window, no hot-plug, no legacy interrupt line. Peer-to-peer between root
-//! ports always goes through the unit.
+//! ports of different devices always goes through the unit.
 #![forbid(unsafe_code)]
 
 mod description;

@@ -149,6 +149,12 @@ pub enum MachineError {
     /// The bytes are not a DMAR table.
     #[error("the firmware table cannot be used: {0}")]
     Table(#[from] ParseError),
+    /// Addresses are too short for a machine.
+    #[error(
+        "the firmware table cannot be used: the host address width (offset 36) gives addresses {0} bits, and no \
+         machine with VT-d has fewer than {min}; the firmware has to be corrected", min = assemble::MODEL_WIDTHS.start()
+    )]
+    Width(u16),
     /// The memory of the description is impossible.
     #[error(transparent)]
     Memory(#[from] MemoryLayoutError),

@@ -147,6 +147,65 @@ fn peers_without_acs_reach_each_other_past_the_unit() {
     assert_eq!(machine.fabric_counters().stopped, 0);
 }
 
+/// The two-socket machine with `edit` done to its text.
+fn edited(from: &str, to: &str) -> Machine {
+    assert!(TWO_SOCKET.contains(from), "{from}");
+    let description = MachineDescription::parse("edited", &TWO_SOCKET.replacen(from, to, 1)).expect("sound");
+    Machine::build(&description, &description.to_dmar().expect("fits")).expect("builds")
+}
+
+fn route(machine: &Machine, from: &str, to: &str) -> Route {
+    let at = machine.bar_range(bdf(to), 0).expect("answers").first();
+    machine.route(bdf(from), Iova::new(at.raw())).expect("there")
+}
+
+#[test]
+fn root_ports_of_one_device_pass_requests_to_each_other_unless_acs_redirects() {
+    let machine = machine();
+    let route = |from, to| route(&machine, from, to);
+    let across = |route, to: &str| matches!(route, Route::Peer { function, via: Shortcut::Device, .. } if function == bdf(to));
+    assert!(across(route("03:00.0", "06:00.0"), "06:00.0"));
+    assert!(across(route("06:00.1", "03:00.0"), "03:00.0"));
+    // Another device on the root bus is behind the unit.
+    assert!(matches!(route("03:00.0", "0c:04.0"), Route::Upstream { .. }));
+    enable_acs(&machine, "00:14.0");
+    assert!(matches!(route("03:00.0", "06:00.0"), Route::Upstream { .. }));
+    assert!(
+        across(route("06:00.1", "03:00.0"), "03:00.0"),
+        "the other port still passes them"
+    );
+}
+
+#[test]
+fn registers_of_a_port_are_reached_from_below_unless_acs_redirects() {
+    let port = "name = \"PCI bridge\"";
+    let machine = edited(port, &format!("{port}\nregisters = true"));
+    assert!(
+        matches!(route(&machine, "0c:04.0", "0b:00.0"), Route::Peer { function, .. } if function == bdf("0b:00.0"))
+    );
+    let port = "name = \"root port C\"";
+    let machine = edited(port, &format!("{port}\nregisters = true"));
+    let own = Shortcut::Port(bdf("00:1c.0"));
+    assert!(matches!(route(&machine, "0c:04.0", "00:1c.0"), Route::Peer { via, .. } if via == own));
+    enable_acs(&machine, "00:1c.0");
+    assert!(matches!(route(&machine, "0c:04.0", "00:1c.0"), Route::Upstream { .. }));
+}
+
+#[test]
+fn a_device_that_is_known_to_isolate_does_so_without_acs() {
+    let machine = machine();
+    assert!(matches!(route(&machine, "06:00.0", "06:00.1"), Route::Peer { .. }));
+    let mut description = MachineDescription::two_socket().expect("sound");
+    for function in &mut description.functions {
+        if function.bdf.bus() == 6 {
+            (function.vendor, function.device) = (0x8086, 0x1521);
+        }
+    }
+    let machine = Machine::build(&description, &description.to_dmar().expect("fits")).expect("builds");
+    enable_acs(&machine, "00:14.1");
+    assert!(matches!(route(&machine, "06:00.0", "06:00.1"), Route::Upstream { .. }));
+}
+
 #[test]
 fn acs_sends_peer_requests_to_the_unit() {
     let machine = machine();
@@ -159,7 +218,7 @@ fn acs_sends_peer_requests_to_the_unit() {
     let refused = bus.dma_write(Iova::new(target.raw()), &[0; 4]);
     assert_eq!(refused.map_err(|e| e.kind), Err(DmaErrorKind::Blocked));
     assert_eq!(fault(&machine, 0).address(), Iova::new(target.raw()).page());
-    // A peer below another root port was never reachable: the root complex asks the unit.
+    // Nor is a peer below the other root port of the device, now that the port redirects.
     let far = machine.bar_range(bdf("06:00.0"), 0).expect("answers").first();
     let route = machine.route(bdf("03:00.0"), Iova::new(far.raw()));
     assert_eq!(

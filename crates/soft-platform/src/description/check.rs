@@ -17,10 +17,10 @@ type Checked<T> = Result<T, Mistake>;
 
 pub(super) fn description(file: &File) -> Checked<MachineDescription> {
     let width = *file.host_address_width.get_ref();
-    if !(12..=52).contains(&width) {
+    if !(32..=52).contains(&width) {
         return Err(Mistake::at(
             &file.host_address_width,
-            format!("host-address-width is {width}: expected 12 to 52 bits"),
+            format!("host-address-width is {width}: expected 32 to 52 bits"),
         ));
     }
     let memory = memory(&file.memory, width)?;

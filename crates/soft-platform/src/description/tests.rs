@@ -47,7 +47,7 @@ fn an_unknown_key_is_named_with_its_line() {
 #[test]
 fn each_mistake_is_refused_where_it_stands() {
     let cases: &[(&str, &str, &str)] = &[
-        ("host-address-width = 46", "host-address-width = 60", "12 to 52"),
+        ("host-address-width = 46", "host-address-width = 60", "32 to 52"),
         ("size = \"2 GiB\"", "size = \"2 GB\"", "number of bytes"),
         ("base = \"4 GiB\"", "base = \"1 GiB\"", "overlaps memory"),
         ("base = 0x8000_0000", "base = 0x7fff_f000", "overlaps memory"),

@@ -24,7 +24,7 @@ const ENGINE_BUFFER: u32 = 1 << 20;
 /// Registers of a function without an engine: one page, so that it can be reached at all.
 const PLAIN_BAR: u64 = 4096;
 /// Address bits that the model of a unit can have.
-const MODEL_WIDTHS: std::ops::RangeInclusive<u16> = 32..=52;
+pub(super) const MODEL_WIDTHS: std::ops::RangeInclusive<u16> = 32..=52;
 
 pub(super) fn machine(
     description: &MachineDescription,
@@ -32,6 +32,9 @@ pub(super) fn machine(
     options: MachineOptions,
 ) -> Result<Machine, MachineError> {
     let table = dmar.map(Dmar::parse).transpose()?;
+    if let Some(table) = table.filter(|table| table.host_address_bits() < *MODEL_WIDTHS.start()) {
+        return Err(MachineError::Width(table.host_address_bits()));
+    }
     let mut reserved: Vec<_> = description.rmrrs.iter().map(|rmrr| rmrr.range).collect();
     reserved.extend(table.into_iter().flat_map(Dmar::rmrrs).filter_map(|rmrr| rmrr.region()));
     // Firmware that reserves everything would leave nothing to run with; such a region is not believed.
