@@ -1,7 +1,7 @@
 //! How commands end.
 
 use std::fmt;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -59,20 +59,30 @@ const LARGEST_FILE: u64 = 16 << 20;
 /// Reads a whole file.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |why: &dyn fmt::Display| Failure::Measure(format!("{}: {why}", file.display()));
-    let length = std::fs::metadata(file).map_err(|why| failed(&why))?.len();
-    if length > LARGEST_FILE {
+    let mut bytes = Vec::new();
+    // The length that a device or a pipe states means nothing: the reading itself is bounded.
+    std::fs::File::open(file)
+        .and_then(|opened| opened.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|why| failed(&why))?;
+    if bytes.len() as u64 > LARGEST_FILE {
         return Err(failed(&format!(
-            "{length} bytes are more than the {LARGEST_FILE} that any table needs"
+            "longer than {} MiB: no table or machine file is; give another file",
+            LARGEST_FILE >> 20
         )));
     }
-    std::fs::read(file).map_err(|why| failed(&why))
+    Ok(bytes)
 }
 
 /// Reads a whole text file.
 pub(crate) fn read_text(file: &Path) -> Result<String, Failure> {
     String::from_utf8(read(file)?).map_err(|why| {
         let at = why.utf8_error().valid_up_to();
-        Failure::Input(format!("{}: byte {at} is not part of a UTF-8 text", file.display()))
+        let before = why.as_bytes().get(..at).unwrap_or_default();
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        Failure::Input(format!(
+            "{}:{line}: the byte at offset {at} is not UTF-8: expected a text file",
+            file.display()
+        ))
     })
 }
 

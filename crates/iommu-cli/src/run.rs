@@ -23,7 +23,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use iommu_types::{Bdf, Iova};
-use iommu_vfio::{Platform, PlatformOptions};
+use iommu_vfio::{Platform, PlatformOptions, VfioError};
 use soft_platform::Machine;
 
 use self::expect::Expectation;
@@ -73,8 +73,22 @@ const ROUND: u64 = 16 << 20;
 /// Address lines of the narrow device of the DMA API's step.
 const NARROW_BITS: u32 = 32;
 
-/// Runs the rehearsal.
+/// Runs the rehearsal. With `--json` there is one document on standard output, however it ends.
 pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
+    let mut outcome = Outcome::default();
+    let result = rehearse(options, &mut outcome);
+    if options.json {
+        if let Err(failure) = &result {
+            outcome.summary.ok = false;
+            outcome.error = Some(failure.to_string());
+        }
+        let text = serde_json::to_string_pretty(&outcome).map_err(|why| Failure::Measure(why.to_string()))?;
+        print(&format!("{text}\n"))?;
+    }
+    result
+}
+
+fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure> {
     if options.mem < SMALLEST_GUEST || !options.mem.is_multiple_of(4096) {
         let smallest = size::show(SMALLEST_GUEST);
         return Err(Failure::Input(format!(
@@ -84,8 +98,7 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let kept = match &options.expect {
         None => None,
         Some(file) => Some(
-            Expectation::parse(&read_text(file)?)
-                .map_err(|why| Failure::Input(format!("{}: {why}", file.display())))?,
+            Expectation::parse(&read_text(file)?).map_err(|why| Failure::Input(format!("{}:{why}", file.display())))?,
         ),
     };
     let source = Source::load(options.machine.as_deref(), options.dmar.as_deref())?;
@@ -94,10 +107,11 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
         "Rehearsal on {}: all in software, the host is not touched.\n\n",
         source.origin
     ))?;
-    let mut outcome = Outcome::new(source.origin.clone());
+    outcome.machine.clone_from(&source.origin);
 
     survey::table(&mut transcript, &source.dmar, &source.table_origin)?;
     let machine = source.machine()?;
+    guests::check_wishes(&machine, &options.assign).map_err(Failure::Input)?;
     survey::units(&mut transcript, &machine)?;
     survey::functions(&mut transcript, &machine, &source.notes)?;
     let platform_options = PlatformOptions {
@@ -111,13 +125,33 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
         .map(GroupRow::from)
         .collect();
     survey::bring_up(&mut transcript, &platform)?;
+    for step in &platform.report().units {
+        if let Err(why) = &step.outcome {
+            let problem = format!(
+                "unit {} is not in service, its functions reach everything: {why}",
+                step.unit
+            );
+            fail(&transcript, outcome, problem)?;
+        }
+    }
 
-    let engines = machine.functions().any(|function| function.engine);
     let plan = guests::plan(&platform, &options.assign).map_err(|why| Failure::Input(why.to_string()))?;
-    if !engines || plan.first.is_empty() {
+    let nothing = match plan.first.as_slice() {
+        [] => Some("no function that a unit serves, with its whole group, can be assigned".to_owned()),
+        groups if !guests::has_engine(&platform, groups) => Some(format!(
+            "nothing that was asked for has a DMA engine; in a machine file, `engine = true` gives {} one",
+            options
+                .assign
+                .first()
+                .map_or_else(|| "the function".to_owned(), ToString::to_string)
+        )),
+        _ => None,
+    };
+    if let Some(why) = nothing {
         transcript.line("")?;
-        transcript.line("nothing to rehearse: no function that a unit serves can be assigned")?;
-        return finish(options, outcome, Verdict::Unsupported);
+        transcript.line(&format!("nothing to rehearse: {why}"))?;
+        outcome.error = Some(format!("nothing to rehearse: {why}"));
+        return Ok(Verdict::Unsupported);
     }
     let guests = match assign(&mut transcript, &platform, &plan, options.mem)? {
         Ok(guests) => guests,
@@ -126,18 +160,14 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
             outcome.summary.failed_checks.push(why);
             // What was asked for and cannot be is a finding; what was only tried is nothing to rehearse.
             let asked = !options.assign.is_empty();
-            return finish(
-                options,
-                outcome,
-                if asked { Verdict::Findings } else { Verdict::Unsupported },
-            );
+            return Ok(if asked { Verdict::Findings } else { Verdict::Unsupported });
         }
     };
-    move_data(&mut transcript, &platform, &guests, options, &mut outcome)?;
-    let forged = raise_interrupts(&mut transcript, &platform, &guests, &mut outcome)?;
+    move_data(&mut transcript, &platform, &guests, options, outcome)?;
+    let forged = raise_interrupts(&mut transcript, &platform, &guests, outcome)?;
     let bare = Machine::without_iommu(&source.description)
         .map_err(|why| Failure::Measure(format!("{} without IOMMU: {why}", source.origin)))?;
-    let (mut vtd, mut none) = use_dma_api(&mut transcript, &platform, &guests, &bare, &mut outcome)?;
+    let (mut vtd, mut none) = use_dma_api(&mut transcript, &platform, &guests, &bare, outcome)?;
 
     transcript.step("Access matrix: who reaches what, tried with real accesses")?;
     let grid = grid::build(&platform, &guests, options.mem).map_err(Failure::Measure)?;
@@ -158,10 +188,6 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     survey::comparison(&mut transcript, &none, &vtd)?;
     outcome.comparison = vec![none, vtd];
 
-    if let Some(file) = &options.keep {
-        std::fs::write(file, expect::keep(&grid.cells, &source.origin))
-            .map_err(|why| Failure::Measure(format!("{}: {why}", file.display())))?;
-    }
     if let Some(kept) = kept {
         let differences: Vec<DifferenceRow> = kept
             .differences(&grid.cells)
@@ -174,21 +200,16 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let cells_hold = grid.cells.iter().all(matrix::Cell::holds);
     let as_kept = outcome.differences.as_ref().is_none_or(Vec::is_empty);
     outcome.summary.ok = cells_hold && as_kept && outcome.summary.failed_checks.is_empty();
-    survey::verdict(&transcript, &outcome)?;
-    let verdict = if outcome.summary.ok {
+    survey::verdict(&transcript, outcome)?;
+    if let Some(file) = &options.keep {
+        std::fs::write(file, expect::keep(&grid.cells, &source.origin))
+            .map_err(|why| Failure::Measure(format!("--keep {}: cannot be written: {why}", file.display())))?;
+    }
+    Ok(if outcome.summary.ok {
         Verdict::Yes
     } else {
         Verdict::Findings
-    };
-    finish(options, outcome, verdict)
-}
-
-fn finish(options: &Options, outcome: Outcome, verdict: Verdict) -> Result<Verdict, Failure> {
-    if options.json {
-        let text = serde_json::to_string_pretty(&outcome).map_err(|why| Failure::Measure(why.to_string()))?;
-        print(&format!("{text}\n"))?;
-    }
-    Ok(verdict)
+    })
 }
 
 /// Step: containers, groups and devices of the guests, and their memory. The inner error says why a guest cannot
@@ -210,7 +231,17 @@ fn assign(
                 survey::guest(transcript, platform, &guest)?;
                 guests.push(guest);
             }
-            Err(why) => return Ok(Err(format!("{name} cannot have what it should: {why}"))),
+            Err(why @ VfioError::OutOfMemory(_)) => {
+                let mem = size::show(mem);
+                return Err(Failure::Input(format!("--mem: {name} cannot have {mem}: {why}")));
+            }
+            Err(why) => {
+                let accept = match why {
+                    VfioError::UnsafeInterrupts(_) => " (--unsafe-interrupts)",
+                    _ => "",
+                };
+                return Ok(Err(format!("{name} cannot have what it should: {why}{accept}")));
+            }
         }
     }
     Ok(Ok(guests))
@@ -233,7 +264,15 @@ fn move_data(
             .filter(|bdf| machine.function(*bdf).is_some_and(|f| f.engine))
             .collect();
         // Below 3 GiB guest addresses are offsets in the guest's memory; each function has its own part.
-        let share = (guest.memory.memory().len().min(3 << 30) / (2 * engines.len().max(1) as u64)) & !4095;
+        let parts = 2 * engines.len().max(1) as u64;
+        let share = (guest.memory.memory().len().min(3 << 30) / parts) & !4095;
+        if share == 0 {
+            let (name, needed) = (&guest.name, size::show(parts * 4096));
+            return Err(Failure::Input(format!(
+                "--mem: {name} has {} functions that copy between pages of their own: give at least {needed}",
+                engines.len()
+            )));
+        }
         for (number, function) in engines.into_iter().enumerate() {
             let base = 2 * share * number as u64;
             work.push(traffic::Copy {
@@ -265,6 +304,9 @@ fn move_data(
         {
             transcript.line(&format!("unit {}: {}", unit.index, survey::counters(&counters)))?;
         }
+    }
+    if work.is_empty() {
+        transcript.line("nothing was moved: no guest has a function with a DMA engine")?;
     }
     outcome.summary.bytes_moved = copied.bytes;
     outcome.summary.seconds = copied.seconds;

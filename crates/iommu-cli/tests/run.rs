@@ -128,7 +128,7 @@ fn a_kept_matrix_is_a_gate() {
     let run = short_run(&["--expect", path(&kept)]);
     assert_eq!(run.status.code(), Some(2));
     assert!(
-        text(&run.stderr).contains("line 1: \"perhaps\" is no verdict"),
+        text(&run.stderr).contains("kept:1: \"perhaps\" is no verdict"),
         "{}",
         text(&run.stderr)
     );

@@ -20,7 +20,7 @@ pub(crate) struct Expectation {
 
 /// A line that is not one of a kept matrix.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("line {line}: {problem}")]
+#[error("{line}: {problem}")]
 pub(crate) struct Mistake {
     line: usize,
     problem: String,
@@ -170,11 +170,11 @@ mod tests {
     #[test]
     fn a_mistake_names_its_line_and_what_was_expected() {
         let mistake = |text: &str| Expectation::parse(text).expect_err("malformed").to_string();
-        assert!(mistake("# head\n02:00.0 rmrr\n").starts_with("line 2: expected REQUESTER"));
+        assert!(mistake("# head\n02:00.0 rmrr\n").starts_with("2: expected REQUESTER"));
         assert!(mistake("02:00.0 rmr blocked").contains("own-mapping"));
         assert!(mistake("02:00.0 rmrr maybe").contains("allowed, blocked, unknown"));
         assert!(mistake("2:0 rmrr blocked").contains("bus:device.function"));
-        assert!(mistake("02:00.0 rmrr blocked\n02:00.0 rmrr allowed").starts_with("line 2"));
+        assert!(mistake("02:00.0 rmrr blocked\n02:00.0 rmrr allowed").starts_with("2: "));
         assert!(mistake("# nothing\n").contains("no cell"));
     }
 }

@@ -1,17 +1,21 @@
 //! The access matrix of a machine: every function with a DMA engine against every kind of target.
 
-use iommu_types::{AddrRange, Bdf, HostPhys, Iova, SourceId};
-use iommu_vfio::Platform;
+use iommu_types::{Bdf, HostPhys, Iova, SourceId};
+use iommu_vfio::{Platform, RegionOutcome, RegionStep};
 use soft_platform::{FunctionInfo, Machine, PageRequest, Service, Zone};
 use vtd_driver::{EventMessage, InterruptBlock, InterruptSource, InterruptTarget};
 
-use super::guests::{Guest, victim};
+use super::guests::{Guest, past_guest, victim};
 use super::matrix::{Cell, Target, Verdict};
 use super::probe::{Place, Probed, Prober};
 use super::render::Requester;
 
 /// The vector of the message that nobody may forge.
 pub(crate) const FOREIGN_VECTOR: u8 = 0xe7;
+/// An interrupt message that needs no remapping entry: to APIC 0, fixed, edge-triggered.
+pub(crate) const COMPATIBILITY_MESSAGE: u64 = 0xfee0_0000;
+/// Why a function that no unit covers reaches everything.
+const UNCOVERED: &str = "no unit of the table covers the function";
 /// Offset of a scratch register in BAR 0 of functions with an engine (`edu`'s liveness check).
 const SCRATCH: u64 = 4;
 /// Bytes of a probing access.
@@ -112,13 +116,13 @@ pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<G
 
 /// A page of the host whose address is in no guest's range of memory addresses.
 pub(crate) fn host_page(machine: &Machine, mem: u64) -> Result<HostPhys, String> {
-    let run = |zone| PageRequest::contiguous(mem + 4096).zone(zone);
+    let page = |zone| PageRequest::contiguous(4096).zone(zone).at_or_above(past_guest(mem));
     let pages = machine
         .memory()
-        .allocate_pages(run(Zone::Below4G))
-        .or_else(|_| machine.memory().allocate_pages(run(Zone::Above4G)))
+        .allocate_pages(page(Zone::Below4G))
+        .or_else(|_| machine.memory().allocate_pages(page(Zone::Above4G)))
         .map_err(|why| why.to_string())?;
-    pages.at(mem).ok_or_else(|| "the host's page lies nowhere".to_owned())
+    pages.at(0).ok_or_else(|| "the host's page lies nowhere".to_owned())
 }
 
 /// On each unit in service, an interrupt entry that is made for a requester that does not exist.
@@ -180,19 +184,18 @@ impl Scene<'_> {
             let prediction = self.predict(target, function, guest, at);
             grid.push(cell(requester, target, prediction, probed), On::Memory(at));
         }
-        if let Some(message) = function
+        let mut probed = Probed::default();
+        let entry = function
             .service
             .unit()
-            .and_then(|unit| self.foreign.get(unit).copied().flatten())
-        {
-            let mut probed = Probed::default();
-            prober.message(requester, message.address, message.data, FOREIGN_VECTOR, &mut probed)?;
-            let why = "the interrupt entry is made for another requester (source validation)".to_owned();
-            grid.push(
-                cell(requester, Target::MsiWindow, (Verdict::Blocked, why), probed),
-                On::Interrupt,
-            );
-        }
+            .and_then(|unit| self.foreign.get(unit).copied().flatten());
+        // Where no entry can be named, a message says itself which vector it is for.
+        let (address, data) = entry.map_or((COMPATIBILITY_MESSAGE, u32::from(FOREIGN_VECTOR)), |message| {
+            (message.address, message.data)
+        });
+        prober.message(requester, address, data, FOREIGN_VECTOR, &mut probed)?;
+        let prediction = self.predict_message(function, entry.is_some());
+        grid.push(cell(requester, Target::MsiWindow, prediction, probed), On::Interrupt);
         self.peers(function, guest, prober, grid)
     }
 
@@ -215,27 +218,23 @@ impl Scene<'_> {
         let (iova, at) = guest.read_only().ok_or("the guest has no page for probing")?;
         let mut read = Probed::default();
         prober.read(requester, iova, at, &mut read)?;
-        if read.reached != 1 {
-            return Err(format!("the read-only page cannot be read: {}", read.evidence));
-        }
         let mut probed = Probed::default();
         prober.write(requester, iova, Place::Memory(at), &mut probed)?;
         let why = "the page is mapped for reading only (reading it succeeded)".to_owned();
-        cells.push(cell(requester, Target::ReadOnly, (Verdict::Blocked, why), probed));
+        let written = cell(requester, Target::ReadOnly, (Verdict::Blocked, why), probed);
+        cells.push(after(read, "reading the page", written));
 
         let (iova, at) = guest.passing().ok_or("the guest has no page for probing")?;
         guest.map_passing().map_err(|why| why.to_string())?;
         let mut before = Probed::default();
         prober.write(requester, iova, Place::Memory(at), &mut before)?;
         guest.unmap_passing().map_err(|why| why.to_string())?;
-        if before.reached != 1 {
-            return Err(format!("a mapped page cannot be written: {}", before.evidence));
-        }
         let mut probed = Probed::default();
         prober.write(requester, iova, Place::Memory(at), &mut probed)?;
         prober.read(requester, iova, at, &mut probed)?;
         let why = "unmapped and invalidated (before that, writing it succeeded)".to_owned();
-        cells.push(cell(requester, Target::UnmappedAgain, (Verdict::Blocked, why), probed));
+        let unmapped = cell(requester, Target::UnmappedAgain, (Verdict::Blocked, why), probed);
+        cells.push(after(before, "writing the page while it was mapped", unmapped));
         Ok(())
     }
 
@@ -282,10 +281,7 @@ impl Scene<'_> {
         let at = match target {
             Target::OtherGuest => self.page_of_another(guest)?,
             Target::HostMemory => self.host_page,
-            Target::Rmrr => self.regions().map(|(range, _)| range.first()).find(|at| {
-                // Some firmware reserves memory that this machine does not have.
-                self.machine.memory().node_of(*at).is_some()
-            })?,
+            Target::Rmrr => self.reserved_page(function, guest)?,
             _ => return None,
         };
         reachable(function, at).then_some(at)
@@ -300,58 +296,91 @@ impl Scene<'_> {
         others.next().map(|other| other.victim).or(self.idle)
     }
 
-    /// Reserved regions, with the functions that they are mapped for as long as the host has them.
-    fn regions(&self) -> impl Iterator<Item = (AddrRange<HostPhys>, &[Bdf])> {
-        self.platform
-            .report()
-            .regions
-            .iter()
-            .filter_map(|step| Some((step.range?, step.functions.as_slice())))
+    /// A page of a reserved region: one that is for `function` if there is any. It is no address that the guest
+    /// has mapped, since an access there would end in the guest's own memory.
+    fn reserved_page(&self, function: &FunctionInfo, guest: Option<&Guest>) -> Option<HostPhys> {
+        let mut steps: Vec<&RegionStep> = self.platform.report().regions.iter().collect();
+        steps.sort_by_key(|step| !self.is_for(step, function));
+        let ends = |step: &RegionStep| {
+            let pages = step.range?.to_pages();
+            Some([pages.first(), pages.last().page()])
+        };
+        steps.into_iter().filter_map(ends).flatten().find(|at| {
+            // Some firmware reserves memory that this machine does not have.
+            self.machine.memory().node_of(*at).is_some() && guest.is_none_or(|guest| !guest.maps(Iova::new(at.raw())))
+        })
+    }
+
+    /// Whether a reserved region is for a function that the unit cannot tell from `function`.
+    fn is_for(&self, step: &RegionStep, function: &FunctionInfo) -> bool {
+        let ids = |bdf: Bdf| {
+            let requester = self.platform.requester(bdf);
+            [&[requester.rid], requester.aliases.as_slice()].concat()
+        };
+        let own = ids(function.bdf);
+        step.functions.iter().any(|listed| {
+            let unit = self.machine.function(*listed).and_then(|info| info.service.unit());
+            unit == function.service.unit() && ids(*listed).iter().any(|id| own.contains(id))
+        })
+    }
+
+    /// What is to become of an interrupt message that is not the function's own.
+    fn predict_message(&self, function: &FunctionInfo, remapped: bool) -> Prediction {
+        let (verdict, why) = match function.service {
+            Service::Uncovered => (Verdict::Allowed, UNCOVERED.to_owned()),
+            Service::Blocked(doubt) => (Verdict::Blocked, format!("stopped by the platform: {doubt}")),
+            Service::Unit(..) if remapped => (
+                Verdict::Blocked,
+                "the interrupt entry is made for another requester (source validation)".to_owned(),
+            ),
+            Service::Unit(..) => match self.platform.unit_of(function.bdf) {
+                Ok(_) => (
+                    Verdict::Allowed,
+                    "its unit does not remap interrupts: every message passes".to_owned(),
+                ),
+                Err(why) => (Verdict::Unknown, why.to_string()),
+            },
+        };
+        (verdict, why)
     }
 
     /// What groups and mappings say about an access to host address `at`, used as an IOVA.
     fn predict(&self, target: Target, function: &FunctionInfo, guest: Option<&Guest>, at: HostPhys) -> Prediction {
         match function.service {
-            Service::Uncovered => {
-                return (Verdict::Allowed, "no unit of the table covers the function".to_owned());
-            }
+            Service::Uncovered => return (Verdict::Allowed, UNCOVERED.to_owned()),
             Service::Blocked(doubt) => return (Verdict::Blocked, format!("stopped by the platform: {doubt}")),
             Service::Unit(..) => {}
         }
         if let Err(why) = self.platform.unit_of(function.bdf) {
-            return (Verdict::Unknown, format!("its unit is not in service: {why}"));
+            return (Verdict::Unknown, why.to_string());
         }
-        let iova = Iova::new(at.raw());
-        if let Some(guest) = guest {
-            let mapped = guest
-                .container
-                .mappings()
-                .iter()
-                .any(|mapping| mapping.range.contains(iova));
-            return if mapped {
+        let listed = (target == Target::Rmrr)
+            .then(|| self.platform.report().regions.iter())
+            .into_iter()
+            .flatten()
+            .find(|step| step.range.is_some_and(|range| range.contains(at)) && self.is_for(step, function));
+        match (guest, listed) {
+            (_, Some(step)) if step.outcome != RegionOutcome::Mapped => (
+                Verdict::Blocked,
+                "firmware reserves the region for it (RMRR), but that was refused".to_owned(),
+            ),
+            (Some(_), Some(step)) if !step.relaxable => (
+                Verdict::Allowed,
+                "firmware reserves the region for it (RMRR), whoever has it".to_owned(),
+            ),
+            (Some(guest), _) if guest.maps(Iova::new(at.raw())) => {
                 (Verdict::Allowed, format!("mapped for {}", guest.name))
-            } else {
-                (Verdict::Blocked, "no mapping in its guest's address space".to_owned())
-            };
-        }
-        let group = self
-            .platform
-            .group_of(function.bdf)
-            .map(|group| group.members)
-            .unwrap_or_default();
-        let listed = self.regions().any(|(range, functions)| {
-            range.contains(at) && functions.iter().any(|bdf| *bdf == function.bdf || group.contains(bdf))
-        });
-        if target == Target::Rmrr && listed {
-            return (
+            }
+            (Some(_), _) => (Verdict::Blocked, "no mapping in its guest's address space".to_owned()),
+            (None, Some(_)) => (
                 Verdict::Allowed,
                 "firmware reserves the region for it (RMRR), identity-mapped".to_owned(),
-            );
+            ),
+            (None, None) => (
+                Verdict::Blocked,
+                "given to nobody: the driver blocks it by default".to_owned(),
+            ),
         }
-        (
-            Verdict::Blocked,
-            "given to nobody: the driver blocks it by default".to_owned(),
-        )
     }
 }
 
@@ -387,6 +416,18 @@ impl Grid {
 /// Whether a function's address lines reach `at` and the bytes after it.
 fn reachable(function: &FunctionInfo, at: HostPhys) -> bool {
     function.dma_bits >= 64 || at.raw() + PROBE_LEN <= 1 << function.dma_bits
+}
+
+/// The cell of an access that says something only if `premise`, an access that is allowed, arrived.
+fn after(premise: Probed, what: &str, cell: Cell) -> Cell {
+    if premise.reached == premise.tally.tried {
+        return cell;
+    }
+    Cell {
+        seen: Verdict::Unknown,
+        evidence: format!("{what} failed before: {}", premise.evidence),
+        ..cell
+    }
 }
 
 fn cell(requester: Bdf, target: Target, (predicted, because): Prediction, probed: Probed) -> Cell {

@@ -4,7 +4,7 @@ use iommu_types::{Bdf, GuestPhys, HostPhys, Iova, Perms};
 use iommu_vfio::{
     Container, Device, Driver, GroupId, GroupInfo, GuestMemory, Platform, Type1, UserId, UserMemory, VfioError,
 };
-use soft_platform::{PageRequest, Zone};
+use soft_platform::{FunctionInfo, Machine, PageRequest, Zone};
 
 /// Longest run of host memory behind a guest's: what a host that has been up for a while has to offer.
 const EXTENT: u64 = 256 << 10;
@@ -59,22 +59,42 @@ impl Guest {
         self.container.dma_unmap(Iova::new(PROBE + PAGE), PAGE).map(drop)
     }
 
+    /// Whether its devices have something mapped at `at`.
+    pub(crate) fn maps(&self, at: Iova) -> bool {
+        self.container
+            .mappings()
+            .iter()
+            .any(|mapping| mapping.range.contains(at))
+    }
+
     /// Where the host keeps guest address `at`.
     pub(crate) fn translate(&self, at: u64) -> Option<HostPhys> {
         self.memory.translate(GuestPhys::new(at))
     }
 }
 
-/// A page that belongs to `user`, at or above host address `mem`: guests have their own memory below that number.
+/// A page that belongs to `user`, at a host address that is no guest address of memory: a device that names it
+/// names nothing of its own guest.
 pub(crate) fn victim(platform: &Platform, user: UserId, mem: u64) -> Result<HostPhys, VfioError> {
-    let request = |zone| PageRequest::contiguous(mem + PAGE).zone(zone);
+    let request = |zone| PageRequest::contiguous(PAGE).zone(zone).at_or_above(past_guest(mem));
     let memory = platform
         .allocate(user, request(Zone::Below4G))
         .or_else(|_| platform.allocate(user, request(Zone::Above4G)))?;
-    memory.at(mem).ok_or(VfioError::OutsideMemory {
-        offset: mem,
+    memory.at(0).ok_or(VfioError::OutsideMemory {
+        offset: 0,
         size: PAGE,
         len: memory.len(),
+    })
+}
+
+/// The first address past the memory of a guest that has `mem` bytes. What does not fit below the gap of a PC
+/// stands from 4 GiB up.
+pub(crate) const fn past_guest(mem: u64) -> HostPhys {
+    const HOLE: u64 = 3 << 30;
+    HostPhys::new(if mem <= HOLE {
+        mem
+    } else {
+        mem.saturating_add((4 << 30) - HOLE)
     })
 }
 
@@ -110,6 +130,57 @@ pub(crate) fn create(platform: &Platform, name: &str, groups: &[GroupInfo], mem:
         probe,
         victim,
     })
+}
+
+/// Whether everything in `wanted` is there and is no bridge; if not, what to say about it.
+pub(crate) fn check_wishes(machine: &Machine, wanted: &[Bdf]) -> Result<(), String> {
+    /// Functions that are listed as what can be asked for.
+    const LISTED: usize = 12;
+    let list = |functions: &mut dyn Iterator<Item = Bdf>| {
+        let mut names: Vec<String> = functions.take(LISTED + 1).map(|bdf| bdf.to_string()).collect();
+        if names.len() > LISTED {
+            names.truncate(LISTED);
+            names.push("…".to_owned());
+        }
+        if names.is_empty() {
+            "there are none".to_owned()
+        } else {
+            names.join(" ")
+        }
+    };
+    for bdf in wanted {
+        let Some(function) = machine.function(*bdf) else {
+            let mut all = machine.functions().filter(|other| other.engine).map(|other| other.bdf);
+            return Err(format!(
+                "--assign {bdf}: the machine has no such function; those with a DMA engine: {}",
+                list(&mut all)
+            ));
+        };
+        if function.kind.is_bridge() {
+            let below = |other: &FunctionInfo| {
+                let mut above = other.parent;
+                // Each step goes up: as many as there are buses at most.
+                while let Some(at) = above.filter(|at| at != bdf) {
+                    above = machine.function(at).and_then(|info| info.parent);
+                }
+                above.is_some() && !other.kind.is_bridge()
+            };
+            let mut below = machine.functions().filter(|other| below(other)).map(|other| other.bdf);
+            return Err(format!(
+                "--assign {bdf}: it is a {}, and bridges stay with the host; name a device below it: {}",
+                function.kind,
+                list(&mut below)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a function of the groups can be told to send something.
+pub(crate) fn has_engine(platform: &Platform, groups: &[GroupInfo]) -> bool {
+    let machine = platform.machine();
+    let engine = |bdf: Bdf| machine.function(bdf).is_some_and(|function| function.engine);
+    groups.iter().flat_map(|group| endpoints(platform, group)).any(engine)
 }
 
 /// The members of a group that are no bridges.

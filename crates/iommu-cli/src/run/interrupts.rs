@@ -35,14 +35,26 @@ pub(crate) fn show(platform: &Platform, guest: &Guest) -> Result<Seen, String> {
     let machine = platform.machine();
     let has_engine = |bdf: Bdf| machine.function(bdf).is_some_and(|function| function.engine);
     let Some(device) = guest.devices.iter().find(|device| has_engine(device.function())) else {
+        let name = &guest.name;
+        seen.lines
+            .push(format!("not tried: no function of {name} has a DMA engine"));
         return Ok(seen);
     };
     let function = device.function();
+    let unit = |bdf: Bdf| machine.function(bdf).and_then(|function| function.service.unit());
     let message = match device.enable_msi(&[InterruptTarget::fixed(VECTOR, DESTINATION)]) {
         Ok(message) => message,
         Err(why) => {
-            seen.lines
-                .push(format!("{function}: interrupts are not remapped: {why}"));
+            // Where the unit remaps nothing there is nothing to try; where it does, this should not happen.
+            let report = platform.report();
+            let remaps = unit(function).is_some_and(|unit| {
+                report
+                    .units
+                    .iter()
+                    .any(|step| step.unit == unit && step.interrupts.is_ok())
+            });
+            let text = format!("{function}: interrupts are not remapped: {why}");
+            if remaps { &mut seen.failed } else { &mut seen.lines }.push(text);
             return Ok(seen);
         }
     };
@@ -69,13 +81,16 @@ pub(crate) fn show(platform: &Platform, guest: &Guest) -> Result<Seen, String> {
     }
 
     // The same message from a function that the entry was not made for: one on the same unit, if there is one.
-    let unit = |bdf: Bdf| machine.function(bdf).and_then(|function| function.service.unit());
     let mut others: Vec<Bdf> = machine
         .functions()
         .filter(|other| other.engine && other.bdf != function && other.service.unit().is_some())
         .map(|other| other.bdf)
         .collect();
     others.sort_by_key(|other| unit(*other) != unit(function));
+    if others.is_empty() {
+        seen.lines
+            .push("not forged: no other function that a unit serves has a DMA engine".to_owned());
+    }
     if let Some(forger) = others.first().copied() {
         machine.set_command(forger, iommu_groups::pci::header::COMMAND_BUS_MASTER, true);
         let mut probed = Probed::default();

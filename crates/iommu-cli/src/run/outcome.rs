@@ -13,8 +13,11 @@ const SCHEMA: &str = "portcullis-run-1";
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
     schema: &'static str,
-    /// The machine's name.
+    /// The machine's name; empty if there was none to speak of.
     pub(crate) machine: String,
+    /// Why the rehearsal did not get to its end: a mistake in what was given (exit code 2), something that could
+    /// not be read or written (3), nothing to rehearse (4). Nothing if it did.
+    pub(crate) error: Option<String>,
     /// What it comes to.
     pub(crate) summary: Summary,
     /// Which functions stand together.
@@ -134,12 +137,13 @@ pub(crate) struct DifferenceRow {
     pub(crate) seen: Option<&'static str>,
 }
 
-impl Outcome {
+impl Default for Outcome {
     /// An outcome without results.
-    pub(crate) fn new(machine: String) -> Self {
+    fn default() -> Self {
         Self {
             schema: SCHEMA,
-            machine,
+            machine: String::new(),
+            error: None,
             summary: Summary::default(),
             groups: Vec::new(),
             matrix: Vec::new(),
@@ -147,7 +151,9 @@ impl Outcome {
             differences: None,
         }
     }
+}
 
+impl Outcome {
     /// Takes the matrix in and counts what it forbade.
     pub(crate) fn take_matrix(&mut self, cells: &[Cell]) {
         for cell in cells.iter().filter(|cell| cell.predicted == Verdict::Blocked) {

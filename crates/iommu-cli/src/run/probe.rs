@@ -13,6 +13,12 @@ const MARKER: [u8; LEN] = *b"REACHED!";
 /// What a read must not find out.
 const SECRET: [u8; LEN] = *b"secret\x01\x02";
 
+/// What a scratch register shows after a write of the first bytes of `marker`, if it inverts them as `edu` does.
+fn inverted(marker: [u8; LEN]) -> [u8; 4] {
+    let [a, b, c, d, ..] = marker;
+    [!a, !b, !c, !d]
+}
+
 /// Where a probe aims, and how it is told whether it arrived.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Place {
@@ -61,16 +67,20 @@ impl<'a> Prober<'a> {
     /// `requester` writes at `address`, which is to reach `place`.
     pub(crate) fn write(&self, requester: Bdf, address: Iova, place: Place, probed: &mut Probed) -> Result<(), String> {
         let before = self.look(place)?;
-        let marker = if before == MARKER { SECRET } else { MARKER };
         let len = match place {
             Place::Memory(_) => LEN,
             Place::Register(_) => 4,
         };
+        // What stands there must not look like an arrival: neither the marker nor what a register makes of it.
+        let marker = if before[..len] == MARKER[..len] || before[..4] == inverted(MARKER) {
+            SECRET
+        } else {
+            MARKER
+        };
         self.forget();
         let sent = self.send(requester, address, &marker[..len])?;
         let after = self.look(place)?;
-        let complement: Vec<u8> = marker[..4].iter().map(|byte| !byte).collect();
-        let arrived = after[..len] == marker[..len] || (len == 4 && after[..4] == complement[..]);
+        let arrived = after[..len] == marker[..len] || (len == 4 && after[..4] == inverted(marker));
         if !arrived && after != before {
             return Err(format!("{} changed to something that nobody wrote", place.at()));
         }
@@ -210,7 +220,7 @@ impl<'a> Prober<'a> {
             .machine
             .take_platform_blocks()
             .into_iter()
-            .find(|block| block.function == requester)?;
+            .find(|block| block.function == requester && block.address == address)?;
         Some(Logged {
             source: block.source.to_string(),
             address: block.address.to_string(),

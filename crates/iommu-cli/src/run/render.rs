@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use iommu_types::Bdf;
 
 use super::matrix::{Cell, Target, Verdict};
+use super::transcript::wrap;
 
 /// A requester's row heading.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct Requester {
 /// Fault records that are shown: some, from all over the matrix.
 const EXAMPLES: usize = 5;
 const EXAMPLE_STEP: usize = 11;
+/// Longest heading of a row: what 120 columns leave. Longer names are cut; the list of functions has them whole.
+const LABEL: usize = 36;
 /// Width of a column.
 const COLUMN: usize = 9;
 
@@ -28,7 +31,17 @@ const COLUMN: usize = 9;
 pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
     let by_place: BTreeMap<(Bdf, Target), &Cell> =
         cells.iter().map(|cell| ((cell.requester, cell.target), cell)).collect();
-    let label = |r: &Requester| format!("{} {} ({})", r.bdf, r.name, r.owner);
+    let label = |r: &Requester| {
+        let (bdf, owner) = (r.bdf.to_string(), &r.owner);
+        let room = LABEL.saturating_sub(bdf.len() + owner.chars().count() + 4);
+        let name = if r.name.chars().count() > room {
+            let kept: String = r.name.chars().take(room.saturating_sub(1)).collect();
+            format!("{kept}…")
+        } else {
+            r.name.clone()
+        };
+        format!("{bdf} {name} ({owner})")
+    };
     let width = requesters
         .iter()
         .map(|r| label(r).chars().count())
@@ -81,17 +94,22 @@ fn reasons(cells: &[Cell]) -> String {
     let mut text = String::new();
     for ((target, verdict, because), cells) in lines {
         let who: Vec<String> = cells.iter().map(|cell| cell.requester.source.to_string()).collect();
-        let _ = writeln!(text, "  {:<15} {verdict:<8} {because}", target.name());
-        let _ = writeln!(text, "  {:<15}          {}", "", who.join(" "));
+        let head = format!("  {:<15} {verdict:<8} ", target.name());
+        let _ = writeln!(text, "{}", wrap(&format!("{head}{because}"), head.len()));
+        let _ = writeln!(
+            text,
+            "{}",
+            wrap(&format!("{:1$}{2}", "", head.len(), who.join(" ")), head.len())
+        );
     }
     let records = cells.iter().filter_map(|cell| Some((cell, cell.logged.as_ref()?)));
     text.push_str("\n  What the units logged and the driver read back, for example:\n");
     for (cell, logged) in records.step_by(EXAMPLE_STEP).take(EXAMPLES) {
-        let _ = writeln!(
-            text,
+        let line = format!(
             "    {} tried {}: source {}, {}: {}",
             cell.requester, cell.target, logged.source, logged.address, logged.reason
         );
+        let _ = writeln!(text, "{}", wrap(&line, 8));
     }
     for cell in cells.iter().filter(|cell| !cell.holds()) {
         let log = if cell.seen == Verdict::Blocked && cell.logged.is_none() {
@@ -99,11 +117,11 @@ fn reasons(cells: &[Cell]) -> String {
         } else {
             ""
         };
-        let _ = writeln!(
-            text,
+        let line = format!(
             "  MISMATCH {} {}: predicted {}, seen {}: {}{log}",
             cell.requester, cell.target, cell.predicted, cell.seen, cell.evidence
         );
+        let _ = writeln!(text, "{}", wrap(&line, 6));
     }
     text
 }

@@ -46,7 +46,7 @@ pub(crate) fn copy(machine: &Machine, work: &[Copy<'_>], bytes: u64) -> Copied {
     let mut progress = Progress::begin("copying through translated DMA", bytes);
     let mut copied = Copied::default();
     let mut round = 1;
-    while copied.bytes < bytes && !work.is_empty() {
+    while copied.bytes < bytes && work.iter().any(|part| part.len > 0) {
         for part in work {
             if let Err(problem) = one_round(machine, part, round, &mut copied) {
                 copied.problem = Some(format!("{} in round {round}: {problem}", part.function));

@@ -3,12 +3,9 @@
 use iommu_types::Iova;
 use soft_platform::Machine;
 
-use super::grid::{Attempt, FOREIGN_VECTOR, On};
+use super::grid::{Attempt, COMPATIBILITY_MESSAGE, FOREIGN_VECTOR, On};
 use super::matrix::Tally;
 use super::probe::{Place, Probed, Prober};
-
-/// An interrupt message that needs no remapping entry: to APIC 0, fixed, edge-triggered.
-const COMPATIBILITY_MESSAGE: u64 = 0xfee0_0000;
 
 /// Tries everything again on a machine without units, where memory and registers have the same addresses.
 pub(crate) fn try_again(machine: &Machine, attempts: &[Attempt]) -> Result<Tally, String> {
