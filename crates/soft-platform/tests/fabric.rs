@@ -163,7 +163,8 @@ fn route(machine: &Machine, from: &str, to: &str) -> Route {
 fn root_ports_of_one_device_pass_requests_to_each_other_unless_acs_redirects() {
     let machine = machine();
     let route = |from, to| route(&machine, from, to);
-    let across = |route, to: &str| matches!(route, Route::Peer { function, via: Shortcut::Device, .. } if function == bdf(to));
+    let across =
+        |route, to: &str| matches!(route, Route::Peer { function, via: Shortcut::Device, .. } if function == bdf(to));
     assert!(across(route("03:00.0", "06:00.0"), "06:00.0"));
     assert!(across(route("06:00.1", "03:00.0"), "03:00.0"));
     // Another device on the root bus is behind the unit.
