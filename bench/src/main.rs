@@ -3,7 +3,11 @@
 //! Every row runs both sides in this process, alternating batch by batch. Times on a shared machine wander by
 //! half and more between runs; the ratios do not.
 
+mod device_reads;
+mod dma;
 mod driver;
+mod iova;
+mod pagetable;
 mod pair;
 mod peers;
 mod row;
@@ -30,6 +34,10 @@ fn main() -> ExitCode {
     let mut rows = translate::rows(arguments.quick);
     rows.extend(driver::rows(arguments.quick));
     rows.extend(vmm::rows(arguments.quick));
+    rows.extend(iova::rows(arguments.quick));
+    rows.extend(pagetable::rows(arguments.quick));
+    rows.extend(dma::rows(arguments.quick));
+    rows.extend(device_reads::rows());
     row::print(&rows);
     match arguments
         .json

@@ -44,6 +44,68 @@ impl Row {
         }
     }
 
+    /// A row whose target is a time; it is met when the median of the subject stays within it.
+    pub(crate) fn at_most(
+        id: &'static str,
+        case: String,
+        comparison: &Comparison,
+        peer_name: &'static str,
+        ns: f64,
+    ) -> Self {
+        Self {
+            target: format!("<= {ns} ns"),
+            met: Some(comparison.ours_ns <= ns),
+            ..Self::reported(id, case, comparison, peer_name)
+        }
+    }
+
+    /// Adds a ratio to the target: both must be reached.
+    #[must_use]
+    pub(crate) fn and_at_least(mut self, comparison: &Comparison, ratio: f64) -> Self {
+        self.target = format!(
+            "{} and >= {ratio}x (low end of the interval {:.2}x)",
+            self.target, comparison.ratio_low
+        );
+        self.met = self.met.map(|met| met && comparison.ratio_low >= ratio);
+        self
+    }
+
+    /// A time without a peer: the target, if there is one, is absolute.
+    pub(crate) fn alone(id: &'static str, case: String, ns: f64, target: Option<f64>) -> Self {
+        Self {
+            id,
+            case,
+            ours: ns,
+            unit: "ns",
+            peer: target.unwrap_or(ns),
+            peer_name: if target.is_some() { "the target" } else { "none" },
+            ratio: target.unwrap_or(ns) / ns,
+            target: target.map_or_else(|| "reported".to_owned(), |target| format!("<= {target} ns")),
+            met: target.map(|target| ns <= target),
+        }
+    }
+
+    /// Counts instead of times, ours and the peer's: the same on every machine.
+    pub(crate) fn counted(
+        id: &'static str,
+        case: String,
+        [ours, peer]: [f64; 2],
+        peer_name: &'static str,
+        most: f64,
+    ) -> Self {
+        Self {
+            id,
+            case,
+            ours,
+            unit: "",
+            peer,
+            peer_name,
+            ratio: peer / ours,
+            target: format!("<= {most}"),
+            met: Some(ours <= most),
+        }
+    }
+
     /// A row without a target.
     pub(crate) fn reported(id: &'static str, case: String, comparison: &Comparison, peer_name: &'static str) -> Self {
         Self {
@@ -60,6 +122,20 @@ impl Row {
     }
 }
 
+/// Makes the rows of one benchmark.
+pub(crate) type Measure = fn(bool) -> Result<Vec<Row>, Box<dyn std::error::Error>>;
+
+/// Makes the rows of several benchmarks; says why there are none of one that cannot be run.
+pub(crate) fn measured(quick: bool, benchmarks: &[(&str, Measure)]) -> Vec<Row> {
+    let rows = benchmarks.iter().map(|(name, measure)| {
+        measure(quick).unwrap_or_else(|why| {
+            eprintln!("{name} was not measured: {why}");
+            Vec::new()
+        })
+    });
+    rows.flatten().collect()
+}
+
 /// Prints the rows as a table.
 pub(crate) fn print(rows: &[Row]) {
     println!(
@@ -73,8 +149,26 @@ pub(crate) fn print(rows: &[Row]) {
             None => "–",
         };
         println!(
-            "{:<4} {:<46} {:>7.1} {} {:>7.1} {} {:<34} {:>7.2}x  {:<4} {}",
-            row.id, row.case, row.ours, row.unit, row.peer, row.unit, row.peer_name, row.ratio, met, row.target
+            "{:<4} {:<46} {:>8} {:<2} {:>8} {:<2} {:<34} {:>7.2}x  {:<4} {}",
+            row.id,
+            row.case,
+            figure(row.ours, row.unit),
+            row.unit,
+            figure(row.peer, row.unit),
+            row.unit,
+            row.peer_name,
+            row.ratio,
+            met,
+            row.target
         );
+    }
+}
+
+/// Times to a tenth, counts to a thousandth.
+fn figure(value: f64, unit: &str) -> String {
+    if unit.is_empty() {
+        format!("{value:.3}")
+    } else {
+        format!("{value:.1}")
     }
 }

@@ -1,0 +1,311 @@
+//! B10 and B13: the DMA API over page tables, with the queue writes of an invalidation and without a device.
+//!
+//! The address space here is the driver's page table; an invalidation is two descriptors and a tail store, and
+//! nobody is waited for. What is timed is therefore the driver's side alone.
+
+use std::cell::{Cell, RefCell};
+use std::hint::black_box;
+
+use iommu_dma::{Backend, Buffer, Device, Direction, DmaApi, DmaCore, Invalidation, Mapping, Translated};
+use iommu_iova::{CachedAllocator, IovaSpace};
+use iommu_pagetable::{Config, Levels, MapError, PageTable, SecondStage, UnmapError, UnmapRules};
+use iommu_testkit::SparseMemory;
+use iommu_types::sync::{AtomicU64, Ordering};
+use iommu_types::{
+    AddrRange, AddressSpace, HostPhys, Iova, OutOfFrames, Perms, SystemMemory, TableFrame, TableMemory, UnmapRefused,
+};
+
+use crate::pagetable::Arena;
+use crate::pair::compare;
+use crate::peers::PAGE;
+use crate::row::{Row, measured};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Slots of the invalidation queue.
+const QUEUE: u64 = 256;
+/// Live mappings of the ring.
+const RING: usize = 1024;
+
+/// Why the space refused.
+#[derive(Debug)]
+enum Refused {
+    Map(MapError),
+    Unmap(UnmapError),
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Map(error) => error.fmt(f),
+            Self::Unmap(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// Page tables, and the queue that a unit would read.
+struct Space {
+    table: PageTable<SecondStage>,
+    memory: Arena,
+    queue: Vec<[AtomicU64; 2]>,
+    tail: Cell<u64>,
+    doorbell: AtomicU64,
+    waits: Cell<u64>,
+}
+
+/// An unmap before its flush.
+struct Pending<L> {
+    range: AddrRange<Iova>,
+    frames: Vec<TableFrame>,
+    lease: L,
+}
+
+impl Space {
+    fn new() -> Result<Self, OutOfFrames> {
+        let memory = Arena::new(4096);
+        let table = PageTable::new(SecondStage::default(), Config::new(Levels::Four), &memory)?;
+        Ok(Self {
+            table,
+            memory,
+            queue: (0..QUEUE).map(|_| [AtomicU64::new(0), AtomicU64::new(0)]).collect(),
+            tail: Cell::new(0),
+            doorbell: AtomicU64::new(0),
+            waits: Cell::new(0),
+        })
+    }
+
+    fn submit(&self, words: [u64; 2]) {
+        let tail = self.tail.get();
+        if let Some(slot) = usize::try_from(tail % QUEUE).ok().and_then(|at| self.queue.get(at)) {
+            slot[0].store(words[0], Ordering::Relaxed);
+            slot[1].store(words[1], Ordering::Relaxed);
+        }
+        self.tail.set(tail + 1);
+    }
+
+    fn invalidate(&self, range: AddrRange<Iova>) {
+        self.submit([2, range.first().raw()]);
+        self.submit([5, range.last().raw()]);
+        self.doorbell.store(self.tail.get(), Ordering::Release);
+        self.waits.set(self.waits.get() + 1);
+    }
+}
+
+impl AddressSpace for Space {
+    type Error = Refused;
+    type Pending<L> = Pending<L>;
+
+    fn aperture(&self) -> AddrRange<Iova> {
+        self.table.aperture()
+    }
+
+    #[inline]
+    fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), Refused> {
+        self.table
+            .map(&self.memory, iova, phys, len, perms)
+            .map_err(Refused::Map)
+    }
+
+    #[inline]
+    fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<Pending<L>, UnmapRefused<Refused, L>> {
+        match self.table.unmap(&self.memory, range, UnmapRules::STRICT) {
+            Ok(unmapped) => Ok(Pending {
+                range: unmapped.range(),
+                frames: unmapped.into_frames(),
+                lease,
+            }),
+            Err(error) => Err(UnmapRefused {
+                error: Refused::Unmap(error),
+                lease,
+            }),
+        }
+    }
+
+    #[inline]
+    fn flush<L>(&self, pending: Pending<L>) -> Result<L, (Refused, Pending<L>)> {
+        self.invalidate(pending.range);
+        for frame in pending.frames {
+            self.memory.free(frame);
+        }
+        Ok(pending.lease)
+    }
+
+    fn flush_all<L>(
+        &self,
+        pending: impl Iterator<Item = Pending<L>>,
+        mut confirmed: impl FnMut(L),
+        _kept: impl FnMut(Pending<L>),
+    ) -> Result<(), Refused> {
+        self.invalidate(self.aperture());
+        for pending in pending {
+            for frame in pending.frames {
+                self.memory.free(frame);
+            }
+            confirmed(pending.lease);
+        }
+        Ok(())
+    }
+}
+
+type Ours = Translated<Space, CachedAllocator>;
+
+fn api<M: SystemMemory>(invalidation: Invalidation, memory: M) -> Outcome<DmaApi<Ours, M>> {
+    let space = Space::new().map_err(|error| error.to_string())?;
+    let iovas = CachedAllocator::new(IovaSpace::new(space.aperture())?);
+    Ok(DmaApi::new(Translated::new(space, iovas, invalidation), memory))
+}
+
+/// Runs the comparisons; says why there are none if something gives out.
+pub(crate) fn rows(quick: bool) -> Vec<Row> {
+    measured(quick, &[("B10", ring_rows), ("B13", list_rows)])
+}
+
+/// Every page of every buffer is where the mapping's segments say.
+fn judge<B: Backend>(space: &Space, mapping: &Mapping<B>, buffers: &[Buffer]) -> Outcome<()> {
+    let mut addresses = Vec::new();
+    for segment in mapping.segments() {
+        addresses.extend((0..segment.len / PAGE).filter_map(|page| segment.address.checked_add(page * PAGE)));
+    }
+    let found = |at: &Iova| space.table.lookup(&space.memory, *at).map(|found| found.phys);
+    let right = addresses.len() == buffers.len()
+        && addresses
+            .iter()
+            .zip(buffers)
+            .all(|(at, buffer)| found(at) == Some(buffer.phys));
+    if right {
+        Ok(())
+    } else {
+        Err("a buffer is not where its mapping says".into())
+    }
+}
+
+/// Buffers of one page, none beside the one before.
+fn buffers(count: u64) -> Vec<Buffer> {
+    (0..count)
+        .map(|page| Buffer::new(HostPhys::new(0x1_0000_0000 + (page * 7 % 4096) * 2 * PAGE), PAGE))
+        .collect()
+}
+
+/// B10: unmap the oldest of a ring, map the next.
+fn ring_rows(quick: bool) -> Outcome<Vec<Row>> {
+    let memory = SparseMemory::new(1 << 20);
+    let device = Device::with_address_bits(64);
+    let buffer = Buffer::new(HostPhys::new(0x1_0000_0000), PAGE);
+    let strict = api(Invalidation::Strict, memory.hardware())?;
+    let deferred = api(Invalidation::Deferred { entries: 256 }, memory.hardware())?;
+    let ring = |api: &DmaApi<Ours, _>, core: &mut DmaCore<_>| -> Outcome<Vec<Option<Mapping<Ours>>>> {
+        let mut live = Vec::new();
+        for _ in 0..RING {
+            let mapping = api.map(core, &device, buffer, Direction::FromDevice)?;
+            judge(api.backend().space(), &mapping, &[buffer])?;
+            live.push(Some(mapping));
+        }
+        Ok(live)
+    };
+    let (mut strict_core, mut deferred_core) = (strict.new_core(), deferred.new_core());
+    let mut strict_live = ring(&strict, &mut strict_core)?;
+    let mut deferred_live = ring(&deferred, &mut deferred_core)?;
+    let failed = RefCell::new(0_u64);
+    let turn = |api: &DmaApi<Ours, _>, core: &mut DmaCore<_>, live: &mut [Option<Mapping<Ours>>], turns: u64| {
+        for _ in 0..turns {
+            for slot in live.iter_mut() {
+                let unmapped = slot.take().is_some_and(|mapping| api.unmap(core, mapping).is_ok());
+                *slot = api.map(core, &device, black_box(buffer), Direction::FromDevice).ok();
+                *failed.borrow_mut() += u64::from(!unmapped || slot.is_none());
+            }
+        }
+    };
+    let comparison = compare(
+        quick,
+        &mut |turns| turn(&deferred, &mut deferred_core, &mut deferred_live, turns),
+        &mut |turns| turn(&strict, &mut strict_core, &mut strict_live, turns),
+    );
+    if *failed.borrow() > 0 {
+        return Err(format!("{} operations failed", failed.borrow()).into());
+    }
+    let each = |ns: f64| ns / f64::from(u32::try_from(RING).unwrap_or(u32::MAX));
+    Ok(vec![
+        Row::alone(
+            "B10",
+            "unmap + map, 4 KiB, strict, driver side".into(),
+            each(comparison.peer_ns),
+            Some(70.0),
+        ),
+        Row::alone(
+            "B10",
+            "unmap + map, 4 KiB, deferred 256".into(),
+            each(comparison.ours_ns),
+            Some(25.0),
+        ),
+    ])
+}
+
+/// B13: a list of single pages, as one block of addresses.
+fn list_rows(quick: bool) -> Outcome<Vec<Row>> {
+    let memory = SparseMemory::new(1 << 20);
+    let device = Device::with_address_bits(64);
+    let mut rows = Vec::new();
+    for (count, target) in [(1, None), (8, Some(15.0)), (64, None), (256, Some(6.0))] {
+        let list = buffers(count);
+        let api = api(Invalidation::Strict, memory.hardware())?;
+        let (mut core, mut peer_core) = (api.new_core(), api.new_core());
+        // A mapping beside keeps the tables, as other traffic of a device does.
+        let kept = api.map(
+            &mut core,
+            &device,
+            Buffer::new(HostPhys::new(0), PAGE),
+            Direction::ToDevice,
+        )?;
+        let mapping = api.map_sg(&mut core, &device, &list, Direction::FromDevice)?;
+        judge(api.backend().space(), &mapping, &list)?;
+        let waits = api.backend().space().waits.get();
+        let segments = mapping.segments().len();
+        api.unmap(&mut core, mapping).map_err(|error| format!("{error:?}"))?;
+        if segments != 1 || api.backend().space().waits.get() != waits + 1 {
+            return Err(format!("{segments} segments, or not one wait").into());
+        }
+        let failed = Cell::new(0_u64);
+        let comparison = compare(
+            quick,
+            &mut |turns| {
+                for _ in 0..turns {
+                    let mapping = api.map_sg(&mut core, &device, black_box(&list), Direction::FromDevice);
+                    let done = mapping.is_ok_and(|mapping| api.unmap(&mut core, mapping).is_ok());
+                    failed.set(failed.get() + u64::from(!done));
+                }
+            },
+            &mut |turns| {
+                for _ in 0..turns {
+                    let mut mappings = Vec::with_capacity(list.len());
+                    for &buffer in black_box(&list) {
+                        mappings.extend(api.map(&mut peer_core, &device, buffer, Direction::FromDevice));
+                    }
+                    for mapping in mappings {
+                        let done = api.unmap(&mut peer_core, mapping).is_ok();
+                        failed.set(failed.get() + u64::from(!done));
+                    }
+                }
+            },
+        );
+        if failed.get() > 0 {
+            return Err(format!("{} operations failed", failed.get()).into());
+        }
+        let segments = f64::from(u32::try_from(count)?);
+        let case = format!("map_sg + unmap_sg, {count} pages");
+        rows.push(Row::alone(
+            "B13",
+            format!("{case}, a segment"),
+            comparison.ours_ns / segments,
+            target,
+        ));
+        rows.push(if count == 256 {
+            Row::at_least("B13", case, &comparison, "map + unmap in a loop", 7.0)
+        } else {
+            Row::reported("B13", case, &comparison, "map + unmap in a loop")
+        });
+        api.unmap(&mut core, kept).map_err(|error| format!("{error:?}"))?;
+    }
+    Ok(rows)
+}

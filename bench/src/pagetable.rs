@@ -1,0 +1,380 @@
+//! B6 and B7: page tables, small operations and bulk.
+//!
+//! Ours run over an arena that looks tables up by number, as a kernel with a direct map does. Every trace runs once
+//! against a plain map of pages before anything is timed.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::hint::black_box;
+
+use iommu_pagetable::{Config, LeafSizes, Levels, PageTable, SecondStage, UnmapRules};
+use iommu_types::{
+    AddrRange, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PageSize, Perms, Table, TableFrame, TableMemory,
+};
+
+use crate::pair::compare;
+use crate::peers::{PAGE, X86Tables};
+use crate::row::{Row, measured};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+/// Calls in one turn of a batch of small operations.
+const CALLS: u64 = 512;
+const BASE: u64 = 0x40_0000_0000;
+/// Host pages are asked for from here.
+const PHYS: u64 = 0x1_0000_0000;
+
+/// Table pages in one block; the address of a page is its number.
+pub(crate) struct Arena {
+    tables: Vec<Table>,
+    unused: RefCell<Vec<u64>>,
+    fresh: Cell<u64>,
+}
+
+impl Arena {
+    /// Room for `pages` tables, touched once.
+    pub(crate) fn new(pages: usize) -> Self {
+        Self {
+            tables: (0..pages)
+                .map(|_| [const { iommu_types::sync::AtomicU64::new(0) }; 512])
+                .collect(),
+            unused: RefCell::new(Vec::with_capacity(pages)),
+            // No table lies at address 0.
+            fresh: Cell::new(1),
+        }
+    }
+
+    /// Tables in use.
+    pub(crate) fn in_use(&self) -> u64 {
+        self.fresh.get() - 1 - self.unused.borrow().len() as u64
+    }
+}
+
+impl TableMemory for Arena {
+    fn allocate(&self, request: FrameRequest) -> Result<TableFrame, OutOfFrames> {
+        let number = if let Some(number) = self.unused.borrow_mut().pop() {
+            number
+        } else {
+            let number = self.fresh.get();
+            if usize::try_from(number).is_ok_and(|number| number > self.tables.len()) || request.order != 0 {
+                return Err(OutOfFrames(request));
+            }
+            self.fresh.set(number + 1);
+            number
+        };
+        let at = HostPhys::new(number * PAGE);
+        for entry in self.table(at).ok_or(OutOfFrames(request))? {
+            entry.store(0, iommu_types::sync::Ordering::Relaxed);
+        }
+        Ok(TableFrame::from_allocator(at, 0))
+    }
+
+    fn free(&self, frame: TableFrame) {
+        self.unused.borrow_mut().push(frame.base().raw() / PAGE);
+    }
+
+    #[inline]
+    fn table(&self, at: HostPhys) -> Option<&Table> {
+        if at.page_offset() != 0 {
+            return None;
+        }
+        self.tables
+            .get(usize::try_from((at.raw() / PAGE).checked_sub(1)?).ok()?)
+    }
+}
+
+impl Coherence for Arena {
+    fn write_back(&self, _at: HostPhys, _len: u64) {}
+}
+
+/// Runs the comparisons; says why there are none if a table cannot be made.
+pub(crate) fn rows(quick: bool) -> Vec<Row> {
+    measured(quick, &[("B6", small_rows), ("B7", bulk_rows)])
+}
+
+/// Tables with the memory they lie in, and a count of what was refused.
+struct Ours {
+    table: PageTable<SecondStage>,
+    memory: Arena,
+    failed: u64,
+}
+
+impl Ours {
+    fn new(pages: usize, sizes: LeafSizes) -> Outcome<Self> {
+        let memory = Arena::new(pages);
+        let config = Config::new(Levels::Four).leaf_sizes(sizes);
+        let table = PageTable::new(SecondStage::default(), config, &memory).map_err(|error| error.to_string())?;
+        Ok(Self {
+            table,
+            memory,
+            failed: 0,
+        })
+    }
+
+    #[inline]
+    fn map(&mut self, iova: u64, phys: u64, len: u64) {
+        let (iova, phys) = (Iova::new(iova), HostPhys::new(phys));
+        let done = self.table.map(&self.memory, iova, phys, len, Perms::READ_WRITE);
+        self.failed += u64::from(done.is_err());
+    }
+
+    #[inline]
+    fn unmap(&mut self, iova: u64, len: u64) {
+        let range = AddrRange::from_base_len(Iova::new(iova), len);
+        let done = range.and_then(|range| self.table.unmap(&self.memory, range, UnmapRules::STRICT).ok());
+        match done {
+            // No hardware walks these tables: what was unlinked can go at once.
+            Some(unmapped) => unmapped
+                .into_frames()
+                .into_iter()
+                .for_each(|frame| self.memory.free(frame)),
+            None => self.failed += 1,
+        }
+    }
+
+    /// Every page of `account` translates as it says, and the page after each run does not.
+    fn agrees(&self, account: &BTreeMap<u64, u64>) -> Outcome<()> {
+        for (&iova, &phys) in account {
+            let found = self
+                .table
+                .lookup(&self.memory, Iova::new(iova))
+                .map(|found| found.phys.raw());
+            if found != Some(phys) {
+                return Err(format!("{iova:#x} translates to {found:x?}, not {phys:#x}").into());
+            }
+            let next = iova + PAGE;
+            if !account.contains_key(&next) && self.table.lookup(&self.memory, Iova::new(next)).is_some() {
+                return Err(format!("{next:#x} translates").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&self) -> Outcome<()> {
+        if self.failed > 0 {
+            return Err(format!("{} operations failed", self.failed).into());
+        }
+        Ok(())
+    }
+}
+
+/// One shape of small operation.
+struct Shape {
+    name: &'static str,
+    len: u64,
+    sizes: LeafSizes,
+    /// Bytes from one call's range to the next.
+    stride: u64,
+    /// How many ranges.
+    ranges: u64,
+    /// Targets for a map and an unmap, in nanoseconds.
+    targets: Option<[f64; 2]>,
+}
+
+/// Times maps and unmaps apart: while one is timed, the other happens outside. A batch is one side of whole turns, and
+/// the difference of map + unmap and of the pair's halves is what a clock around each half would blur.
+struct Halves {
+    map: f64,
+    unmap: f64,
+}
+
+/// Medians of the two halves, from turns of at least `CALLS` calls each.
+fn halves(quick: bool, turns: &mut dyn FnMut(bool)) -> Halves {
+    let rounds = if quick { 200 } else { 2000 };
+    let (mut map, mut unmap) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        for (times, is_map) in [(&mut map, true), (&mut unmap, false)] {
+            let start = std::time::Instant::now();
+            turns(is_map);
+            times.push(start.elapsed().as_secs_f64() * 1e9);
+        }
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    Halves {
+        map: median(&mut map),
+        unmap: median(&mut unmap),
+    }
+}
+
+/// B6: one call each, tables present and hot.
+fn small_rows(quick: bool) -> Outcome<Vec<Row>> {
+    let shapes = [
+        Shape {
+            name: "1 x 4K",
+            len: PAGE,
+            sizes: LeafSizes::SMALL,
+            stride: PAGE,
+            ranges: CALLS - 1,
+            targets: Some([10.0, 10.0]),
+        },
+        Shape {
+            name: "256 x 4K",
+            len: 256 * PAGE,
+            sizes: LeafSizes::SMALL,
+            stride: 512 * PAGE,
+            ranges: 64,
+            targets: Some([110.0, 100.0]),
+        },
+        Shape {
+            name: "1 x 2M",
+            len: 512 * PAGE,
+            sizes: LeafSizes::ALL,
+            stride: 512 * PAGE,
+            ranges: 256,
+            targets: None,
+        },
+        Shape {
+            name: "1000 x 4K, unaligned",
+            len: 1000 * PAGE,
+            sizes: LeafSizes::SMALL,
+            stride: 2048 * PAGE,
+            ranges: 64,
+            targets: None,
+        },
+    ];
+    let mut rows = Vec::new();
+    for shape in &shapes {
+        rows.extend(small_row(quick, shape)?);
+    }
+    Ok(rows)
+}
+
+fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
+    let mut ours = Ours::new(1024, shape.sizes)?;
+    // Ranges leave the last page of their span alone: it keeps the tables above them.
+    let first = BASE + if shape.len == 1000 * PAGE { 300 * PAGE } else { 0 };
+    let iova = |range: u64| first + range * shape.stride;
+    for range in 0..=shape.ranges {
+        if shape.stride > PAGE && shape.len < 512 * PAGE {
+            ours.map(BASE + range * shape.stride + 511 * PAGE, PHYS, PAGE);
+        }
+    }
+    ours.map(
+        BASE + 511 * PAGE * u64::from(shape.stride == PAGE)
+            + (shape.ranges + 8) * shape.stride * u64::from(shape.stride != PAGE),
+        PHYS,
+        PAGE * if shape.sizes == LeafSizes::ALL { 512 } else { 1 },
+    );
+    let mut account = BTreeMap::new();
+    for range in 0..shape.ranges {
+        ours.map(iova(range), PHYS + range * shape.len, shape.len);
+        account.extend(
+            (0..shape.len / PAGE).map(|page| (iova(range) + page * PAGE, PHYS + range * shape.len + page * PAGE)),
+        );
+    }
+    if shape.len < 1000 * PAGE && shape.stride > PAGE || shape.ranges == 256 {
+        ours.agrees(&account)?;
+    }
+    for range in 0..shape.ranges {
+        ours.unmap(iova(range), shape.len);
+    }
+    ours.done()?;
+
+    let calls = shape.ranges;
+    let timed = halves(quick, &mut |map| {
+        for range in 0..calls {
+            if map {
+                ours.map(black_box(iova(range)), PHYS + range * shape.len, shape.len);
+            } else {
+                ours.unmap(black_box(iova(range)), shape.len);
+            }
+        }
+    });
+    let mut peer = X86Tables::new();
+    let pages = shape.len / PAGE;
+    // The peer maps one page a call; superpages are compared with what it does for one page.
+    let peer_pages = if shape.sizes == LeafSizes::ALL { 1 } else { pages };
+    let comparison = compare(
+        quick,
+        &mut |turns| {
+            for turn in 0..turns {
+                let at = black_box(iova(turn % calls));
+                ours.map(at, PHYS, shape.len);
+                ours.unmap(at, shape.len);
+            }
+        },
+        &mut |turns| {
+            for turn in 0..turns {
+                let at = black_box(iova(turn % calls));
+                for page in 0..peer_pages {
+                    peer.map_unmap(at + page * PAGE, PHYS + page * PAGE);
+                }
+            }
+        },
+    );
+    ours.done()?;
+    let per_call = |total: f64| total / f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
+    let ratio = if pages == 1 { 1.5 } else { 10.0 };
+    let pair = format!("map + unmap, {}", shape.name);
+    let mut rows = vec![match shape.targets {
+        Some(_) => Row::at_least("B6", pair, &comparison, "x86_64 crate", ratio),
+        None => Row::reported("B6", pair, &comparison, "x86_64 crate"),
+    }];
+    for (index, (what, ns)) in [("map", per_call(timed.map)), ("unmap", per_call(timed.unmap))]
+        .into_iter()
+        .enumerate()
+    {
+        let case = format!("{what}, {}", shape.name);
+        let target = shape.targets.and_then(|targets| targets.get(index).copied());
+        rows.push(Row::alone("B6", case, ns, target));
+    }
+    Ok(rows)
+}
+
+/// B7: many gigabytes at once, tables made and freed.
+fn bulk_rows(quick: bool) -> Outcome<Vec<Row>> {
+    let gib: u64 = if quick { 2 } else { 16 };
+    let len = gib << 30;
+    let pages = len / PAGE;
+    let tables = gib * 512 + gib;
+    let mut ours = Ours::new(usize::try_from(tables)? + 16, LeafSizes::SMALL)?;
+    let at = BASE;
+    // Once before the clock starts: the memory of the arena is touched, and the result judged.
+    ours.map(at, PHYS, len);
+    ours.done()?;
+    if ours.memory.in_use() != tables + 2 {
+        return Err(format!("{} tables, not {}", ours.memory.in_use(), tables + 2).into());
+    }
+    let account = (0..pages)
+        .step_by(509)
+        .map(|page| (at + page * PAGE, PHYS + page * PAGE));
+    for (iova, phys) in account {
+        let found = ours.table.lookup(&ours.memory, Iova::new(iova));
+        if found.is_none_or(|found| found.phys.raw() != phys || found.size != PageSize::Size4K) {
+            return Err(format!("{iova:#x} does not translate to {phys:#x}").into());
+        }
+    }
+    ours.unmap(at, len);
+    let rounds = if quick { 3 } else { 9 };
+    let (mut map, mut unmap) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let start = std::time::Instant::now();
+        ours.map(at, PHYS, len);
+        map.push(start.elapsed().as_secs_f64() * 1e9);
+        let start = std::time::Instant::now();
+        ours.unmap(at, len);
+        unmap.push(start.elapsed().as_secs_f64() * 1e9);
+    }
+    ours.done()?;
+    let per_page = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times.get(times.len() / 2).copied().unwrap_or(f64::NAN) / f64::from(u32::try_from(pages).unwrap_or(u32::MAX))
+    };
+    Ok(vec![
+        Row::alone(
+            "B7",
+            format!("map {gib} GiB as 4K, a page"),
+            per_page(&mut map),
+            Some(2.0),
+        ),
+        Row::alone(
+            "B7",
+            format!("unmap {gib} GiB as 4K, a page"),
+            per_page(&mut unmap),
+            Some(2.0),
+        ),
+    ])
+}
