@@ -193,6 +193,14 @@ fn registers_of_a_port_are_reached_from_below_unless_acs_redirects() {
 }
 
 #[test]
+fn only_bridges_and_ports_are_given_registers_by_name() {
+    let function = "name = \"sound card\"";
+    let text = TWO_SOCKET.replacen(function, &format!("{function}\nregisters = true"), 1);
+    let error = MachineDescription::parse("edited", &text).expect_err("has them anyway");
+    assert!(error.problem.contains("remove it"), "{error}");
+}
+
+#[test]
 fn a_device_that_is_known_to_isolate_does_so_without_acs() {
     let machine = machine();
     assert!(matches!(route(&machine, "06:00.0", "06:00.1"), Route::Peer { .. }));
