@@ -3,7 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
-use acpi_dmar::{Dmar, NoTopology};
+use acpi_dmar::{Dmar, Owner};
 use iommu_types::{Bdf, Iova, Perms, Segment};
 use vtd_driver::{DomainOptions, QuirkEffect, Unit, UnitOptions, UnitQuirks, quirks_of};
 use vtd_spec::fault::FaultReason;
@@ -13,7 +13,7 @@ use crate::apic::Apic;
 use crate::edu::{Edu, TRANSFER};
 use crate::hardware::Window;
 use crate::memory::{BOARD, BUFFERS};
-use crate::pci::Function;
+use crate::pci::{Buses, Function};
 use crate::rig::{Checked, Expected, Rig, Running, SOURCE, ensure, text};
 use crate::{console, firmware, interrupts, translation};
 
@@ -52,15 +52,17 @@ struct Found {
 /// All checks. Those that need what failed are left out, which the count shows.
 pub(crate) fn run(report: &mut Report, expected: Expected) {
     BOARD.calibrate();
-    let edu = report.check("the device is found", || {
+    let devices = report.check("the device is found", || {
         Edu::find().ok_or(String::from("no edu on bus 0"))
     });
     let apic = report.check("the local APIC is on", || {
         Apic::enable().ok_or(String::from("no local APIC"))
     });
-    let (Some(edu), Some(apic)) = (edu, apic) else { return };
-    let found = report.check("the firmware table names the device's unit", || {
-        read_table(&edu, expected)
+    let (Some(devices), Some(apic)) = (devices, apic) else {
+        return;
+    };
+    let found = report.check("the firmware table names the unit of both devices", || {
+        read_table(&devices, expected)
     });
     let Some(found) = found else { return };
     report.check("a unit that nobody used is given up", || {
@@ -69,26 +71,30 @@ pub(crate) fn run(report: &mut Report, expected: Expected) {
     let Some(unit) = report.check("the unit is taken over and translates", || bring_up(found)) else {
         return;
     };
-    with_unit(report, &unit, &edu, &apic, expected);
+    with_unit(report, &unit, &devices, &apic, expected);
     // As after a kernel that crashed: translation, interrupt remapping and queue are on, and there are mappings.
     let Some(second) = report.check("a unit that is in use is taken over", || bring_up(found)) else {
         return;
     };
-    after_take_over(report, &second, &edu, &apic, expected);
+    after_take_over(report, &second, &devices, &apic, expected);
 }
 
 /// Reads the DMAR table as a kernel would.
-fn read_table(edu: &Edu, expected: Expected) -> Result<Found, String> {
+fn read_table([edu, other]: &[Edu; 2], expected: Expected) -> Result<Found, String> {
     let bytes = firmware::dmar().ok_or("there is no DMAR table")?;
     let table = Dmar::parse(bytes).map_err(text)?;
     ensure(table.checksum_ok(), "the checksum of the DMAR table is wrong")?;
     if let Some(malformed) = table.first_malformed() {
         return Err(format!("{malformed:?}"));
     }
-    let device = Bdf::new(Segment(0), edu.source());
-    let owner = table.owner(device, &NoTopology);
-    let unit = owner.unit().and_then(|index| table.units().nth(index));
-    let unit = unit.ok_or_else(|| format!("no unit serves {device}: {owner:?}"))?;
+    let owner = |edu: &Edu| table.owner(Bdf::new(Segment(0), edu.source()), &Buses);
+    let owners = [owner(edu), owner(other)];
+    console::line(format_args!("{owners:?}"));
+    let [Some(index), Some(same)] = owners.map(Owner::unit) else {
+        return Err(format!("no unit serves a device: {owners:?}"));
+    };
+    let unit = table.units().nth(index).filter(|_| index == same);
+    let unit = unit.ok_or("the devices are behind different units")?;
     let len = u32::try_from(unit.register_set_len()).map_err(text)?;
     let options = UnitOptions {
         host_address_width: u8::try_from(table.host_address_bits()).map_err(text)?,
@@ -97,7 +103,7 @@ fn read_table(edu: &Edu, expected: Expected) -> Result<Found, String> {
         ..UnitOptions::default()
     };
     let at = unit.register_base();
-    console::line(format_args!("unit at {at}, {len:#x} bytes, {owner:?}"));
+    console::line(format_args!("unit at {at}, {len:#x} bytes"));
     let registers = Window::new(at.raw(), len).ok_or("the unit's registers are not mapped")?;
     Ok(Found { registers, options })
 }
@@ -120,7 +126,7 @@ fn bring_up(found: Found) -> Result<Running, String> {
     Ok(unit)
 }
 
-fn with_unit(report: &mut Report, unit: &Running, edu: &Edu, apic: &Apic, expected: Expected) {
+fn with_unit(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2], apic: &Apic, expected: Expected) {
     let options = DomainOptions {
         stage: expected.stage,
         ..DomainOptions::default()
@@ -132,6 +138,7 @@ fn with_unit(report: &mut Report, unit: &Running, edu: &Edu, apic: &Apic, expect
         unit,
         domain: &domain,
         edu,
+        other,
         apic,
         expected,
     };
@@ -159,7 +166,7 @@ fn with_unit(report: &mut Report, unit: &Running, edu: &Edu, apic: &Apic, expect
 }
 
 /// What a kernel sees that finds the unit as another one left it.
-fn after_take_over(report: &mut Report, unit: &Running, edu: &Edu, apic: &Apic, expected: Expected) {
+fn after_take_over(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2], apic: &Apic, expected: Expected) {
     let options = DomainOptions {
         stage: expected.stage,
         ..DomainOptions::default()
@@ -173,6 +180,7 @@ fn after_take_over(report: &mut Report, unit: &Running, edu: &Edu, apic: &Apic, 
         unit,
         domain: &domain,
         edu,
+        other,
         apic,
         expected,
     };

@@ -9,7 +9,8 @@ use crate::pci::Function;
 
 /// Vendor 1234h, device 11e8h.
 const IDENTITY: u32 = 0x11e8_1234;
-/// Where its registers are put: free in QEMU's q35 machine.
+/// Where the registers of the one on bus 0 are put: free in QEMU's q35 machine. A device behind a root port stays
+/// where firmware put it, in the port's window.
 const BASE: u32 = 0xfe00_0000;
 const WINDOW: u32 = 1 << 20;
 
@@ -43,12 +44,17 @@ pub(crate) struct Edu {
 }
 
 impl Edu {
-    /// Finds the device and gives it an address.
-    pub(crate) fn find() -> Option<Self> {
-        let function = Function::find(IDENTITY)?;
-        function.enable(BASE);
-        let registers = Window::new(BASE.into(), WINDOW)?;
-        // The low bytes are a fixed marker, the high ones a version.
+    /// Finds the devices: one on bus 0 and one behind a root port.
+    pub(crate) fn find() -> Option<[Self; 2]> {
+        let mut functions = Function::find(IDENTITY);
+        let [near, far] = [functions.next()?, functions.next()?];
+        near.place(BASE);
+        Some([Self::new(near)?, Self::new(far)?])
+    }
+
+    fn new(function: Function) -> Option<Self> {
+        let registers = Window::new(function.enable().into(), WINDOW)?;
+        // The low byte is a fixed marker, the high ones are a version.
         (registers.read32(IDENTIFICATION) & 0xff == 0xed).then_some(Self { function, registers })
     }
 

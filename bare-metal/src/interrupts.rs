@@ -2,7 +2,6 @@
 
 use alloc::format;
 
-use iommu_types::SourceId;
 use vtd_driver::{EventMessage, FaultReport, InterruptBlock, InterruptOptions, InterruptSource, InterruptTarget};
 use vtd_spec::fault::FaultReason;
 use vtd_spec::message::RemappableAddress;
@@ -108,17 +107,25 @@ fn blocked(rig: &Rig<'_>) -> Checked {
     ensure(silent, "an interrupt arrived through a blocked entry")
 }
 
+/// Either device sends the other's message.
 fn of_another(rig: &Rig<'_>) -> Checked {
-    // The SMBus controller of the machine.
-    let other = InterruptSource::Requester(SourceId::from_raw(0x00fb));
-    let block = rig.unit.allocate_interrupts(1, other).map_err(text)?;
-    rig.unit
-        .set_interrupt(&block, 0, Some(target(rig, 0x56)))
-        .map_err(text)?;
-    let index = block.first();
-    refused(rig, message(&block, 0)?, index, FaultReason::INTERRUPT_SOURCE_INVALID)?;
-    ensure(!rig.apic.requested(0x56), "the interrupt of another device arrived")?;
-    release(rig, block)
+    let there = rig.exchanged();
+    for (owner, thief, vectors) in [(rig, &there, [0x56, 0x57]), (&there, rig, [0x5c, 0x5d])] {
+        let [stolen, own] = vectors;
+        let block = rig.unit.allocate_interrupts(1, source(owner)).map_err(text)?;
+        let message = message(&block, 0)?;
+        rig.unit
+            .set_interrupt(&block, 0, Some(target(rig, stolen)))
+            .map_err(text)?;
+        refused(thief, message, block.first(), FaultReason::INTERRUPT_SOURCE_INVALID)?;
+        ensure(!rig.apic.requested(stolen), "the interrupt of another device arrived")?;
+        rig.unit
+            .set_interrupt(&block, 0, Some(target(rig, own)))
+            .map_err(text)?;
+        arrives(owner, message, own)?;
+        release(rig, block)?;
+    }
+    Ok(())
 }
 
 fn unprogrammed(rig: &Rig<'_>) -> Checked {

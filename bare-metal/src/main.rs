@@ -1,7 +1,7 @@
 //! A kernel that lets QEMU's remapping unit judge the driver.
 //!
 //! It reads the DMAR table that QEMU made, brings the unit up with `vtd-driver` through real registers, and sends DMA
-//! and interrupts of the `edu` device at it: what is mapped has to arrive, everything else has to be blocked and
+//! and interrupts of two `edu` devices at it: what is mapped has to arrive, everything else has to be blocked and
 //! recorded. Each check prints `PASS name` or `FAIL name: why`; the last line is `END passed failed`.
 //!
 //! Words of the command line: `scalable` drives the unit in scalable mode with second-stage tables, `first-stage`

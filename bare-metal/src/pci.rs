@@ -1,6 +1,7 @@
-//! PCI configuration space through the two ports of mechanism 1, bus 0 only.
+//! PCI configuration space through the two ports of mechanism 1.
 
-use iommu_types::SourceId;
+use acpi_dmar::{BusTopology, Seen, Upstream};
+use iommu_types::{Bdf, Segment, SourceId};
 use vtd_driver::FunctionId;
 
 use crate::hardware::{in32, out32};
@@ -14,8 +15,17 @@ const COMMAND: u8 = 0x04;
 const MEMORY_AND_MASTER: u32 = 0x6;
 /// Offset of revision and class code.
 const CLASS: u8 = 0x08;
+/// Class and subclass of PCI bridges.
+const PCI_BRIDGE: u32 = 0x0604;
 /// Offset of the first base address register.
 const BAR0: u8 = 0x10;
+
+/// Offset of the header type, in the third byte.
+const HEADER_TYPE: u8 = 0x0c;
+/// Offset of a bridge's bus numbers: primary, secondary, subordinate.
+const BUS_NUMBERS: u8 = 0x18;
+/// What is read where there is no function.
+const ABSENT: u32 = u32::MAX;
 
 /// A function's configuration space.
 #[derive(Clone, Copy, Debug)]
@@ -36,11 +46,12 @@ impl Function {
         }
     }
 
-    /// The first function on bus 0 with this vendor (low half) and device (high half).
-    pub(crate) fn find(identity: u32) -> Option<Self> {
-        (0..=0xffu16)
-            .map(|devfn| Self(SourceId::from_raw(devfn)))
-            .find(|function| function.read(0) == identity)
+    /// The functions on buses 0 and 1 with this vendor (low half) and device (high half). Firmware has numbered the
+    /// buses; bus 1 is the one behind the only root port.
+    pub(crate) fn find(identity: u32) -> impl Iterator<Item = Self> {
+        (0..=0x1ffu16)
+            .map(|source| Self(SourceId::from_raw(source)))
+            .filter(move |function| function.read(0) == identity)
     }
 
     fn select(self, register: u8) {
@@ -62,11 +73,52 @@ impl Function {
         out32(DATA, value);
     }
 
-    /// Puts the first BAR at `base`, and turns memory decoding and bus mastering on.
-    pub(crate) fn enable(self, base: u32) {
+    /// Puts the first BAR at `base`.
+    pub(crate) fn place(self, base: u32) {
         let command = self.read(COMMAND) & 0xffff;
         self.write(COMMAND, command & !MEMORY_AND_MASTER);
         self.write(BAR0, base);
-        self.write(COMMAND, command | MEMORY_AND_MASTER);
+    }
+
+    /// Turns memory decoding and bus mastering on, also of the root ports; gives the first BAR.
+    pub(crate) fn enable(self) -> u32 {
+        let port = |function: &Self| function.read(CLASS) >> 16 == PCI_BRIDGE;
+        let ports = (0..=0xffu16).map(|devfn| Self(SourceId::from_raw(devfn))).filter(port);
+        for function in ports.chain([self]) {
+            let command = function.read(COMMAND) & 0xffff;
+            function.write(COMMAND, command | MEMORY_AND_MASTER);
+        }
+        self.read(BAR0) & !0xf
+    }
+}
+
+/// The buses as firmware numbered them, for resolving what the DMAR table says.
+pub(crate) struct Buses;
+
+impl BusTopology for Buses {
+    fn function(&self, at: Bdf) -> Seen {
+        let function = Function(at.source);
+        if at.segment != Segment(0) || function.read(0) == ABSENT {
+            return Seen::Absent;
+        }
+        let [_, _, header, _] = function.read(HEADER_TYPE).to_le_bytes();
+        if header & 0x7f != 1 {
+            return Seen::Endpoint;
+        }
+        let [_, secondary, subordinate, _] = function.read(BUS_NUMBERS).to_le_bytes();
+        Seen::Bridge { secondary, subordinate }
+    }
+
+    fn parent_bridge(&self, segment: Segment, bus: u8) -> Upstream {
+        if bus == 0 {
+            return Upstream::Root;
+        }
+        (0..=0x1ffu16)
+            .map(SourceId::from_raw)
+            .find(|source| {
+                let seen = self.function(Bdf::new(segment, *source));
+                matches!(seen, Seen::Bridge { secondary, .. } if secondary == bus)
+            })
+            .map_or(Upstream::Unknown, Upstream::Bridge)
     }
 }

@@ -91,7 +91,10 @@ pub(crate) fn page(at: Iova) -> AddrRange<Iova> {
 pub(crate) struct Rig<'a> {
     pub(crate) unit: &'a Running,
     pub(crate) domain: &'a Space,
+    /// The device that is attached for the checks.
     pub(crate) edu: &'a Edu,
+    /// A device on another bus.
+    pub(crate) other: &'a Edu,
     pub(crate) apic: &'a Apic,
     pub(crate) expected: Expected,
 }
@@ -100,6 +103,15 @@ impl Rig<'_> {
     /// The device as the driver names it.
     pub(crate) fn requester(&self) -> Requester {
         Requester::new(self.edu.source())
+    }
+
+    /// The same with the two devices exchanged.
+    pub(crate) const fn exchanged(&self) -> Self {
+        Self {
+            edu: self.other,
+            other: self.edu,
+            ..*self
+        }
     }
 
     /// Maps a page of the buffers.

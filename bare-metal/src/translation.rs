@@ -34,6 +34,10 @@ pub(crate) const CHECKS: &[Check] = &[
     ("a silenced device is blocked without record", silenced),
     ("a detached device is blocked, attached again it works", detached),
     ("a device moved to another domain sees that domain only", moved),
+    (
+        "a device on another bus shares the domain while it is attached",
+        on_another_bus,
+    ),
 ];
 
 const fn at(page: u64) -> Iova {
@@ -293,4 +297,21 @@ fn moved(rig: &Rig<'_>) -> Checked {
     rig.unit.attach(&rig.requester(), rig.domain).map_err(text)?;
     rig.lands(0x29, at(1), 1)?;
     rig.write_blocked(at(7), 7, rig.expected.unmapped_write)
+}
+
+fn on_another_bus(rig: &Rig<'_>) -> Checked {
+    let there = rig.exchanged();
+    rig.lands(0x2a, at(1), 1)?;
+    // The bus has no context table yet.
+    there.write_blocked(at(1), 1, FaultReason::ROOT_NOT_PRESENT)?;
+    rig.unit.attach(&there.requester(), rig.domain).map_err(text)?;
+    there.lands(0x2b, at(1), 1)?;
+    rig.lands(0x2c, at(1), 1)?;
+    rig.unit.detach(&rig.requester()).map_err(text)?;
+    there.lands(0x2d, at(1), 1)?;
+    rig.write_blocked(at(1), 1, FaultReason::CONTEXT_NOT_PRESENT)?;
+    rig.unit.detach(&there.requester()).map_err(text)?;
+    rig.unit.attach(&rig.requester(), rig.domain).map_err(text)?;
+    rig.lands(0x2e, at(1), 1)?;
+    there.write_blocked(at(1), 1, FaultReason::CONTEXT_NOT_PRESENT)
 }

@@ -130,6 +130,8 @@ fn start(launcher: &Path, kernel: &Path, run: Run) -> Result<String, String> {
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
         .args(["-device", &unit])
         .args(["-device", "edu,dma_mask=0xffffffffffffffff"])
+        .args(["-device", "pcie-root-port,id=below,chassis=1"])
+        .args(["-device", "edu,bus=below,dma_mask=0xffffffffffffffff"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(["-append", run.command_line, "-kernel"])
         .arg(kernel);
