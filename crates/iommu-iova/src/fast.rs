@@ -136,16 +136,16 @@ impl CoreCache {
     /// Takes a range from stock whose last page is at or below `last`.
     fn pop(&mut self, stock: usize, pages: u64, last: u64) -> Option<u64> {
         let stock = self.stock.get_mut(stock)?;
-        stock.pop_top(pages, last).or_else(|| stock.pop_slowly(pages, last))
+        stock.pop_top(pages, last + 1).or_else(|| stock.pop_slowly(pages, last))
     }
 }
 
 impl Stock {
-    /// Takes the range on top, if its last page is at or below `last`.
+    /// Takes the range on top, if it ends before page `end`.
     #[inline]
-    fn pop_top(&mut self, pages: u64, last: u64) -> Option<u64> {
+    fn pop_top(&mut self, pages: u64, end: u64) -> Option<u64> {
         let &first = self.loaded.last()?;
-        if first + pages - 1 > last {
+        if first + pages > end {
             return None;
         }
         self.loaded.pop()
@@ -192,8 +192,7 @@ impl Plan {
     fn new(request: IovaRequest) -> Self {
         let (pages, align) = (request.page_count(), request.align_pages());
         // Alignment up to the length comes with the classes that are powers of two; more of it only the tree finds.
-        let rounded = if align == 1 { pages } else { pages.next_power_of_two() };
-        let class = if align <= rounded { class_of(rounded) } else { None };
+        let class = request.class_length().and_then(class_of);
         match class {
             Some(class) => {
                 let reserved = class_pages(class);
@@ -389,34 +388,28 @@ impl CachedAllocator {
     }
 
     /// Serves a request from the core's own stock, or from wherever else. Where it cannot, it says why through
-    /// `refusal`: this way the answer fits into registers.
-    #[inline]
+    /// `refusal`: this way the answer fits into registers. Inlined, so that a size known to the caller decides the class
+    /// when it is compiled.
+    #[inline(always)]
     fn take(&self, core: &mut CoreCache, request: IovaRequest, refusal: &mut AllocError) -> Option<Lease> {
         if self.owns(core)
-            && let Some(last) = request.last_page()
+            && let Some(class) = request.class_length().and_then(class_of)
         {
-            let last = last.min(self.space.last_page());
-            let plan = Plan::new(request);
-            if let Some(class) = plan.class {
-                let (zone, limit) = if last <= LOW_LAST_PAGE {
-                    (Zone::Low, last)
-                } else if request.is_low_first() {
-                    (Zone::Low, LOW_LAST_PAGE)
-                } else {
-                    (Zone::Any, last)
-                };
-                let number = zone.stock(class);
-                if let Some(stock) = core.stock.get_mut(number)
-                    && let Some(first) = stock.pop_top(plan.reserved, limit)
-                {
-                    core.counters.hits += 1;
-                    return Some(Lease::found(
-                        first,
-                        plan.pages,
-                        plan.reserved,
-                        u8::try_from(number).ok(),
-                    ));
-                }
+            let end = request.end_page().min(self.space.last_page() + 1);
+            let (zone, end) = if end <= LOW_LAST_PAGE + 1 {
+                (Zone::Low, end)
+            } else if request.is_low_first() {
+                (Zone::Low, LOW_LAST_PAGE + 1)
+            } else {
+                (Zone::Any, end)
+            };
+            let (number, reserved) = (zone.stock(class), class_pages(class));
+            if let Some(stock) = core.stock.get_mut(number)
+                && let Some(first) = stock.pop_top(reserved, end)
+            {
+                core.counters.hits += 1;
+                let pages = request.page_count();
+                return Some(Lease::found(first, pages, reserved, u8::try_from(number).ok()));
             }
         }
         self.take_slowly(core, request, refusal)
@@ -545,7 +538,7 @@ impl IovaAllocator for CachedAllocator {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn allocate(&self, core: &mut CoreCache, request: IovaRequest) -> Result<Lease, AllocError> {
         let mut refusal = AllocError::NoMemory;
         self.take(core, request, &mut refusal).ok_or(refusal)
@@ -583,7 +576,7 @@ impl IovaAllocator for CachedAllocator {
         lease.ok_or(taken)
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&self, core: &mut CoreCache, lease: Lease) {
         if self.owns(core)
             && self.holds(&lease)
