@@ -137,7 +137,7 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
 
     let plan = guests::plan(&platform, &options.assign).map_err(|why| Failure::Input(why.to_string()))?;
     let nothing = match plan.first.as_slice() {
-        [] => Some("no function that a unit serves, with its whole group, can be assigned".to_owned()),
+        [] => Some(guests::why_nobody(&platform)),
         groups if !guests::has_engine(&platform, groups) => Some(format!(
             "nothing that was asked for has a DMA engine; in a machine file, `engine = true` gives {} one",
             options

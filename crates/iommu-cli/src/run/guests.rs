@@ -176,6 +176,24 @@ pub(crate) fn check_wishes(machine: &Machine, wanted: &[Bdf]) -> Result<(), Stri
     Ok(())
 }
 
+/// Why no group is given away without being asked for, and what to do.
+pub(crate) fn why_nobody(platform: &Platform) -> String {
+    let machine = platform.machine();
+    let engines: Vec<Bdf> = machine.functions().filter(|f| f.engine).map(|f| f.bdf).collect();
+    let served = engines.iter().find(|bdf| platform.unit_of(**bdf).is_ok());
+    match served {
+        _ if engines.is_empty() => {
+            "no function has a DMA engine; in a machine file, `engine = true` gives it one".to_owned()
+        }
+        None => "no unit serves a function with a DMA engine; `iommu dmar show` says what is wrong with the table"
+            .to_owned(),
+        Some(bdf) => format!(
+            "each function that a unit serves has memory that firmware reserves, or somebody in its group whom no \
+             unit contains; it is given away only when asked for, as in --assign {bdf}"
+        ),
+    }
+}
+
 /// Whether a function of the groups can be told to send something.
 pub(crate) fn has_engine(platform: &Platform, groups: &[GroupInfo]) -> bool {
     let machine = platform.machine();

@@ -52,7 +52,8 @@ pub(crate) struct Forbidden {
     pub(crate) tried: u64,
     /// How many did not reach their target.
     pub(crate) blocked: u64,
-    /// How many left a record in the log of a unit, with the right source and address.
+    /// How many left a record with the right source and address: in the log of their unit, or with the platform
+    /// where the table leaves no unit to ask.
     pub(crate) logged: u64,
 }
 

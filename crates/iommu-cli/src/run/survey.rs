@@ -82,7 +82,8 @@ pub(crate) fn functions(transcript: &mut Transcript, machine: &Machine, notes: &
             Service::Unit(index, why) => format!("unit {index}: {why}"),
             other => other.to_string(),
         };
-        let synthetic = if function.synthetic { " (synthetic)" } else { "" };
+        let unsaid = function.synthetic && !function.name.starts_with("synthetic");
+        let synthetic = if unsaid { " (synthetic)" } else { "" };
         transcript.line(&format!(
             "{} {:width$}{synthetic}  {served}",
             function.bdf, function.name

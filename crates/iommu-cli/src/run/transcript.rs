@@ -53,6 +53,9 @@ impl Transcript {
 
     /// A line below the heading.
     pub(crate) fn line(&self, text: &str) -> Result<(), Failure> {
+        if text.is_empty() {
+            return self.put("\n");
+        }
         let indent = 8 + text.chars().take_while(|c| *c == ' ').count();
         self.put(&format!("{}\n", wrap(&format!("    {text}"), indent)))
     }
