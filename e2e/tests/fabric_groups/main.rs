@@ -32,7 +32,7 @@ use std::fmt;
 
 use iommu_devices::{Bus, DmaErrorKind};
 use iommu_groups::pci::{acs, header};
-use iommu_groups::{BusId, Difference, Groups, LinuxVersion, Rules, Topology, differences, group};
+use iommu_groups::{AliasVia, BusId, Difference, Groups, LinuxVersion, Rules, Topology, differences, group};
 use iommu_types::{Bdf, DevFn, Iova, Segment, SourceId};
 use shapes::{Shape, USES_FUNCTION_0, USES_FUNCTION_1};
 use soft_platform::{FunctionKind, Machine, MachineOptions, Route, Shortcut, Uncovered};
@@ -250,7 +250,25 @@ impl<'s> Subject<'s> {
             let blocks = self.machine.take_platform_blocks();
             arrived.insert(blocks.last().expect("one").source);
         }
+        self.check_aliases(function.bdf, &arrived);
         arrived
+    }
+
+    /// Those who share a bus are connected anyway, so their requester IDs are held against the aliases one by
+    /// one: the bridge nearest to the root complex has the last word, without a bridge all arrive unchanged.
+    fn check_aliases(&self, bdf: Bdf, arrived: &BTreeSet<SourceId>) {
+        let aliases = self.topology.aliases(bdf);
+        let given = aliases.iter().rev().find(|alias| {
+            matches!(
+                alias.via,
+                AliasVia::PcieToPci(_) | AliasVia::HiddenExpress(_) | AliasVia::Conventional(_)
+            )
+        });
+        let expected: BTreeSet<SourceId> = match given {
+            Some(alias) => [alias.source].into(),
+            None => aliases.iter().map(|alias| alias.source).collect(),
+        };
+        assert_eq!(*arrived, expected, "{}{bdf}: {aliases:?}", self.shape);
     }
 
     /// Functions of the same device.
