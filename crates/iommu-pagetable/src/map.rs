@@ -10,7 +10,7 @@ use iommu_types::{Coherence, FrameRequest, HostPhys, Iova, PAGE_SIZE, PageSize, 
 
 use crate::error::MapError;
 use crate::format::Format;
-use crate::span::{Slot, Span};
+use crate::span::{Slot, Span, index};
 use crate::table::{Node, PageTable, Walk};
 
 impl<F: Format> PageTable<F> {
@@ -40,6 +40,14 @@ impl<F: Format> PageTable<F> {
             let walk = self.walk(memory);
             let root = self.root_node(memory).map_err(damaged)?;
             if let Some(leaves) = walk.leaf_table(root, span).map_err(damaged)? {
+                if len == PAGE_SIZE {
+                    let entry = leaves.entry(index(span.first, 1));
+                    if self.format.is_present(entry.load(Ordering::Relaxed)) {
+                        return Err(MapError::Overlap { at: iova });
+                    }
+                    entry.store(self.format.leaf(phys, PageSize::Size4K, perms), Ordering::Release);
+                    return Ok(());
+                }
                 walk.check_free(leaves, span)?;
                 walk.write_leaves(leaves, span, phys.raw(), perms);
                 return Ok(());

@@ -10,7 +10,7 @@ use iommu_types::{AddrRange, Coherence, HostPhys, Iova, PAGE_SIZE, PageSize, Per
 
 use crate::error::{MapError, UnmapError};
 use crate::format::Format;
-use crate::span::{Slot, Span};
+use crate::span::{Slot, Span, index};
 use crate::table::{Node, PageTable, Walk};
 use crate::unmapped::{Piece, Remainder, Unmapped};
 
@@ -100,8 +100,17 @@ impl<F: Format> PageTable<F> {
         let root = self.root_node(memory).map_err(damaged)?;
         if let Some(leaves) = walk.leaf_table(root, span).map_err(damaged)? {
             // One leaf table, which stays: the usual case of a small mapping.
-            let pages = walk.count_leaves(leaves, span, rules)?;
-            walk.clear_leaves(leaves, span);
+            let at = index(span.first, 1);
+            let one = span.last - span.first < PAGE_SIZE;
+            let pages = if one && self.format.is_present(leaves.entry(at).load(Ordering::Relaxed)) {
+                leaves.entry(at).store(0, Ordering::Release);
+                walk.write_back(leaves, at, 1);
+                1
+            } else {
+                let pages = walk.count_leaves(leaves, span, rules)?;
+                walk.clear_leaves(leaves, span);
+                pages
+            };
             return Ok(Unmapped {
                 range,
                 pages,
