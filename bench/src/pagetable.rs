@@ -171,14 +171,13 @@ struct Shape {
     targets: Option<[f64; 2]>,
 }
 
-/// Times maps and unmaps apart: while one is timed, the other happens outside. A batch is one side of whole turns, and
-/// the difference of map + unmap and of the pair's halves is what a clock around each half would blur.
+/// Times of a map and of an unmap of all ranges, each measured apart from the other.
 struct Halves {
     map: f64,
     unmap: f64,
 }
 
-/// Medians of the two halves, from turns of at least `CALLS` calls each.
+/// Medians of the two halves.
 fn halves(quick: bool, turns: &mut dyn FnMut(bool)) -> Halves {
     let rounds = if quick { 200 } else { 2000 };
     let (mut map, mut unmap) = (Vec::new(), Vec::new());
@@ -244,30 +243,27 @@ fn small_rows(quick: bool) -> Outcome<Vec<Row>> {
 
 fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
     let mut ours = Ours::new(1024, shape.sizes)?;
-    // Ranges leave the last page of their span alone: it keeps the tables above them.
     let first = BASE + if shape.len == 1000 * PAGE { 300 * PAGE } else { 0 };
     let iova = |range: u64| first + range * shape.stride;
-    for range in 0..=shape.ranges {
-        if shape.stride > PAGE && shape.len < 512 * PAGE {
-            ours.map(BASE + range * shape.stride + 511 * PAGE, PHYS, PAGE);
-        }
-    }
-    ours.map(
-        BASE + 511 * PAGE * u64::from(shape.stride == PAGE)
-            + (shape.ranges + 8) * shape.stride * u64::from(shape.stride != PAGE),
-        PHYS,
-        PAGE * if shape.sizes == LeafSizes::ALL { 512 } else { 1 },
-    );
+    // What stays: the last page of each span, or a leaf above all ranges. It keeps the tables.
+    let kept: Vec<(u64, u64)> = if shape.sizes == LeafSizes::ALL {
+        vec![(BASE + (shape.ranges + 8) * shape.stride, shape.stride)]
+    } else {
+        let tables = (shape.ranges * shape.stride).div_ceil(512 * PAGE);
+        (1..=tables)
+            .map(|table| (BASE + (table * 512 - 1) * PAGE, PAGE))
+            .collect()
+    };
+    // Where the last page of a span belongs to a range, the tables are made and freed in every turn.
+    let kept = if shape.len == 1000 * PAGE { Vec::new() } else { kept };
     let mut account = BTreeMap::new();
-    for range in 0..shape.ranges {
-        ours.map(iova(range), PHYS + range * shape.len, shape.len);
-        account.extend(
-            (0..shape.len / PAGE).map(|page| (iova(range) + page * PAGE, PHYS + range * shape.len + page * PAGE)),
-        );
+    let runs = (0..shape.ranges).map(|range| (iova(range), PHYS + range * shape.len, shape.len));
+    let runs = runs.chain(kept.into_iter().map(|(at, len)| (at, PHYS, len)));
+    for (at, phys, len) in runs {
+        ours.map(at, phys, len);
+        account.extend((0..len / PAGE).map(|page| (at + page * PAGE, phys + page * PAGE)));
     }
-    if shape.len < 1000 * PAGE && shape.stride > PAGE || shape.ranges == 256 {
-        ours.agrees(&account)?;
-    }
+    ours.agrees(&account)?;
     for range in 0..shape.ranges {
         ours.unmap(iova(range), shape.len);
     }
