@@ -27,8 +27,10 @@ impl Source {
     pub(crate) fn load(file: Option<&Path>, dmar: Option<&Path>) -> Result<Self, Failure> {
         if let Some(table) = dmar {
             let bytes = read(table)?;
-            let (description, assumptions) = MachineDescription::from_dmar(&bytes)
-                .map_err(|why| Failure::Input(format!("{}: {why}", table.display())))?;
+            let (description, assumptions) = MachineDescription::from_dmar(&bytes).map_err(|why| {
+                let (name, rule) = (table.display(), why.rule());
+                Failure::Input(format!("{name}: {rule}: {why}. {}", rule.advice()))
+            })?;
             let name = table.display().to_string();
             return Ok(Self {
                 origin: format!("the machine of {name}"),
