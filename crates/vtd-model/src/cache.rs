@@ -124,6 +124,8 @@ pub struct PasidContext {
     pub first_root: u64,
     /// Levels of the first-stage tables, 4 or 5.
     pub first_levels: u8,
+    /// Bits of a first-stage address, 1 to 64; those above repeat the highest.
+    pub canonical_bits: u8,
     /// Privileged requests are allowed (SRE).
     pub supervisor: bool,
     /// Privileged writes respect R/W (WPE).

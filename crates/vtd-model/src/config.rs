@@ -7,6 +7,7 @@ use vtd_spec::UnitFeatures;
 use vtd_spec::register::{Capability, ExtendedCapability, Version};
 
 use crate::cache::CacheSizes;
+use crate::qemu::QemuVersion;
 
 pub use builder::UnitConfigBuilder;
 
@@ -21,6 +22,9 @@ pub enum Profile {
     /// [`crate::Unit::step`], caches are small and keep what they may, paging-structure caches are on,
     /// caching mode caches faulting entries. A driver that leaves out a step fails here.
     Silicon,
+    /// As QEMU's `intel-iommu`, known departures from the specification included ([`QemuVersion`]), for VMMs that must
+    /// look the same and for comparisons. Everything else is as with `Spec`.
+    Qemu(QemuVersion),
 }
 
 /// A combination of settings that no unit can have.
@@ -188,10 +192,10 @@ impl UnitConfig {
         self.two_phase_waits
     }
 
-    /// Whether a fault is folded into a pending record of the same source.
+    /// Whether a fault is folded into a pending record of the same source; always with [`Profile::Qemu`] (D-36).
     #[must_use]
     pub const fn compress_faults(&self) -> bool {
-        self.compress_faults
+        self.compress_faults || self.qemu().is_some()
     }
 
     /// Whether the sanitizer watches ([`crate::Unit::take_finding`]).
@@ -205,9 +209,22 @@ impl UnitConfig {
         self.features.capability.cm() && matches!(self.profile, Profile::Silicon)
     }
 
+    /// The QEMU whose departures from the specification are asked for.
+    pub(crate) const fn qemu(&self) -> Option<QemuVersion> {
+        match self.profile {
+            Profile::Qemu(version) => Some(version),
+            Profile::Spec | Profile::Silicon => None,
+        }
+    }
+
+    /// Whether the unit departs from the specification as QEMU 7.2 does.
+    pub(crate) const fn is_qemu_7(&self) -> bool {
+        matches!(self.profile, Profile::Qemu(QemuVersion::V7_2))
+    }
+
     /// Whether cached pages are tagged with their tables on top of what the architecture asks for.
     pub(crate) const fn exact_tags(&self) -> bool {
-        matches!(self.profile, Profile::Spec)
+        matches!(self.profile, Profile::Spec | Profile::Qemu(_))
     }
 }
 

@@ -131,7 +131,8 @@ impl Remap<'_> {
         let suppressed = condition.is_qualified() && self.fault_processing_disabled;
         Fault::new(self.request.as_request(), condition)
             .with_interrupt_index(self.index)
-            .suppressed_if(suppressed)
+            // D-43.
+            .suppressed_if(suppressed || self.config.is_qemu_7())
     }
 
     /// VT-d §5.1.4 in its order.
@@ -156,7 +157,8 @@ impl Remap<'_> {
         // The address fits 32 bits: the caller made sure that it lies in the interrupt range.
         let raw = u32::try_from(self.request.address).map_err(|_| Condition::IrRequest)?;
         if MessageFormat::of(raw) == MessageFormat::Compatibility {
-            let passes = !table.eime() && self.latched.compatibility_interrupts;
+            // D-28.
+            let passes = !table.eime() && self.latched.compatibility_interrupts || self.config.qemu().is_some();
             return if passes {
                 Ok(unmodified)
             } else {
@@ -165,11 +167,18 @@ impl Remap<'_> {
         }
         let address = RemappableAddress::new_with_raw_value(raw);
         // Reserved bits of the request (20h): those of the data with a sub-handle.
-        if address.shv() && self.request.data & RemappableData::RESERVED != 0 {
+        let reserved = address.shv() && self.request.data & RemappableData::RESERVED != 0;
+        if reserved && self.config.qemu().is_none() {
             return Err(Condition::IrRequest);
         }
         // The sum has up to 17 bits and is compared as such (21h).
         let index = address.interrupt_index(RemappableData::new_with_raw_value(self.request.data));
+        // E-09.
+        let index = if self.config.qemu().is_some() {
+            index & 0xFFFF
+        } else {
+            index
+        };
         self.index = u16::try_from(index).ok();
         let (Some(index), true) = (self.index, index < table.entries()) else {
             return Err(Condition::IrIndex);
@@ -179,7 +188,13 @@ impl Remap<'_> {
             .filter(|at| at.raw() <= self.config.host_address_limit())
             .ok_or(Condition::IrIndex)?;
         let entry = self.entry(memory, cache, index, at)?;
-        Ok(Interrupt::Remapped(self.judge(entry, index)?))
+        let interrupt = self.judge(entry, index)?;
+        // E-07: QEMU looks here.
+        if reserved {
+            self.index = None;
+            return Err(Condition::IrRequest);
+        }
+        Ok(Interrupt::Remapped(interrupt))
     }
 
     /// The entry from the cache or from the table (23h), present (22h).
@@ -215,25 +230,47 @@ impl Remap<'_> {
     }
 
     fn has_reserved(&self, entry: Irte) -> bool {
+        self.has_reserved_bits(entry) || entry.delivery_mode().is_none()
+    }
+
+    fn has_reserved_bits(&self, entry: Irte) -> bool {
         let reserved = Irte::reserved(self.config.features(), self.latched.interrupt_table.eime());
-        entry.raw_value() & reserved != 0 || entry.delivery_mode().is_none()
+        // D-29, E-12: QEMU does not look at the interrupt mode and at the destination.
+        let judged = if self.config.qemu().is_some() {
+            entry.with_im(false).with_dst(0)
+        } else {
+            entry
+        };
+        judged.raw_value() & reserved != 0
     }
 
     /// Source validation (26h), then the programming of the entry (24h): the order of VT-d §5.1.4.
     fn judge(&self, entry: Irte, index: u16) -> Result<RemappedInterrupt, Condition> {
+        // E-10: QEMU looks here.
+        if self.config.qemu().is_some() && self.has_reserved_bits(entry) {
+            return Err(Condition::IrReserved);
+        }
         let source = self.request.source;
         let allowed = match entry.svt() {
             SourceValidation::None => true,
             SourceValidation::Requester => entry.sq().matches(source, entry.source()),
             SourceValidation::BusRange => {
                 let [first, last] = entry.sid().to_be_bytes();
-                (first..=last).contains(&source.bus())
+                // D-30: QEMU takes the fields the other way round.
+                let range = if self.config.qemu().is_some() {
+                    last..=first
+                } else {
+                    first..=last
+                };
+                range.contains(&source.bus())
             }
             // The specification names no code for the reserved type; a source that cannot be validated is refused
             // as one that was not (as every known implementation does).
             SourceValidation::Reserved => false,
         };
-        if !allowed {
+        // E-08.
+        let unknown = self.config.qemu().is_some() && source.raw() == u16::MAX;
+        if !allowed && !unknown {
             return Err(Condition::IrSource);
         }
         if self.has_reserved(entry) {
@@ -246,7 +283,8 @@ impl Remap<'_> {
             logical: entry.dm(),
             redirection_hint: entry.rh(),
             delivery_mode,
-            level: entry.tm() && !delivery_mode.is_always_edge(),
+            // E-14.
+            level: entry.tm() && (self.config.qemu().is_some() || !delivery_mode.is_always_edge()),
             vector: entry.v(),
         })
     }

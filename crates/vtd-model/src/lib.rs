@@ -15,6 +15,8 @@
 //! A driver is tested with [`Profile::Silicon`] and the sanitizer ([`UnitConfigBuilder::sanitizer`]), which names the rules
 //! that the driver breaks and the translations that it lets devices use too long.
 //!
+//! [`Profile::Qemu`] departs from the specification as QEMU does; [`QemuVersion`] says in which points.
+//!
 //! # Place in the stack
 //!
 //! Layer 3: `no_std` with `alloc`, above `vtd-spec` and `iommu-types`. It knows no driver. `soft-platform` builds
@@ -89,6 +91,7 @@ mod config;
 mod counters;
 mod interrupt;
 mod latched;
+mod qemu;
 mod registers;
 mod request;
 mod sanitizer;
@@ -101,6 +104,7 @@ pub use config::{ConfigError, Profile, UnitConfig, UnitConfigBuilder};
 pub use counters::{Counters, Invalidations, Lookups, TableReads, WalkReport};
 pub use interrupt::{Interrupt, InterruptOutcome, InterruptRequest, RemappedInterrupt, remap_interrupt};
 pub use latched::Latched;
+pub use qemu::QemuVersion;
 pub use registers::AccessWidth;
 pub use request::{Fault, Request, RequestKind, Translation};
 pub use sanitizer::{Finding, NoCache, Rule};

@@ -70,6 +70,10 @@ impl RegisterFile {
                 offset::PLMBASE | offset::PLMLIMIT | offset::PHMBASE | offset::PHMLIMIT => {
                     masks = masks.without((1 << PROTECTED_GRANULE_BITS) - 1);
                 }
+                // E-13.
+                offset::IEDATA if config.qemu().is_some() => masks.rw = u64::from(u32::MAX),
+                // D-27: QEMU's hold nothing.
+                offset::FEUADDR | offset::IEUADDR if config.qemu().is_some() => masks = masks.without(u64::MAX),
                 _ => {}
             }
             file.declare(register, register.offset, masks);

@@ -203,6 +203,12 @@ impl Fault {
         }
     }
 
+    /// The same fault with another code.
+    pub(crate) const fn with_reason(mut self, reason: FaultReason) -> Self {
+        self.reason = reason;
+        self
+    }
+
     /// The same fault, kept out of the log if fault processing is disabled for it.
     pub(crate) const fn suppressed_if(mut self, suppressed: bool) -> Self {
         self.recorded &= !suppressed;

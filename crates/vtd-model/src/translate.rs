@@ -92,6 +92,7 @@ where
         stamp,
         report: WalkReport::default(),
         fault_processing_disabled: false,
+        second_stage_only: false,
         keeps_tables_unchanged,
     };
     let result = walk
@@ -115,6 +116,8 @@ struct Walk<'a, M, C> {
     report: WalkReport,
     /// FPD in any structure read so far.
     fault_processing_disabled: bool,
+    /// Only second-stage tables translate the request.
+    second_stage_only: bool,
     /// Only look: no flag is set in any table.
     keeps_tables_unchanged: bool,
 }
@@ -213,8 +216,16 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
                 Ok(self.no_access())
             }
             Stop::Condition(condition) => {
-                let suppressed = condition.is_qualified() && self.fault_processing_disabled;
-                Err(Fault::new(*request, condition).suppressed_if(suppressed))
+                let qemu = self.config.qemu();
+                // E-02: 0Bh counts as not qualified.
+                let qualified = condition.is_qualified()
+                    && !(qemu.is_some() && matches!(condition, Condition::Lct3 | Condition::Sct3));
+                let reason = qemu.map_or(condition.reason(), |version| {
+                    version.reason(condition, request.access, self.second_stage_only)
+                });
+                Err(Fault::new(*request, condition)
+                    .with_reason(reason)
+                    .suppressed_if(qualified && self.fault_processing_disabled))
             }
         }
     }

@@ -132,6 +132,15 @@ impl<C: TranslationCache> Unit<C> {
                 AccessWidth::Qword => NO_ANSWER,
             };
         }
+        // D-20.
+        if self.config.qemu().is_some() && (offset::IQA..offset::IQA + 8).contains(&offset) {
+            let (low, high) = split(self.queue_address_of_qemu());
+            return match width {
+                AccessWidth::Qword => u64::from(low) | u64::from(high) << 32,
+                AccessWidth::Dword if offset == offset::IQA => u64::from(low),
+                AccessWidth::Dword => u64::from(high),
+            };
+        }
         let low = u64::from(self.registers.read(offset));
         match width {
             AccessWidth::Dword => low,
@@ -157,6 +166,12 @@ impl<C: TranslationCache> Unit<C> {
         if width == AccessWidth::Qword {
             self.act(memory, offset + 4, high);
         }
+    }
+
+    /// D-20: the base in use with the size that was written last.
+    fn queue_address_of_qemu(&self) -> u64 {
+        let written = InvalidationQueueAddress::new_with_raw_value(self.registers.get64(offset::IQA));
+        self.queue.with_qs(written.qs()).raw_value()
     }
 
     const fn answers(&self, offset: u32, width: AccessWidth) -> bool {

@@ -264,7 +264,7 @@ impl UnitConfigBuilder {
                 host_address_width: self.host_address_width,
             },
             caches: self.cache_sizes.unwrap_or(match self.profile {
-                Profile::Spec => SPEC_CACHES,
+                Profile::Spec | Profile::Qemu(_) => SPEC_CACHES,
                 Profile::Silicon => SILICON_CACHES,
             }),
             window_len,
@@ -420,8 +420,8 @@ impl UnitConfigBuilder {
             .with_psi(self.page_selective.is_some())
             .with_nfr(records)
             .with_mamv(u6::extract_u8(self.page_selective.unwrap_or(0), 0))
-            .with_dwd(version.always_drains())
-            .with_drd(version.always_drains())
+            .with_dwd(true)
+            .with_drd(true)
             .with_esirtps(self.enhanced_interrupt_pointer)
             .with_esrtps(self.enhanced_root_pointer))
     }

@@ -1,6 +1,6 @@
 //! First-stage tables, alone or through second-stage tables (VT-d §3.6, §3.8, §9.7).
 
-use iommu_types::{HostPhys, PageSize, Perms, SystemMemory};
+use iommu_types::{Access, HostPhys, PageSize, Perms, SystemMemory};
 use vtd_spec::entry::FirstStageEntry;
 use vtd_spec::{level_shift, table_index};
 
@@ -17,6 +17,8 @@ pub(super) struct FirstStage {
     pub(super) root: u64,
     /// 4 or 5.
     pub(super) levels: u8,
+    /// Bits of an address; those above repeat the highest.
+    pub(super) width: u8,
     /// The extended accessed flag is maintained (EAFE).
     pub(super) extended_flag: bool,
     /// Walks snoop processor caches; without it flags cannot be set (SFS.9).
@@ -104,9 +106,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         updates: &mut Updates,
     ) -> Result<FirstPage, Condition> {
         // SGN.1: bits above the width repeat its highest bit.
-        let width = 12 + 9 * tables.levels;
-        let upper = address >> (width - 1);
-        if upper != 0 && upper != u64::MAX >> (width - 1) {
+        let upper = address >> (tables.width - 1);
+        if upper != 0 && upper != u64::MAX >> (tables.width - 1) {
             return Err(Condition::Sgn1);
         }
         // Pointers to nested tables are not cached: their second-stage part would need tags of its own.
@@ -136,8 +137,14 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             if !entry.p() {
                 return Err(Condition::Sfs2);
             }
+            if self.config.qemu().is_some() {
+                self.judge_as_qemu(entry)?;
+            }
             if entry.raw_value() & entry.reserved(level, self.config.features()) != 0 {
                 return Err(Condition::Sfs3);
+            }
+            if self.config.qemu().is_some() && !self.keeps_tables_unchanged {
+                self.set_flags_as_qemu(at, entry, level)?;
             }
             user &= entry.us();
             writable &= entry.rw();
@@ -175,6 +182,30 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         }
         // Not reached: entries of level 1 are leaves.
         Err(Condition::Sfs3)
+    }
+
+    /// E-03: permissions of one entry.
+    fn judge_as_qemu(&self, entry: FirstStageEntry) -> Result<(), Condition> {
+        if !entry.us() {
+            return Err(Condition::Sgn2);
+        }
+        if self.request.access != Access::Read && !entry.rw() {
+            return Err(Condition::Sgn6);
+        }
+        Ok(())
+    }
+
+    /// E-04, D-01: A, and D for a write through a leaf, at once; nothing if any of them is there already.
+    fn set_flags_as_qemu(&self, at: HostPhys, entry: FirstStageEntry, level: u8) -> Result<(), Condition> {
+        let dirty = entry.is_leaf(level) && self.request.access != Access::Read;
+        if entry.a() || dirty && entry.d() {
+            return Ok(());
+        }
+        let wanted = entry.with_a(true).with_d(entry.d() || dirty);
+        self.memory
+            .compare_exchange_u64(at, entry.raw_value(), wanted.raw_value())
+            .map(drop)
+            .map_err(|_| Condition::Sfs10)
     }
 
     /// Where the first-stage table at `table` lies in host memory, and whether hardware may write it (VT-d §3.8).

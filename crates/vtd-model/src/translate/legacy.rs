@@ -25,7 +25,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             return Ok(self.interrupt_range_completion());
         }
         if context.pass_through {
-            if self.address() > self.config.host_address_limit() {
+            // D-10: QEMU does not look.
+            if self.address() > self.config.host_address_limit() && self.config.qemu().is_none() {
                 return Err(Condition::Lgn1_3.into());
             }
             // LGN.4 cannot occur: the interrupt range was sorted out before.
@@ -170,9 +171,21 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             Some(page) => page,
             None => self.walk_legacy(&tables, &tag)?,
         };
-        match page.fault {
-            Some(condition) => Err(condition.into()),
-            None => self.legacy_rights(&page),
+        if let Some(condition) = page.fault {
+            return Err(condition.into());
+        }
+        let answer = self.legacy_rights(&page);
+        if self.config.qemu().is_none() {
+            return answer;
+        }
+        match (&answer, cached) {
+            // D-02.
+            (Err(_), Some(_)) => Err(Stop::Silent),
+            (Ok(_), None) => {
+                self.cache.fill_page(self.stamp, &tag, page);
+                answer
+            }
+            _ => answer,
         }
     }
 
@@ -193,7 +206,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
                     fault: None,
                 };
                 // A page that nothing may use counts as not present (VT-d §9.8).
-                (cached, !page.perms.is_none() || self.config.caches_faults())
+                let useful = !page.perms.is_none() && self.config.qemu().is_none();
+                (cached, useful || self.config.caches_faults())
             }
             Err(SecondStop::TopUnreadable) => return Err(Condition::Lct4_3.into()),
             Err(SecondStop::Unreadable) => return Err(Condition::Lss1.into()),

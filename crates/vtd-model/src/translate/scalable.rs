@@ -8,6 +8,7 @@ use vtd_spec::message;
 use super::{Stop, Walk};
 use crate::cache::{CachedContext, CachedPasid, Context, PasidContext, ScalableContext, Stage, TranslationCache};
 use crate::condition::Condition;
+use crate::qemu::QemuVersion;
 use crate::request::{RequestKind, Translation};
 
 /// What a walk does with an entry that it read and that turned out wrong.
@@ -98,7 +99,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
 
     /// SGN.4.2, SGN.8.1: pass-through is limited by the host width and must not reach the interrupt range.
     fn scalable_pass_through(&self, entry: &PasidContext) -> Result<Translation, Stop> {
-        if self.address() > self.config.host_address_limit() {
+        // D-10: QEMU does not look.
+        if self.address() > self.config.host_address_limit() && self.config.qemu().is_none() {
             return Err(Condition::Sgn4_2.into());
         }
         let untranslated = self.request.kind == RequestKind::Untranslated;
@@ -234,10 +236,12 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             return (false, Err(Condition::Spd1));
         };
         let directory = PasidDirectoryEntry::new_with_raw_value(word);
+        let qemu = self.config.qemu();
         if !directory.p() {
-            return (directory.fpd(), Err(Condition::Spd2));
+            return (directory.fpd() && qemu.is_none(), Err(Condition::Spd2));
         }
-        if word & PasidDirectoryEntry::reserved(features) != 0 {
+        // D-08: QEMU does not look.
+        if word & PasidDirectoryEntry::reserved(features) != 0 && qemu.is_none() {
             return (directory.fpd(), Err(Condition::Spd3));
         }
         // VT-d §9.6 (PASID Table Entry): SPT.1 to SPT.4.
@@ -250,26 +254,47 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         };
         let entry = PasidEntry::from_words(words);
         let fpd = directory.fpd() || entry.control.fpd();
+        // D-04: QEMU judges the type first.
+        if let (Some(QemuVersion::V11_1), Err(condition)) = (qemu, self.stage(&entry)) {
+            return (directory.fpd(), Err(condition));
+        }
         if !entry.control.p() {
-            return (fpd, Err(Condition::Spt2));
+            // E-06.
+            return (if qemu.is_some() { directory.fpd() } else { fpd }, Err(Condition::Spt2));
         }
         let reserved = entry.reserved(features, false);
-        if words.iter().zip(reserved).any(|(word, mask)| word & mask != 0) {
+        if words.iter().zip(reserved).any(|(word, mask)| word & mask != 0) && qemu.is_none() {
             return (fpd, Err(Condition::Spt3));
         }
-        (fpd, self.judge_pasid_entry(&entry))
+        let judged = self.judge_pasid_entry(&entry);
+        let usable = judged.is_ok() || qemu.is_none();
+        (directory.fpd() || fpd && usable, judged)
+    }
+
+    /// SPT.4.2: the translation type.
+    fn stage(&self, entry: &PasidEntry) -> Result<Stage, Condition> {
+        let ecap = self.config.extended_capability();
+        match entry.control.translation() {
+            Some(PasidTranslation::FirstStage) if ecap.fsts() => Ok(Stage::First),
+            Some(PasidTranslation::SecondStage) if ecap.ssts() => Ok(Stage::Second),
+            Some(PasidTranslation::Nested) if ecap.nest() => Ok(Stage::Nested),
+            Some(PasidTranslation::PassThrough) if ecap.pt() => Ok(Stage::PassThrough),
+            _ => Err(Condition::Spt4_2),
+        }
+    }
+
+    /// The width of first-stage addresses. D-03: QEMU takes it from AW.
+    fn canonical_bits(&self, entry: &PasidEntry, levels: u8) -> u8 {
+        match self.config.qemu() {
+            Some(_) => (30 + 9 * entry.control.aw().value()).min(64),
+            None => 12 + 9 * levels,
+        }
     }
 
     /// SPT.4.1 to SPT.4.4.
     fn judge_pasid_entry(&self, entry: &PasidEntry) -> Result<PasidContext, Condition> {
-        let (cap, ecap) = (self.config.capability(), self.config.extended_capability());
-        let stage = match entry.control.translation() {
-            Some(PasidTranslation::FirstStage) if ecap.fsts() => Stage::First,
-            Some(PasidTranslation::SecondStage) if ecap.ssts() => Stage::Second,
-            Some(PasidTranslation::Nested) if ecap.nest() => Stage::Nested,
-            Some(PasidTranslation::PassThrough) if ecap.pt() => Stage::PassThrough,
-            _ => return Err(Condition::Spt4_2),
-        };
+        let cap = self.config.capability();
+        let stage = self.stage(entry)?;
         let second = matches!(stage, Stage::Second | Stage::Nested);
         let agaw = entry.control.agaw().filter(|agaw| cap.supports_agaw(*agaw));
         if second && agaw.is_none() {
@@ -289,10 +314,12 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             second_dirty: second && entry.control.ssade(),
             first_root: entry.first_stage.fsptptr().value() << iommu_types::PAGE_SHIFT,
             first_levels,
+            canonical_bits: self.canonical_bits(entry, first_levels),
             supervisor: entry.first_stage.sre(),
             write_protect: entry.first_stage.wpe(),
             extended_accessed: entry.first_stage.eafe(),
-            walk_snoops: entry.tags.pwsnp(),
+            // E-05: QEMU does not ask.
+            walk_snoops: entry.tags.pwsnp() || self.config.qemu().is_some(),
             page_snoops: entry.tags.pgsnp(),
         };
         if stage == Stage::Nested && context.first_root > context.second_stage().address_limit(self.config) {

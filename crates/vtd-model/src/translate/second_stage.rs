@@ -128,7 +128,9 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
                 } else {
                     SecondStop::Unreadable
                 })?;
-            if entry.perms().is_none() {
+            // E-03: QEMU judges permissions here.
+            let denied = self.config.qemu().is_some() && !entry.perms().allows(self.request.access);
+            if entry.perms().is_none() || denied {
                 return Err(SecondStop::NotPresent);
             }
             // Entries with reserved bits set are unusable, whatever they permit: reserved bits first at each level,

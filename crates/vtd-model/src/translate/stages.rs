@@ -31,6 +31,7 @@ impl PasidContext {
         FirstStage {
             root: self.first_root,
             levels: self.first_levels,
+            width: self.canonical_bits,
             extended_flag: self.extended_accessed,
             snooped: self.walk_snoops,
             below,
@@ -78,6 +79,7 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         pasid: u32,
         privileged: bool,
     ) -> Result<Translation, Stop> {
+        self.second_stage_only = entry.stage == Stage::Second;
         // SGN.5: second-stage only; nested addresses are judged by the first stage.
         if entry.stage == Stage::Second && self.address() > entry.second_stage().address_limit(self.config) {
             return Err(Condition::Sgn5.into());
@@ -86,7 +88,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         // A write through an entry whose dirty flag is not known to be set has to walk again (VT-d §3.6.2).
         let cached = self.cache.page(&tag, self.address()).filter(|page| {
             let perms = if privileged { page.supervisor } else { page.user };
-            page.dirty || !(self.counts_as_write() && perms.write)
+            // D-01: QEMU does not.
+            page.dirty || !(self.counts_as_write() && perms.write) || self.config.qemu().is_some()
         });
         self.report.iotlb.count(cached.is_some());
         let page = match cached {
@@ -96,7 +99,12 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         if let Some(condition) = page.fault {
             return Err(condition.into());
         }
-        self.stage_rights(entry, &page, privileged)
+        let answer = self.stage_rights(entry, &page, privileged);
+        match cached {
+            // D-02.
+            Some(_) if answer.is_err() && self.config.qemu().is_some() => Err(Stop::Silent),
+            _ => answer,
+        }
     }
 
     /// Whether dirty flags are set for the request: a translation request counts as a write unless it says otherwise
@@ -188,7 +196,10 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         if untranslated && self.request.access != Access::Read && !writes {
             return Err(Condition::Sgn6);
         }
-        page.note_flags(&first, writes && self.counts_as_write(), updates)?;
+        // QEMU has set them on the way down (E-04).
+        if self.config.qemu().is_none() {
+            page.note_flags(&first, writes && self.counts_as_write(), updates)?;
+        }
         let (phys, shift, below, below_dirty, snoop) = if nested {
             if page.output > second.address_limit(self.config) {
                 return Err(Condition::Sfs5);

@@ -32,6 +32,13 @@ impl<C: TranslationCache> Unit<C> {
             self.misuse(Rule::CommandInProgress);
             return;
         }
+        // D-44: QEMU carries all of them out.
+        if self.config.qemu().is_some() {
+            for change in self.changes(command).into_iter().flatten() {
+                self.carry_out(memory, change);
+            }
+            return;
+        }
         match self.change(command) {
             Ok(None) => {}
             Err(()) => self.misuse(Rule::OneField),
@@ -56,12 +63,21 @@ impl<C: TranslationCache> Unit<C> {
     /// What `command` changes; `Err` if that is more than one thing. Fields of features that the unit does not have
     /// are reserved and ignored.
     fn change(&self, command: GlobalCommand) -> Result<Option<Change>, ()> {
+        let mut wanted = self.changes(command).into_iter().flatten();
+        match (wanted.next(), wanted.next()) {
+            (first, None) => Ok(first),
+            _ => Err(()),
+        }
+    }
+
+    /// Everything that `command` changes.
+    fn changes(&self, command: GlobalCommand) -> [Option<Change>; 7] {
         let (status, cap, ecap) = (
             self.status(),
             self.config.capability(),
             self.config.extended_capability(),
         );
-        let candidates = [
+        [
             (command.te() != status.tes(), Change::Translation(command.te())),
             (command.srtp(), Change::RootPointer),
             (command.wbf() && cap.rwbf(), Change::WriteBuffer),
@@ -75,18 +91,12 @@ impl<C: TranslationCache> Unit<C> {
             ),
             (ecap.ir() && command.sirtp(), Change::InterruptPointer),
             (
-                ecap.ir() && command.cfi() != status.cfis(),
+                // D-28: QEMU ignores CFI.
+                ecap.ir() && command.cfi() != status.cfis() && self.config.qemu().is_none(),
                 Change::Compatibility(command.cfi()),
             ),
-        ];
-        let mut wanted = candidates
-            .into_iter()
-            .filter(|(asked, _)| *asked)
-            .map(|(_, change)| change);
-        match (wanted.next(), wanted.next()) {
-            (first, None) => Ok(first),
-            _ => Err(()),
-        }
+        ]
+        .map(|(asked, change)| asked.then_some(change))
     }
 
     /// What the status shows from the moment of the write: a one-shot command is in progress.
@@ -150,7 +160,8 @@ impl<C: TranslationCache> Unit<C> {
 
     /// VT-d §11.4.4.1 (GCMD_REG.TE). Translation through a root table that was never set is refused: TES stays 0.
     fn set_translation(&mut self, status: GlobalStatus, on: bool) {
-        if on && !status.rtps() {
+        // D-32: QEMU does not ask.
+        if on && !status.rtps() && self.config.qemu().is_none() {
             self.misuse(Rule::TeWithoutRoot);
             return;
         }

@@ -59,7 +59,10 @@ impl<C: TranslationCache> Unit<C> {
         let status = self.fault_status();
         if status.ppf() && !pending {
             self.set_fault_status(status.with_ppf(false));
-            self.event_status_written(EventSource::Fault);
+            // D-26: QEMU looks at IP when FSTS is written.
+            if self.config.qemu().is_none() {
+                self.event_status_written(EventSource::Fault);
+            }
         } else if pending && !self.fault_record(status.fri()).f() {
             // FRI names the first pending record: the oldest that is left, in ring order from the next to be written.
             let count = self.config.capability().fault_record_count();
@@ -74,7 +77,10 @@ impl<C: TranslationCache> Unit<C> {
     /// Software wrote FSTS: cleared errors let the queue go on (VT-d §6.5.2.10).
     pub(super) fn fault_status_written<M: SystemMemory>(&mut self, memory: &M) {
         self.event_status_written(EventSource::Fault);
-        self.run_queue(memory);
+        // D-15: QEMU's queue waits for the next IQT write.
+        if self.config.qemu().is_none() {
+            self.run_queue(memory);
+        }
     }
 
     /// The index restarts when neither DMA nor interrupts are remapped (VT-d §7.2.1).
@@ -142,12 +148,21 @@ impl<C: TranslationCache> Unit<C> {
                 .with_pasid(Some(pasid))
                 .with_exe(request.execute && request.access == Access::Read)
                 .with_privilege(privilege(request)),
+            // D-07: what the field holds where the request had no PASID.
+            None if self.config.is_qemu_7() => {
+                let (pp, pv) = qemu_7_pasid(fault.condition);
+                record.with_pp(pp).with_pv(arbitrary_int::u20::extract_u32(pv, 0))
+            }
             _ => record,
         }
     }
 
     /// Address bits above the widest supported address width are recorded as 0.
     fn recorded_address_bits(&self) -> u64 {
+        // E-01.
+        if self.config.qemu().is_some() {
+            return u64::MAX;
+        }
         let cap = self.config.capability();
         // First-stage addresses are canonical: their upper bits are recorded as the width of the stage has them.
         let first = self.config.extended_capability().fsts();
@@ -160,6 +175,32 @@ impl<C: TranslationCache> Unit<C> {
             Some(agaw) => agaw.max_address(),
             None => u64::MAX,
         }
+    }
+}
+
+/// PP and PV of QEMU 7.2 for a request without PASID: something only if a page walk faulted.
+const fn qemu_7_pasid(condition: Option<Condition>) -> (bool, u32) {
+    match condition {
+        Some(
+            Condition::Lss1
+            | Condition::Lss2
+            | Condition::Lgn1_1
+            | Condition::Lgn2
+            | Condition::Lgn3
+            | Condition::Lgn4
+            | Condition::Lct4_3,
+        ) => (false, 0xFFFF),
+        Some(
+            Condition::Sss1
+            | Condition::Sss2
+            | Condition::Sss3
+            | Condition::Sss4
+            | Condition::Sgn5
+            | Condition::Sgn6
+            | Condition::Sgn7
+            | Condition::Sgn8_1,
+        ) => (true, 0),
+        _ => (false, 0),
     }
 }
 

@@ -13,16 +13,21 @@ use crate::sanitizer::Rule;
 impl<C: TranslationCache> Unit<C> {
     /// Software wrote the upper half of CCMD.
     pub(super) fn context_command(&mut self) {
-        if self.context_register().icc() && !self.is_asynchronous() {
+        if self.context_register().icc() && !self.is_asynchronous() && !self.ignores_register_invalidation() {
             self.complete_context_command();
         }
     }
 
     /// Software wrote the upper half of IOTLB_REG.
     pub(super) fn iotlb_command(&mut self) {
-        if self.iotlb_register().ivt() && !self.is_asynchronous() {
+        if self.iotlb_register().ivt() && !self.is_asynchronous() && !self.ignores_register_invalidation() {
             self.complete_iotlb_command();
         }
+    }
+
+    /// D-21: while its queue is enabled, QEMU leaves commands through registers in progress.
+    fn ignores_register_invalidation(&self) -> bool {
+        self.config.qemu().is_some() && self.status().qies()
     }
 
     /// The delayed half of a register command; true if there was one.

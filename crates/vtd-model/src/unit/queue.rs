@@ -343,9 +343,12 @@ impl<C: TranslationCache> Unit<C> {
 
     /// VT-d §6.5.2.10, §11.4.9.9 (IQERCD_REG): the head stays at the descriptor, an event is raised.
     fn stop_queue(&mut self, error: QueueError) {
-        let record = InvalidationQueueErrorRecord::new_with_raw_value(self.registers.get64(offset::IQERCD));
-        self.registers
-            .set64(offset::IQERCD, record.with_error(error).raw_value());
+        // D-17: QEMU has no such register.
+        if self.config.qemu().is_none() {
+            let record = InvalidationQueueErrorRecord::new_with_raw_value(self.registers.get64(offset::IQERCD));
+            self.registers
+                .set64(offset::IQERCD, record.with_error(error).raw_value());
+        }
         let quiet = !self.has_status(EventSource::Fault);
         self.set_fault_status(self.fault_status().with_iqe(true));
         if quiet {
