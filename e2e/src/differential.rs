@@ -6,7 +6,8 @@
 
 use iommu_testkit::SparseMemory;
 use iommu_types::{Access, HostPhys, Iova, SourceId, SystemMemory};
-use vtd_model::{AccessWidth, Request, Unit, UnitConfig};
+use vtd_model::{AccessWidth, Condition, Interrupt, InterruptRequest, Profile, Request, Unit, UnitConfig};
+use vtd_spec::message;
 use vtd_spec::register::offset;
 use vtd_spec::register::{Capability, ExtendedCapability};
 
@@ -62,6 +63,11 @@ pub trait Twin {
     /// # Errors
     /// [`QtestError`] if the other process is gone.
     fn dma_write_back(&mut self, iova: u64) -> Result<(), QtestError>;
+    /// The interrupts that the unit has passed on since the last call, as messages: address and data.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the other process is gone.
+    fn take_interrupts(&mut self) -> Result<Vec<(u64, u32)>, QtestError>;
 }
 
 impl Twin for Qemu {
@@ -92,6 +98,9 @@ impl Twin for Qemu {
     fn dma_write_back(&mut self, iova: u64) -> Result<(), QtestError> {
         Qemu::dma_write_back(self, iova)
     }
+    fn take_interrupts(&mut self) -> Result<Vec<(u64, u32)>, QtestError> {
+        Qemu::take_interrupts(self)
+    }
 }
 
 /// The model with memory and a requester.
@@ -101,6 +110,18 @@ pub struct Modelled {
     memory: SparseMemory,
     /// What the requester read last.
     buffer: u32,
+    /// Why the last DMA or interrupt was blocked, if it was.
+    blocked: Option<Blocked>,
+    delivered: Vec<(u64, u32)>,
+}
+
+/// Why the model let a request not through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// The condition of the specification; `None` where there is none.
+    pub condition: Option<Condition>,
+    /// Whether it was recorded.
+    pub recorded: bool,
 }
 
 impl Modelled {
@@ -108,12 +129,15 @@ impl Modelled {
     ///
     /// # Errors
     /// The rule that the capabilities break.
-    pub fn resembling(capability: u64, extended: u64) -> Result<Self, vtd_model::ConfigError> {
+    pub fn resembling(profile: Profile, capability: u64, extended: u64) -> Result<Self, vtd_model::ConfigError> {
         let config = UnitConfig::builder()
+            .profile(profile)
             .resembling(
                 Capability::new_with_raw_value(capability),
                 ExtendedCapability::new_with_raw_value(extended),
             )
+            // QEMU sets flags whether or not it reports that walks snoop (E-05); programs ask for it.
+            .scalable_walk_coherency(ExtendedCapability::new_with_raw_value(extended).smts())
             .version((1, 0))
             .host_address_width(48)
             .build()?;
@@ -122,16 +146,43 @@ impl Modelled {
             unit: Unit::new(config),
             memory,
             buffer: 0,
+            blocked: None,
+            delivered: Vec::new(),
         })
+    }
+
+    /// Why the last DMA or interrupt was blocked, if it was.
+    #[must_use]
+    pub const fn blocked(&self) -> Option<Blocked> {
+        self.blocked
+    }
+
+    fn note<T>(&mut self, result: Result<T, vtd_model::Fault>) -> Option<T> {
+        self.blocked = result.as_ref().err().map(|fault| Blocked {
+            condition: fault.condition,
+            recorded: fault.recorded,
+        });
+        result.ok()
+    }
+
+    /// A message of the requester with number `source`.
+    pub fn interrupt(&mut self, source: u16, address: u64, data: u32) {
+        let request = InterruptRequest {
+            source: SourceId::from_raw(source),
+            address,
+            data,
+        };
+        let result = self.unit.interrupt(&self.memory, &request);
+        if let Some(interrupt) = self.note(result) {
+            self.delivered.push(message_of(&interrupt));
+        }
     }
 
     /// Where the request ends up, if it is let through.
     fn translate(&mut self, iova: u64, access: Access) -> Option<HostPhys> {
         let request = Request::new(SourceId::from_raw(EDU_SOURCE), Iova::new(iova), 4, access);
-        self.unit
-            .dma(&self.memory, &request)
-            .ok()
-            .map(|translation| translation.phys)
+        let result = self.unit.dma(&self.memory, &request);
+        self.note(result).map(|translation| translation.phys)
     }
 }
 
@@ -160,7 +211,9 @@ impl Twin for Modelled {
         Ok(())
     }
     fn dma_write(&mut self, iova: u64, value: u32) -> Result<(), QtestError> {
-        if let Some(at) = self.translate(iova, Access::Write) {
+        if message::is_interrupt_address(iova) {
+            self.interrupt(EDU_SOURCE, iova, value);
+        } else if let Some(at) = self.translate(iova, Access::Write) {
             let _ = self.memory.write(at, &value.to_le_bytes());
         }
         Ok(())
@@ -175,6 +228,30 @@ impl Twin for Modelled {
     }
     fn dma_write_back(&mut self, iova: u64) -> Result<(), QtestError> {
         self.dma_write(iova, self.buffer)
+    }
+    fn take_interrupts(&mut self) -> Result<Vec<(u64, u32)>, QtestError> {
+        Ok(std::mem::take(&mut self.delivered))
+    }
+}
+
+/// The message by which a processor gets `interrupt` (VT-d §5.1.2, the compatibility format).
+fn message_of(interrupt: &Interrupt) -> (u64, u32) {
+    match interrupt {
+        Interrupt::Unmodified { address, data } => (*address, *data),
+        Interrupt::Remapped(remapped) => {
+            let destination = u64::from(remapped.destination);
+            let address = message::INTERRUPT_RANGE_FIRST
+                | (destination & 0xff) << 12
+                | u64::from(remapped.redirection_hint) << 3
+                | u64::from(remapped.logical) << 2
+                | (destination >> 8) << 40;
+            // Bit 14: asserted, as every message is.
+            let data = u32::from(remapped.vector)
+                | 1 << 14
+                | u32::from(remapped.delivery_mode.raw_value().value()) << 8
+                | u32::from(remapped.level) << 15;
+            (address, data)
+        }
     }
 }
 
@@ -201,7 +278,7 @@ impl FaultLog {
 ///
 /// # Errors
 /// [`QtestError`] if the other process is gone.
-pub fn take_faults(twin: &mut impl Twin) -> Result<FaultLog, QtestError> {
+pub fn take_faults(twin: &mut dyn Twin) -> Result<FaultLog, QtestError> {
     let capability = Capability::new_with_raw_value(twin.register64(offset::CAP)?);
     let record = capability.fault_record_offset(0);
     let log = FaultLog {

@@ -4,9 +4,11 @@
 //! `edu`, QEMU's educational device, is the requester: its DMA engine reads memory, and its MSI, aimed at an
 //! ordinary address, is a synchronous four-byte write.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -19,8 +21,8 @@ const EDU_SLOT: u32 = 4;
 const EDU_BAR: u64 = 0xfe00_0000;
 /// The device-internal address of `edu`'s buffer.
 const EDU_BUFFER: u64 = 0x4_0000;
-/// Polls of a DMA's end before the device counts as stuck; each moves the virtual clock.
-const EDU_POLLS: usize = 10_000;
+/// How long a DMA may take before the device counts as stuck.
+const EDU_PATIENCE: Duration = Duration::from_secs(20);
 
 /// What can go wrong with the other process.
 #[derive(Debug, Error)]
@@ -41,23 +43,52 @@ pub enum QtestError {
     Stuck,
 }
 
+/// Asks `program` for its version, as in `(11, 1)`.
+///
+/// # Errors
+/// [`QtestError`] if it cannot be started or says something else.
+pub fn version(program: &Path) -> Result<(u16, u16), QtestError> {
+    let output = Command::new(program).arg("--version").output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut numbers = text
+        .split_whitespace()
+        .skip_while(|word| *word != "version")
+        .nth(1)
+        .unwrap_or_default()
+        .split('.')
+        .map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err(QtestError::Refused {
+            command: "--version".to_owned(),
+            answer: text,
+        }),
+    }
+}
+
 /// A running QEMU with one remapping unit and one `edu` device.
 #[derive(Debug)]
 pub struct Qemu {
     child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+    /// Where QEMU notes the interrupts that its unit passes on.
+    trace: File,
 }
 
 impl Qemu {
     /// Starts `program` with the given properties of `intel-iommu` (as in `aw-bits=48,intremap=off`).
     ///
-    /// `folder` takes the firmware image, which is a halted processor.
+    /// `folder`, which no other QEMU may use, takes the firmware image, which is a halted processor, and the trace
+    /// of interrupts.
     ///
     /// # Errors
     /// [`QtestError`] if it cannot be started or the device cannot be set up.
     pub fn start(program: &Path, folder: &Path, iommu: &str) -> Result<Self, QtestError> {
+        std::fs::create_dir_all(folder)?;
         let firmware = halted_processor(folder)?;
+        let trace_path = folder.join("trace.log");
+        File::create(&trace_path)?;
         let mut child = Command::new(program)
             .args([
                 "-machine",
@@ -77,6 +108,8 @@ impl Qemu {
                 "-device",
                 &format!("edu,addr={EDU_SLOT:02x}.0,dma_mask=0xffffffffffffffff"),
             ])
+            .args(["-trace", "vtd_ir_remap_msi", "-D"])
+            .arg(&trace_path)
             .args(["-qtest", "stdio", "-qtest-log", "none"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -89,6 +122,7 @@ impl Qemu {
             child,
             input,
             output: BufReader::new(output),
+            trace: File::open(trace_path)?,
         };
         qemu.config_write(0x10, u32::try_from(EDU_BAR).unwrap_or_default())?;
         // Memory space and bus master: without the latter a DMA vanishes without any fault.
@@ -203,7 +237,8 @@ impl Qemu {
     }
 
     fn dma_end(&mut self) -> Result<(), QtestError> {
-        for _ in 0..EDU_POLLS {
+        let start = Instant::now();
+        while start.elapsed() < EDU_PATIENCE {
             if self.read64(EDU_BAR + 0x98)? & 1 == 0 {
                 return Ok(());
             }
@@ -225,6 +260,43 @@ impl Qemu {
         self.write32(EDU_BAR + 0x60, 1)?;
         self.write32(EDU_BAR + 0x64, 1)
     }
+}
+
+impl Qemu {
+    /// The device writes four bytes at once at `iova` with its DMA engine, all 32 bits of `value`. They are brought
+    /// to the device from `staging`, memory that its reads must reach unchanged.
+    ///
+    /// # Errors
+    /// [`QtestError`] if QEMU is gone or the device is stuck.
+    pub fn dma_write_wide(&mut self, iova: u64, value: u32, staging: u64) -> Result<(), QtestError> {
+        self.write32(staging, value)?;
+        self.dma_read(staging)?;
+        self.dma_write_back(iova)
+    }
+
+    /// The interrupts that the unit has passed on since the last call, as messages: address and data.
+    ///
+    /// # Errors
+    /// [`QtestError`] if the trace cannot be read.
+    pub fn take_interrupts(&mut self) -> Result<Vec<(u64, u32)>, QtestError> {
+        let mut text = String::new();
+        self.trace.read_to_string(&mut text)?;
+        Ok(text.lines().filter_map(traced_message).collect())
+    }
+}
+
+/// The message behind the arrow of `vtd_ir_remap_msi (addr 0x…, data 0x…) -> (addr 0x…, data 0x…)`, unless the unit
+/// drops it, which the trace does not say in words: then it is neither unchanged nor asserted (bit 14 of the data).
+fn traced_message(line: &str) -> Option<(u64, u32)> {
+    fn message(text: &str) -> Option<(u64, u32)> {
+        let (address, data) = text.split_once(", data 0x")?;
+        let address = u64::from_str_radix(address, 16).ok()?;
+        let data = u32::from_str_radix(data.trim_end().trim_end_matches(')'), 16).ok()?;
+        Some((address, data))
+    }
+    let (before, after) = line.split_once(" -> (addr 0x")?;
+    let (before, after) = (message(before.split_once("(addr 0x")?.1), message(after)?);
+    (after.1 >> 14 & 1 == 1 || before == Some(after)).then_some(after)
 }
 
 impl Drop for Qemu {
