@@ -247,7 +247,8 @@ impl<'a> Dmar<'a> {
         u16::from(self.header().host_address_width) + 1
     }
 
-    /// Whether the bytes of the table sum to 0. A caller that depends on the table refuses it otherwise.
+    /// Whether the bytes of the table sum to 0. What to do about a wrong sum is up to the caller: `iommu run` says it and
+    /// uses the table, as operating systems do.
     #[must_use]
     pub fn checksum_ok(self) -> bool {
         checksum(self.bytes) == 0
