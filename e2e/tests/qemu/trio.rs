@@ -307,6 +307,7 @@ impl Trio {
             }
             C::Spd2 | C::Spt2 | C::Spt4_1 | C::Spt4_2 if !blocked.recorded => "E-06",
             C::Spt2 | C::Spd2 | C::Spd1 | C::Spt1 => "D-04",
+            C::Spt4_1 | C::Spt4_2 if old => "D-04",
             C::Srt1 | C::Srt2 | C::Sct1 | C::Sct2 => "D-05",
             C::Sss2 | C::Sgn6 | C::Sgn7 => "D-06",
             C::Spd3 | C::Spt3 => "D-08",
@@ -447,7 +448,8 @@ impl Random {
         self.0
     }
     pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        // The low bits of one number depend on those of the one before.
+        (self.next() >> 24) % limit
     }
     /// One of `choices`.
     pub(crate) fn pick<T: Copy, const N: usize>(&mut self, choices: [T; N]) -> T {
