@@ -14,6 +14,7 @@ mod interrupts;
 mod legacy;
 mod oracle;
 mod oracle_scalable;
+mod qemu;
 mod queue;
 mod races;
 mod rig;
