@@ -61,18 +61,18 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     report.check("real tables", 60, samples::check);
     report.check("iasl on tables", 1, iasl::check);
     let dmas = match depth {
-        Depth::Default => 20_000,
-        Depth::Full => 200_000,
+        Depth::Default => 10_000,
+        Depth::Full => 50_000,
         Depth::Nightly => 1_000_000,
     };
-    report.check("model against QEMU 11.1", 20_000, || qemu::check(tools::QEMU_11, dmas));
+    report.check("model against QEMU 11.1", 10_000, || qemu::check(tools::QEMU_11, dmas));
     report.check("driver on QEMU 11.1, bare metal", 190, || {
         bare_metal::check(tools::QEMU_11, bare_metal::RUNS_11)
     });
     report.check("groups against Linux", 300, || linux::check(depth));
     if depth >= Depth::Full {
         report.check("fuzzing", 6, || fuzz(depth));
-        report.check("model against QEMU 7.2", 20_000, || qemu::check(tools::QEMU_7, dmas));
+        report.check("model against QEMU 7.2", 50_000, || qemu::check(tools::QEMU_7, dmas));
         report.check("driver on QEMU 7.2, bare metal", 150, || {
             bare_metal::check(tools::QEMU_7, bare_metal::RUNS_7)
         });
