@@ -11,6 +11,7 @@ mod second_stage;
 mod stages;
 
 use iommu_types::{Access, AddrRange, HostPhys, Iova, PageSize, Perms, SystemMemory};
+use vtd_spec::fault::FaultReason;
 use vtd_spec::fault::Response;
 use vtd_spec::message;
 use vtd_spec::register::TranslationTableMode;
@@ -217,12 +218,14 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             }
             Stop::Condition(condition) => {
                 let qemu = self.config.qemu();
-                // E-02: 0Bh counts as not qualified.
-                let qualified = condition.is_qualified()
-                    && !(qemu.is_some() && matches!(condition, Condition::Lct3 | Condition::Sct3));
                 let reason = qemu.map_or(condition.reason(), |version| {
                     version.reason(condition, request.access, self.second_stage_only)
                 });
+                // E-02: 0Bh counts as not qualified. D-04: 58h, which 7.2 answers for more than it is for, is not either.
+                let qualified = condition.is_qualified()
+                    && !(qemu.is_some()
+                        && (matches!(condition, Condition::Lct3 | Condition::Sct3)
+                            || reason == FaultReason::PASID_ENTRY_ACCESS));
                 Err(Fault::new(*request, condition)
                     .with_reason(reason)
                     .suppressed_if(qualified && self.fault_processing_disabled))
