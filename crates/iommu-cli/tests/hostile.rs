@@ -13,7 +13,7 @@ use serde_json::Value;
 const BUDGET: Duration = Duration::from_secs(3);
 const FEWEST: u64 = 40;
 /// Time for one command.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// The machine that mistakes are made in.
 const MACHINE: &str = include_str!("../../../machines/two-socket.toml");
 

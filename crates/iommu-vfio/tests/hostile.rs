@@ -18,7 +18,7 @@ use soft_platform::{Machine, MachineDescription, MachineOptions, PageRequest, Zo
 /// Tables that are tried.
 const CASES: u64 = 600;
 /// Longest time that one table may take: far more than any needs, far less than a loop without a bound.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes before the first structure.
 const HEADER: usize = 48;
 
