@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// One side of a comparison: runs `operations` operations.
 pub(crate) type Batch<'a> = &'a mut dyn FnMut(u64);
+/// The same for a side that has something to prepare: tells how long the operations took without it.
+pub(crate) type TimedBatch<'a> = &'a mut dyn FnMut(u64) -> Duration;
 
 /// How long a batch should take: long against the cost of reading the clock.
 const BATCH: Duration = Duration::from_micros(80);
@@ -31,6 +33,20 @@ pub(crate) struct Comparison {
 
 /// Compares `ours` with `peer`.
 pub(crate) fn compare(quick: bool, ours: Batch<'_>, peer: Batch<'_>) -> Comparison {
+    compare_timed(quick, &mut |turns| timed(|| ours(turns)), &mut |turns| {
+        timed(|| peer(turns))
+    })
+}
+
+/// How long `work` takes.
+pub(crate) fn timed(work: impl FnOnce()) -> Duration {
+    let start = Instant::now();
+    work();
+    start.elapsed()
+}
+
+/// Compares sides that read the clock themselves.
+pub(crate) fn compare_timed(quick: bool, ours: TimedBatch<'_>, peer: TimedBatch<'_>) -> Comparison {
     let our_operations = calibrate(ours);
     let peer_operations = calibrate(peer);
     let pairs = if quick { PAIRS.1 } else { PAIRS.0 };
@@ -57,12 +73,10 @@ pub(crate) fn compare(quick: bool, ours: Batch<'_>, peer: Batch<'_>) -> Comparis
 }
 
 /// How many operations fill a batch, after a warm-up.
-fn calibrate(side: Batch<'_>) -> u64 {
+fn calibrate(side: TimedBatch<'_>) -> u64 {
     let mut operations = 1;
     loop {
-        let start = Instant::now();
-        side(operations);
-        let took = start.elapsed();
+        let took = side(operations);
         if took >= BATCH / 2 || operations >= 1 << 24 {
             let scale = BATCH.as_secs_f64() / took.as_secs_f64().max(1e-9);
             // A batch holds at least one operation whatever it takes.
@@ -83,10 +97,8 @@ fn scaled(operations: u64, by: f64) -> u64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "batch sizes stay far below 2^52")]
-fn per_operation(side: Batch<'_>, operations: u64) -> f64 {
-    let start = Instant::now();
-    side(operations);
-    start.elapsed().as_secs_f64() * 1e9 / operations as f64
+fn per_operation(side: TimedBatch<'_>, operations: u64) -> f64 {
+    side(operations).as_secs_f64() * 1e9 / operations as f64
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -278,18 +278,20 @@ impl<W: Word> Iotlb<W> {
         }
     }
 
-    /// Drops everything, contexts included.
+    /// Drops everything, contexts included. May be called at any time.
     #[inline]
     pub fn drop_all(&self) {
         self.epoch.0.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Drops everything of a domain.
+    /// Drops everything of a domain. Calls are serialised by the caller.
     #[inline]
     pub fn drop_domain(&self, domain: usize) {
         match self.domains.get(domain) {
             Some(word) => {
-                word.fetch_add(GENERATION, Ordering::AcqRel);
+                // One writer at a time, and no line is looked at after it: no locked addition is needed.
+                let now = word.load(Ordering::Relaxed);
+                word.store(now.wrapping_add(GENERATION), Ordering::Release);
             }
             None => self.drop_all(),
         }
@@ -337,10 +339,10 @@ impl<W: Word> Iotlb<W> {
             return false;
         };
         for way in 0..WAYS {
-            // Whatever the space: two domains that share a line and a page number lose a page too many.
-            if guard.get(way) & !SPACE_LOW == key {
-                guard.set(way, 0);
-            }
+            // Whatever the space: two domains that share a line and a page number lose a page too many. Written back
+            // in any case: in which way a page is cannot be predicted, and the line is ours.
+            let held = guard.get(way);
+            guard.set(way, if held & !SPACE_LOW == key { 0 } else { held });
         }
         true
     }
