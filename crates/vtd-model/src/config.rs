@@ -8,6 +8,9 @@ use vtd_spec::register::{Capability, ExtendedCapability, Version};
 
 use crate::cache::CacheSizes;
 use crate::qemu::QemuVersion;
+use crate::registers::RegisterFile;
+use crate::sanitizer::Sanitizer;
+use crate::unit::Unit;
 
 pub use builder::UnitConfigBuilder;
 
@@ -177,6 +180,21 @@ impl UnitConfig {
     #[must_use]
     pub const fn caches(&self) -> CacheSizes {
         self.caches
+    }
+
+    /// Most bytes that a [`Unit`] of this configuration holds with its own caches, whatever the guest does: the
+    /// unit itself with its device-TLB messages, register window, caches, and the sanitizer's findings. All of it but the
+    /// findings is taken when the unit is made. Less than 2 MiB by default; [`UnitConfigBuilder::cache_sizes`],
+    /// [`UnitConfigBuilder::domain_id_bits`] and [`UnitConfigBuilder::sanitizer`] decide.
+    /// [`Unit::memory_held`] is what a unit holds now.
+    #[must_use]
+    pub fn memory_bound(&self) -> usize {
+        let domains = usize::try_from(self.capability().domain_count()).unwrap_or(usize::MAX);
+        let sanitizer = if self.sanitizer { Sanitizer::memory_bound() } else { 0 };
+        size_of::<Unit>()
+            .saturating_add(self.caches.memory_bound(domains))
+            .saturating_add(RegisterFile::memory_bound(self.window_len))
+            .saturating_add(sanitizer)
     }
 
     /// Length of the register window in bytes, a multiple of 4 KiB.

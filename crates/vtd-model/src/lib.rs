@@ -109,5 +109,7 @@ pub use registers::AccessWidth;
 pub use request::{Fault, Request, RequestKind, Translation};
 pub use sanitizer::{Finding, NoCache, Rule};
 pub use translate::{Outcome, inspect, translate};
-pub use unit::{DeviceInvalidation, DrainToken, EventMessage, EventSource, PasidScope, RestoreError, Unit};
+pub use unit::{
+    DESCRIPTORS_PER_WRITE, DeviceInvalidation, DrainToken, EventMessage, EventSource, PasidScope, RestoreError, Unit,
+};
 pub use vtd_spec::fault::Response;

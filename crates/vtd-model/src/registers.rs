@@ -97,6 +97,18 @@ impl RegisterFile {
         file
     }
 
+    /// Most bytes that the registers of a window of `window_len` bytes take on the heap.
+    pub(crate) fn memory_bound(window_len: u32) -> usize {
+        usize::try_from(window_len / 4)
+            .unwrap_or(usize::MAX)
+            .saturating_mul(size_of::<u32>() + size_of::<Masks>())
+    }
+
+    /// Bytes that the registers take on the heap now.
+    pub(crate) const fn memory_held(&self) -> usize {
+        self.words.capacity() * size_of::<u32>() + self.masks.capacity() * size_of::<Masks>()
+    }
+
     fn declare(&mut self, register: &RegisterSpec, at: u32, masks: AccessMasks) {
         let halves = [
             split(masks.rw),

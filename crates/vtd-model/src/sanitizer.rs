@@ -132,6 +132,16 @@ impl Sanitizer {
         }
     }
 
+    /// Most bytes that a sanitizer takes on the heap, its own place included. A queue grows by doubling.
+    pub(crate) const fn memory_bound() -> usize {
+        size_of::<Self>() + FINDINGS_MAX.next_power_of_two() * size_of::<Finding>()
+    }
+
+    /// Bytes that it takes on the heap now, its own place included.
+    pub(crate) fn memory_held(&self) -> usize {
+        size_of::<Self>() + self.findings.capacity() * size_of::<Finding>()
+    }
+
     pub(crate) fn take(&mut self) -> Option<Finding> {
         self.findings.pop_front()
     }

@@ -30,7 +30,7 @@ use crate::translate::{inspect, translate};
 
 pub use device::{DeviceInvalidation, PasidScope};
 pub use event::{EventMessage, EventSource};
-pub use queue::DrainToken;
+pub use queue::{DESCRIPTORS_PER_WRITE, DrainToken};
 pub use save::RestoreError;
 
 /// What a read of an address where no register answers gives.
@@ -73,6 +73,15 @@ impl Unit<Caches> {
     pub fn new(config: UnitConfig) -> Self {
         let domains = usize::try_from(config.capability().domain_count()).unwrap_or(0);
         Self::with_cache(config, Caches::new(config.caches(), domains))
+    }
+
+    /// Bytes that the unit holds now, on the heap and in itself: never more than [`UnitConfig::memory_bound`].
+    #[must_use]
+    pub fn memory_held(&self) -> usize {
+        size_of::<Self>()
+            + self.cache.memory_held()
+            + self.registers.memory_held()
+            + self.sanitizer.as_ref().map_or(0, |sanitizer| sanitizer.memory_held())
     }
 }
 

@@ -32,6 +32,19 @@ pub struct CacheSizes {
     pub interrupts: usize,
 }
 
+impl CacheSizes {
+    /// Most bytes that [`Caches`] of these sizes take on the heap, with `domains` domain identifiers.
+    #[must_use]
+    pub const fn memory_bound(&self, domains: usize) -> usize {
+        SetCache::<(SourceId, CachedContext)>::memory_bound(self.contexts)
+            .saturating_add(SetCache::<(SourceId, u32, CachedPasid)>::memory_bound(self.pasids))
+            .saturating_add(SetCache::<PageSlot>::memory_bound(self.pages))
+            .saturating_add(SetCache::<TableSlot>::memory_bound(self.tables))
+            .saturating_add(SetCache::<(u16, CachedInterrupt)>::memory_bound(self.interrupts))
+            .saturating_add(domains.saturating_mul(size_of::<DomainEpochs>()))
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct PageSlot {
     tag: AddressSpaceTag,
@@ -85,6 +98,17 @@ impl Caches {
             domains: vec![DomainEpochs::default(); domains],
             sizes: [false; PageSize::ALL.len()],
         }
+    }
+
+    /// Bytes that the caches take on the heap now.
+    #[must_use]
+    pub const fn memory_held(&self) -> usize {
+        self.contexts.memory_held()
+            + self.pasids.memory_held()
+            + self.pages.memory_held()
+            + self.tables.memory_held()
+            + self.interrupts.memory_held()
+            + self.domains.capacity() * size_of::<DomainEpochs>()
     }
 
     fn live(&self, slot: &PageSlot) -> bool {

@@ -29,7 +29,8 @@ impl<T> SetCache<T> {
             Some(sets) => 1 << sets.ilog2(),
             None => 0,
         };
-        let mut slots = Vec::new();
+        // Exactly so much: the bound on a unit's memory counts on it.
+        let mut slots = Vec::with_capacity(ways * sets);
         slots.resize_with(ways * sets, || None);
         Self {
             slots,
@@ -37,6 +38,16 @@ impl<T> SetCache<T> {
             sets,
             turn: 0,
         }
+    }
+
+    /// Most bytes on the heap with room for `capacity` values.
+    pub(super) const fn memory_bound(capacity: usize) -> usize {
+        capacity.saturating_mul(size_of::<Option<T>>())
+    }
+
+    /// Bytes on the heap.
+    pub(super) const fn memory_held(&self) -> usize {
+        Self::memory_bound(self.slots.capacity())
     }
 
     fn set(&self, hash: u64) -> core::ops::Range<usize> {

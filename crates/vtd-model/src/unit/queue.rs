@@ -22,8 +22,9 @@ use crate::cache::{
 };
 use crate::sanitizer::Rule;
 
-/// Descriptors that one register write processes at most; what is left, [`Unit::step`] does.
-const DESCRIPTORS_PER_WRITE: u32 = 4096;
+/// Descriptors that one register write processes at most; what is left, [`Unit::step`] does. A descriptor looks at each
+/// cache entry a few times at most (the page sizes), and touches memory twice at most (fetch, status).
+pub const DESCRIPTORS_PER_WRITE: u32 = 4096;
 
 /// Names one request to drain: every memory access that was translated before it was issued has to be complete when
 /// it is reported back.
