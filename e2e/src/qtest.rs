@@ -211,8 +211,7 @@ impl Qemu {
         self.command(&format!("memset {at:#x} {len:#x} 0x0")).map(drop)
     }
 
-    /// The device reads four bytes at `iova`. What it read is brought to `witness`, which must be an address
-    /// that its writes reach; use [`Self::dma_write`] semantics to make sure of it.
+    /// The device reads four bytes at `iova` into its own buffer; [`Self::dma_write_back`] shows what they were.
     ///
     /// # Errors
     /// [`QtestError`] if QEMU is gone or the device is stuck.

@@ -53,6 +53,10 @@ pub(crate) fn check() -> Outcome {
             other => problems.push(format!("run --dmar {name}: {other:?}")),
         }
     }
+    // Most tables have something to rehearse: a tool that finds nothing anywhere is broken, however politely.
+    if rehearsed * 10 < tables.len() * 9 {
+        problems.push(format!("only {rehearsed} of {} tables were rehearsed", tables.len()));
+    }
     if problems.is_empty() {
         Outcome::passed(
             tables.len(),
