@@ -28,6 +28,16 @@ pub trait Bus {
     /// # Errors
     /// [`DmaError`] names the first address that was not written; bytes before it may have been written.
     fn dma_write(&self, iova: Iova, from: &[u8]) -> Result<(), DmaError>;
+
+    /// Delivers interrupt vector `vector` in the platform's own way; false if the function has to send its message
+    /// itself, which is what hardware does.
+    ///
+    /// VFIO keeps the message tables of a function on its own side and takes vector numbers instead: there a function
+    /// does not know where its messages go.
+    fn raise(&self, vector: u16) -> bool {
+        let _ = vector;
+        false
+    }
 }
 
 impl<B: Bus + ?Sized> Bus for &B {
@@ -36,6 +46,9 @@ impl<B: Bus + ?Sized> Bus for &B {
     }
     fn dma_write(&self, iova: Iova, from: &[u8]) -> Result<(), DmaError> {
         (**self).dma_write(iova, from)
+    }
+    fn raise(&self, vector: u16) -> bool {
+        (**self).raise(vector)
     }
 }
 
