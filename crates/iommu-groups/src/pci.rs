@@ -130,6 +130,8 @@ pub mod capability {
     pub const MSI: u8 = 0x05;
     /// PCI-X.
     pub const PCI_X: u8 = 0x07;
+    /// Vendor-specific: its length (8 bits) stands after the offset of the next capability.
+    pub const VENDOR_SPECIFIC: u8 = 0x09;
     /// Subsystem identity of a bridge.
     pub const BRIDGE_SUBSYSTEM: u8 = 0x0d;
     /// PCI Express.
@@ -264,6 +266,18 @@ pub mod msix {
     pub const PENDING: u16 = 0x08;
     /// Length of the structure in bytes.
     pub const LEN: u16 = 0x0c;
+    /// Length of a table entry in bytes.
+    pub const ENTRY_LEN: u64 = 16;
+    /// From a table entry: the message's address, low and high 32 bits.
+    pub const ENTRY_ADDRESS: u64 = 0;
+    /// From a table entry: the message's data (32 bits).
+    pub const ENTRY_DATA: u64 = 8;
+    /// From a table entry: vector control (32 bits).
+    pub const ENTRY_CONTROL: u64 = 12;
+    /// Vector control: the vector is masked; set after a reset.
+    pub const ENTRY_MASKED: u32 = 1 << 0;
+    /// Most vectors one function can have.
+    pub const MAX_VECTORS: u16 = 2048;
     /// Control: the number of vectors less one.
     pub const SIZE: u16 = 0x07ff;
     /// Control: Function Mask.

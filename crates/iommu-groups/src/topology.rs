@@ -168,7 +168,7 @@ impl Topology {
         roots: Roots<'_>,
         facts: &Facts,
     ) -> Self {
-        let scanner = scan::Scanner::listed(access, functions);
+        let scanner = scan::Scanner::listed(access, functions, facts);
         match roots {
             Roots::Given(roots) => scanner.run(roots, facts),
             Roots::Inferred => {

@@ -696,6 +696,39 @@ fn virtual_functions_can_be_named_where_their_capability_cannot_be_read() {
 }
 
 #[test]
+fn virtual_functions_with_an_identity_of_their_own_are_virtual_nevertheless() {
+    // Attributes of sysfs show a vendor where the register has none. Bus 2 has nothing else, and no bridge.
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
+        .with("01:00.0", endpoint())
+        .with("02:10.0", endpoint());
+    let listed = || machine.spaces.keys().copied();
+    let with = |virtual_functions: &[(&str, &str)]| {
+        let facts = Facts {
+            virtual_functions: virtual_functions.iter().map(|(a, b)| (bdf(a), bdf(b))).collect(),
+            ..Facts::default()
+        };
+        Topology::from_functions(&machine, listed(), Roots::Inferred, &facts)
+    };
+    let topology = with(&[("02:10.0", "01:00.0")]);
+    assert_eq!(topology.problems(), []);
+    let vf = topology.get(bdf("02:10.0")).unwrap();
+    assert_eq!(vf.physical_function, Some(bdf("01:00.0")));
+    assert_eq!(topology.parent(vf.bdf).unwrap().bdf, bdf("00:01.0"));
+    assert!(!topology.is_root_bus(BusId::new(Segment(0), 2)));
+    // Claims that make no sense lose nothing.
+    for nonsense in [
+        &[("02:10.0", "0a:00.0")][..],
+        &[("02:10.0", "02:10.0")],
+        &[("02:10.0", "01:00.0"), ("01:00.0", "02:10.0")],
+    ] {
+        let topology = with(nonsense);
+        let found: Vec<_> = topology.functions().iter().map(|f| f.bdf).collect();
+        assert_eq!(found.len(), 3, "{nonsense:?}: {found:?}");
+    }
+}
+
+#[test]
 fn listed_functions_that_sleep_are_kept_as_unknown() {
     let machine = Machine::new()
         .with("00:01.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))

@@ -20,6 +20,8 @@ pub(super) struct Scanner<'a, A> {
     access: &'a A,
     /// What there is, by bus; `None` to find out.
     listed: Option<BTreeMap<BusId, Vec<DevFn>>>,
+    /// Listed functions that are not read where they stand.
+    left_out: BTreeSet<Bdf>,
     out: Topology,
 }
 
@@ -29,12 +31,14 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
         Self {
             access,
             listed: None,
+            left_out: BTreeSet::new(),
             out: Topology::default(),
         }
     }
 
-    /// Looks at these functions only.
-    pub(super) fn listed(access: &'a A, functions: impl IntoIterator<Item = Bdf>) -> Self {
+    /// Looks at these functions only. Known virtual functions are left to their physical ones: some readers show an
+    /// identity for them that their registers do not have.
+    pub(super) fn listed(access: &'a A, functions: impl IntoIterator<Item = Bdf>, facts: &Facts) -> Self {
         let mut listed: BTreeMap<BusId, Vec<DevFn>> = BTreeMap::new();
         for bdf in functions {
             listed.entry(BusId::of(bdf)).or_default().push(bdf.devfn());
@@ -43,9 +47,22 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
             devfns.sort_unstable();
             devfns.dedup();
         }
+        let named: BTreeSet<Bdf> = facts.virtual_functions.iter().map(|(bdf, _)| *bdf).collect();
+        let left_out = facts
+            .virtual_functions
+            .iter()
+            // A virtual function has none of its own, and what is not there cannot vouch for others.
+            .filter(|(_, physical)| {
+                let on_bus = listed.get(&BusId::of(*physical));
+                !named.contains(physical)
+                    && on_bus.is_some_and(|devfns| devfns.binary_search(&physical.devfn()).is_ok())
+            })
+            .map(|(bdf, _)| *bdf)
+            .collect();
         Self {
             access,
             listed: Some(listed),
+            left_out,
             out: Topology::default(),
         }
     }
@@ -58,6 +75,9 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
         for (bus, devfns) in listed {
             for devfn in devfns {
                 let function = Bdf::new(bus.segment, SourceId::new(bus.bus, *devfn));
+                if self.left_out.contains(&function) {
+                    continue;
+                }
                 let reader = Reader {
                     access: self.access,
                     function,
@@ -138,7 +158,12 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
         match listed {
             Some(devfns) => {
                 for devfn in devfns {
-                    self.add(bus, devfn, parent);
+                    if !self
+                        .left_out
+                        .contains(&Bdf::new(bus.segment, SourceId::new(bus.bus, devfn)))
+                    {
+                        self.add(bus, devfn, parent);
+                    }
                 }
             }
             None => self.probe_bus(bus, parent),
