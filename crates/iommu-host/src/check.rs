@@ -13,8 +13,12 @@ use crate::item::{Answer, Item};
 use crate::knowledge::Knowledge;
 use crate::machine::Machine;
 
+/// The driver that takes a device and does nothing with it.
+pub(crate) const STUB: &str = "pci-stub";
 /// Drivers that leave a device alone, or hand it to user space.
-const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
+const HARMLESS: [&str; 2] = [STUB, "pcieport"];
+/// The question whether everything else in the groups is off the host's drivers.
+pub(crate) const VIABLE: &str = "viable";
 /// The kernel's word for a reserved region that stops an assignment.
 const DIRECT: &str = "direct";
 /// Base classes of devices whose reserved regions Linux relaxes: display controllers, and USB below serial buses.
@@ -138,13 +142,13 @@ fn viable(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BTre
     }
     if !in_use.is_empty() {
         let text: Vec<String> = in_use.iter().map(|(bdf, driver)| format!("{bdf} ({driver})")).collect();
-        return Item::hard("viable", QUESTION, Answer::No, format!("still in use: {}", text.join(", "))).advise(
+        return Item::hard(VIABLE, QUESTION, Answer::No, format!("still in use: {}", text.join(", "))).advise(
             "unbind them or give them to the same guest; or move the card to a slot whose port isolates (`iommu explain` says what does not)",
         );
     }
     if !unknown.is_empty() {
         return Item::hard(
-            "viable",
+            VIABLE,
             QUESTION,
             Answer::Unknown,
             format!("drivers not known: {}", list(&unknown)),
@@ -153,7 +157,7 @@ fn viable(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BTre
     }
     if !certain {
         return Item::hard(
-            "viable",
+            VIABLE,
             QUESTION,
             Answer::Unknown,
             "their groups rest on configuration space that could not be read",
@@ -162,14 +166,14 @@ fn viable(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BTre
     }
     let others = members.len().saturating_sub(chosen.len());
     Item::hard(
-        "viable",
+        VIABLE,
         QUESTION,
         Answer::Yes,
         format!("{others} others, none in the way"),
     )
 }
 
-fn is_harmless(driver: &str) -> bool {
+pub(crate) fn is_harmless(driver: &str) -> bool {
     HARMLESS.contains(&driver)
         || driver.starts_with("vfio")
         || driver.ends_with("-vfio-pci")

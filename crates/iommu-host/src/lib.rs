@@ -23,6 +23,7 @@
 //! | [`blame`] | which device is behind a fault, what the address was, what to do |
 //! | [`doctor`] | whether the IOMMU works, and who turned it off |
 //! | [`check`] | whether functions can be given to a guest |
+//! | [`plan`] | the commands that give them to a guest, and those that take them back |
 //! | [`caps`] | what the capability registers say (VT-d §11.4.2 CAP_REG, §11.4.3 ECAP_REG) |
 //! | [`snapshot`] | writing a snapshot, scrubbed or not |
 //!
@@ -68,6 +69,7 @@ mod listing;
 pub mod log;
 mod machine;
 mod pci_ids;
+pub mod plan;
 pub mod snapshot;
 mod sysfs;
 mod tar;
