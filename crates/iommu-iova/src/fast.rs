@@ -1,180 +1,34 @@
 //! The fast allocator: stock that a core keeps to itself, in front of a tree of gaps.
 
-use alloc::sync::Arc;
-use alloc::vec::Vec;
+mod shared;
+mod stock;
+
+use core::fmt;
+use core::num::NonZeroU64;
 
 use iommu_types::sync::{AtomicU64, Ordering};
 use iommu_types::{AddrRange, Iova, PAGE_SHIFT};
-use spin::Mutex;
 
+use self::shared::Shared;
+pub use self::stock::{CacheCounters, CoreCache};
+use self::stock::{LOW_LAST_PAGE, MAGAZINE_PAGES, STOCKS, Stock, Zone, stock_pages};
 use crate::allocator::IovaAllocator;
-use crate::class::{CLASSES, MAX_CACHED, class_align, class_of, class_pages};
+use crate::class::{MAX_CACHED, class_align, class_of, class_pages};
 use crate::error::{AllocError, ClaimError};
 use crate::lease::Lease;
+use crate::lock::{Exclusive, LockKind, SpinLock};
 use crate::request::{IovaRequest, MAX_PAGES};
 use crate::space::{IovaSpace, LOW_LAST};
 use crate::tree::{GapTree, Need, NoMemory};
 
-/// The most ranges a magazine holds.
-const MAGAZINE: usize = 127;
-/// The most pages a magazine holds, whatever their class: 64 MiB.
-const MAGAZINE_PAGES: u64 = 1 << 14;
-/// A magazine holds at most this part of the pages it is filled from.
-const MAGAZINE_SHARE: u64 = 256;
 /// How many ranges are taken from the tree at a time when stock runs out.
 const REFILL: u64 = 32;
-/// How many ranges of a magazine are compared with a request's limit before the tree is asked.
-const LOOK: usize = 8;
 
-/// Number of the last page below 4 GiB.
-const LOW_LAST_PAGE: u64 = LOW_LAST.raw() >> PAGE_SHIFT;
-/// Stock is kept apart for addresses below 4 GiB, and for any: a stock of each for every class.
-const STOCKS: usize = 2 * CLASSES;
+/// Names allocators and their epochs; no number is given out twice.
+static NUMBERS: AtomicU64 = AtomicU64::new(1);
 
-/// Which addresses a stock holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Zone {
-    /// Below 4 GiB.
-    Low,
-    /// Wherever there was room.
-    Any,
-}
-
-impl Zone {
-    /// The number of the stock for a class.
-    #[inline]
-    const fn stock(self, class: usize) -> usize {
-        match self {
-            Self::Low => class,
-            Self::Any => CLASSES + class,
-        }
-    }
-
-    /// All numbers of its stocks.
-    const fn stocks(self) -> core::ops::Range<usize> {
-        let first = self.stock(0);
-        first..first + CLASSES
-    }
-}
-
-/// The length in pages of what a stock holds.
-fn stock_pages(stock: usize) -> u64 {
-    class_pages(stock % CLASSES)
-}
-
-/// First pages of free ranges of one class.
-type Magazine = Vec<u64>;
-
-/// An allocator whose usual path touches no shared memory.
-///
-/// Each core owns a [`CoreCache`]: for each size class two magazines of free ranges. Whole magazines are exchanged with
-/// a shared depot under a short lock; behind the depot a tree of gaps finds the highest gap that is large enough, or
-/// knows that none is, in logarithmic time. Lengths are rounded up to size classes, four for each doubling; aligned
-/// requests to powers of two.
-#[derive(Debug)]
-pub struct CachedAllocator {
-    space: IovaSpace,
-    shared: Mutex<Shared>,
-    /// How many ranges a magazine holds, for each stock.
-    capacity: [usize; STOCKS],
-    /// Counts moments of want: each core then gives its stock back when it frees next.
-    want: AtomicU64,
-    identity: Arc<()>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    tree: GapTree,
-    /// How many magazines are in the depot.
-    parked: usize,
-    /// Full magazines, for each stock.
-    depot: [Vec<Magazine>; STOCKS],
-    /// Empty magazines, kept for their memory.
-    empty: Vec<Magazine>,
-    /// Whether stock for any address was ever filled from below 4 GiB.
-    low_in_any: bool,
-}
-
-/// What one core keeps to itself.
-///
-/// Dropping it takes its stock out of use for good; [`IovaAllocator::retire`] gives it back.
-#[derive(Debug)]
-#[must_use = "addresses in a core's cache are lost when it is dropped; give it back with IovaAllocator::retire"]
-pub struct CoreCache {
-    stock: [Stock; STOCKS],
-    identity: Arc<()>,
-    want: u64,
-    counters: CacheCounters,
-}
-
-#[derive(Debug, Default)]
-struct Stock {
-    loaded: Magazine,
-    spare: Magazine,
-    /// How many ranges a magazine holds.
-    limit: usize,
-}
-
-/// How often a core's own stock was enough.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct CacheCounters {
-    /// Ranges handed out from stock.
-    pub hits: u64,
-    /// Ranges for which shared memory was touched.
-    pub misses: u64,
-    /// Ranges taken back.
-    pub frees: u64,
-}
-
-impl CoreCache {
-    /// How often the core's own stock was enough.
-    #[must_use]
-    pub const fn counters(&self) -> CacheCounters {
-        self.counters
-    }
-
-    /// Takes a range from stock whose last page is at or below `last`.
-    fn pop(&mut self, stock: usize, pages: u64, last: u64) -> Option<u64> {
-        let stock = self.stock.get_mut(stock)?;
-        stock.pop_top(pages, last + 1).or_else(|| stock.pop_slowly(pages, last))
-    }
-}
-
-impl Stock {
-    /// Takes the range on top, if it ends before page `end`.
-    #[inline]
-    fn pop_top(&mut self, pages: u64, end: u64) -> Option<u64> {
-        let &first = self.loaded.last()?;
-        if first + pages > end {
-            return None;
-        }
-        self.loaded.pop()
-    }
-
-    /// Looks further than at the range on top.
-    fn pop_slowly(&mut self, pages: u64, last: u64) -> Option<u64> {
-        if self.loaded.is_empty() {
-            core::mem::swap(&mut self.loaded, &mut self.spare);
-        }
-        let place = self
-            .loaded
-            .iter()
-            .rev()
-            .take(LOOK)
-            .position(|&first| first + pages - 1 <= last)?;
-        let index = self.loaded.len() - 1 - place;
-        Some(self.loaded.swap_remove(index))
-    }
-
-    /// Adds a range if the loaded magazine has room.
-    #[inline]
-    fn push(&mut self, first: u64) -> bool {
-        let room = self.loaded.len() < self.limit && self.loaded.len() < self.loaded.capacity();
-        if room {
-            self.loaded.push(first);
-        }
-        room
-    }
+fn number() -> u64 {
+    NUMBERS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What a request comes down to.
@@ -188,7 +42,6 @@ struct Plan {
 }
 
 impl Plan {
-    #[inline]
     fn new(request: IovaRequest) -> Self {
         let (pages, align) = (request.page_count(), request.align_pages());
         // Alignment up to the length comes with the classes that are powers of two; more of it only the tree finds.
@@ -217,66 +70,125 @@ impl Plan {
     }
 }
 
+/// Where a request was served: the first page, and the zone whose stock it belongs to.
+type Found = Option<(u64, Zone)>;
+
+/// An allocator whose usual path touches no shared memory.
+///
+/// Each core owns a [`CoreCache`]: for each size class two magazines of free ranges. Whole magazines are exchanged with
+/// a shared depot under a short lock; behind the depot a tree of gaps finds the highest gap that is large enough, or
+/// knows that none is, in logarithmic time. Lengths are rounded up to size classes, four for each doubling; aligned
+/// requests to powers of two.
+///
+/// `L` is the lock around the shared part; see [`LockKind`].
+pub struct CachedAllocator<L: LockKind = SpinLock> {
+    space: IovaSpace,
+    shared: L::Lock<Shared>,
+    /// Pages of the space that can be handed out.
+    pages: u64,
+    /// Changes in moments of want: each core then gives its stock back when it next frees, or next needs more.
+    ///
+    /// A core that has seen this number was made by this allocator, since numbers are not given out twice.
+    epoch: AtomicU64,
+    /// The last address of the space.
+    last: u64,
+    number: u64,
+}
+
+impl<L: LockKind> fmt::Debug for CachedAllocator<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CachedAllocator")
+            .field("space", &self.space)
+            .field("number", &self.number)
+            .finish_non_exhaustive()
+    }
+}
+
 impl CachedAllocator {
-    /// An allocator with everything in `space` free.
+    /// An allocator with everything in `space` free, its shared part under a spin lock.
     #[must_use]
     pub fn new(space: IovaSpace) -> Self {
-        let pages: u64 = space.free_runs().map(|run| run.last - run.first + 1).sum();
-        let capacity = core::array::from_fn(|stock| {
-            let low = Zone::Low.stocks().contains(&stock);
-            let available = if low { pages.min(LOW_LAST_PAGE + 1) } else { pages };
-            let most = (available / MAGAZINE_SHARE).min(MAGAZINE_PAGES) / stock_pages(stock);
-            usize::try_from(most).unwrap_or(MAGAZINE).min(MAGAZINE)
-        });
+        Self::with_lock(space)
+    }
+}
+
+impl<L: LockKind> CachedAllocator<L> {
+    /// An allocator with everything in `space` free, its shared part under a lock of kind `L`.
+    #[must_use]
+    pub fn with_lock(space: IovaSpace) -> Self {
+        let number = number();
         Self {
-            shared: Mutex::new(Shared {
-                tree: GapTree::new(space.free_runs()),
-                depot: core::array::from_fn(|_| Vec::new()),
-                parked: 0,
-                empty: Vec::new(),
-                low_in_any: false,
-            }),
+            shared: L::Lock::new(Shared::new(GapTree::new(space.free_runs()))),
+            pages: space.free_runs().map(|run| run.last - run.first + 1).sum(),
+            last: last_byte(space.last_page()),
             space,
-            capacity,
-            want: AtomicU64::new(0),
-            identity: Arc::new(()),
+            epoch: AtomicU64::new(number),
+            number,
         }
     }
 
-    fn owns(&self, core: &CoreCache) -> bool {
-        Arc::ptr_eq(&self.identity, &core.identity)
+    const fn owns(&self, core: &CoreCache) -> bool {
+        self.number == core.allocator
+    }
+
+    /// Whether a core is one of this allocator's, and nobody waits for its stock.
+    #[inline]
+    fn is_current(&self, core: &CoreCache) -> bool {
+        core.epoch == self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Gives the stock of a core back if somebody waits for it.
+    fn heed(&self, core: &mut CoreCache) {
+        let epoch = self.epoch.load(Ordering::Relaxed);
+        if core.epoch != epoch {
+            core.epoch = epoch;
+            self.empty_stock(core);
+        }
     }
 
     /// Takes a range from the depot or the tree.
     fn refill(&self, core: &mut CoreCache, plan: Plan, zone: Zone, last: u64) -> Result<Option<u64>, NoMemory> {
         core.counters.misses += 1;
-        let mut shared = self.shared.lock();
-        let Some(class) = plan.class else {
-            return shared.tree.take(plan.need(), last, 1);
+        let number = plan.class.map(|class| zone.stock(class));
+        let Some((number, stock)) = number.and_then(|number| Some((number, core.stock.get_mut(number)?))) else {
+            return self.shared.with(|shared| shared.tree.take(plan.need(), last, 1));
         };
-        let number = zone.stock(class);
-        let Some(stock) = core.stock.get_mut(number) else {
-            return Ok(None);
-        };
+        self.shared
+            .with(|shared| Self::restock(shared, stock, number, plan, zone, last))
+    }
+
+    fn restock(
+        shared: &mut Shared,
+        stock: &mut Stock,
+        number: usize,
+        plan: Plan,
+        zone: Zone,
+        last: u64,
+    ) -> Result<Option<u64>, NoMemory> {
         // Both magazines are empty, or hold nothing low enough. An empty one is exchanged for a full one.
         if stock.loaded.is_empty()
             && let Some(full) = shared.unpark(number)
         {
             let empty = core::mem::replace(&mut stock.loaded, full);
             shared.keep(empty);
-            if let Some(first) = stock.pop_slowly(plan.reserved, last) {
-                return Ok(Some(first));
+            if let Some(first) = stock.pop_slowly(last_byte(last)) {
+                return Ok(Some(first >> PAGE_SHIFT));
             }
         }
         // Several at once, side by side: later requests find neighbours.
         let count = u64::try_from(stock.limit / 2).unwrap_or(0).min(REFILL);
-        if count > 1 && stock.loaded.is_empty() && shared.equip(&mut stock.loaded) {
+        if count > 1 && stock.loaded.is_empty() && shared.equip(&mut stock.loaded, stock.limit) {
             let run = Need::new(plan.reserved * count, plan.align);
             let pieces = usize::try_from(count).unwrap_or(1);
             if let Some(first) = shared.tree.take(run, last, pieces)? {
                 shared.low_in_any |= zone == Zone::Any && first <= LOW_LAST_PAGE;
                 // The lowest is handed out first.
-                stock.loaded.extend((1..count).rev().map(|n| first + n * plan.reserved));
+                for n in (1..count).rev() {
+                    let first = first + n * plan.reserved;
+                    if !stock.loaded.push(first << PAGE_SHIFT) {
+                        shared.tree.give(first, plan.reserved);
+                    }
+                }
                 return Ok(Some(first));
             }
         }
@@ -288,29 +200,26 @@ impl CachedAllocator {
     }
 
     /// Puts a range into stock when the loaded magazine has no room: exchanges magazines.
-    #[cold]
-    #[inline(never)]
     fn exchange(&self, stock: &mut Stock, number: usize, first: u64) {
-        let pages = stock_pages(number);
+        let give = |shared: &mut Shared| shared.tree.give(first >> PAGE_SHIFT, stock_pages(number));
         if stock.limit == 0 {
-            self.shared.lock().tree.give(first, pages);
+            self.shared.with(give);
             return;
         }
-        if stock.loaded.len() >= stock.limit {
+        if stock.loaded.size() >= stock.limit {
             core::mem::swap(&mut stock.loaded, &mut stock.spare);
         }
         if stock.push(first) {
             return;
         }
-        let mut shared = self.shared.lock();
-        if stock.loaded.len() >= stock.limit {
-            shared.park(number, core::mem::take(&mut stock.loaded));
-        }
-        if shared.equip(&mut stock.loaded) {
-            stock.loaded.push(first);
-        } else {
-            shared.tree.give(first, pages);
-        }
+        self.shared.with(|shared| {
+            if stock.loaded.size() >= stock.limit {
+                shared.park(number, core::mem::take(&mut stock.loaded));
+            }
+            if !(shared.equip(&mut stock.loaded, stock.limit) && stock.push(first)) {
+                give(shared);
+            }
+        });
     }
 
     /// Gives a core's stock back to the tree, one magazine under each lock.
@@ -318,7 +227,7 @@ impl CachedAllocator {
         for (number, stock) in core.stock.iter_mut().enumerate() {
             for magazine in [&mut stock.loaded, &mut stock.spare] {
                 if !magazine.is_empty() {
-                    self.shared.lock().give_all(number, magazine);
+                    self.shared.with(|shared| shared.give_all(number, magazine));
                 }
             }
         }
@@ -329,19 +238,26 @@ impl CachedAllocator {
     /// Only stock that can lie at or below page `last` is of use. The lock is held for one magazine at a time; at most
     /// as many turns as magazines were in the depot.
     fn reclaim(&self, core: &mut CoreCache, last: u64) {
-        core.want = self.want.fetch_add(1, Ordering::Relaxed) + 1;
+        core.epoch = number();
+        self.epoch.store(core.epoch, Ordering::Relaxed);
         self.empty_stock(core);
-        let (any, mut turns) = {
-            let shared = self.shared.lock();
-            (last > LOW_LAST_PAGE || shared.low_in_any, shared.parked)
-        };
+        let (any, mut turns) = self
+            .shared
+            .with(|shared| (last > LOW_LAST_PAGE || shared.low_in_any, shared.parked));
         let stocks = if any { 0..STOCKS } else { Zone::Low.stocks() };
         for number in stocks {
             while turns > 0 {
-                let mut shared = self.shared.lock();
-                let Some(mut full) = shared.unpark(number) else { break };
-                shared.give_all(number, &mut full);
-                shared.keep(full);
+                let found = self.shared.with(|shared| {
+                    let Some(mut full) = shared.unpark(number) else {
+                        return false;
+                    };
+                    shared.give_all(number, &mut full);
+                    shared.keep(full);
+                    true
+                });
+                if !found {
+                    break;
+                }
                 turns -= 1;
             }
             if turns == 0 {
@@ -351,8 +267,7 @@ impl CachedAllocator {
     }
 
     /// Whether a lease lies inside the space, as all do that this allocator made.
-    #[inline]
-    fn holds(&self, lease: &Lease) -> bool {
+    const fn holds(&self, lease: &Lease) -> bool {
         let first = lease.first_page();
         let last = first + lease.reserved_pages() - 1;
         first >= self.space.first_page() && last <= self.space.last_page()
@@ -366,22 +281,22 @@ impl CachedAllocator {
             return;
         }
         let (first, reserved) = (lease.first_page(), lease.reserved_pages());
+        let give = |shared: &mut Shared| {
+            shared.tree.give(first, reserved);
+        };
         if !self.owns(core) {
-            self.shared.lock().tree.give(first, reserved);
+            self.shared.with(give);
             return;
         }
         core.counters.frees += 1;
-        let want = self.want.load(Ordering::Relaxed);
-        if core.want != want {
-            core.want = want;
-            self.empty_stock(core);
-        }
+        self.heed(core);
         // What was claimed, or is too long for stock, goes straight back.
         let stock = lease.stock().map(usize::from);
         let Some((number, stock)) = stock.and_then(|number| Some((number, core.stock.get_mut(number)?))) else {
-            self.shared.lock().tree.give(first, reserved);
+            self.shared.with(give);
             return;
         };
+        let first = lease.iova().raw();
         if !stock.push(first) {
             self.exchange(stock, number, first);
         }
@@ -392,24 +307,19 @@ impl CachedAllocator {
     /// when it is compiled.
     #[inline(always)]
     fn take(&self, core: &mut CoreCache, request: IovaRequest, refusal: &mut AllocError) -> Option<Lease> {
-        if self.owns(core)
+        if let Some(pages) = NonZeroU64::new(request.page_count())
             && let Some(class) = request.class_length().and_then(class_of)
+            && self.is_current(core)
         {
-            let end = request.end_page().min(self.space.last_page() + 1);
-            let (zone, end) = if end <= LOW_LAST_PAGE + 1 {
-                (Zone::Low, end)
-            } else if request.is_low_first() {
-                (Zone::Low, LOW_LAST_PAGE + 1)
-            } else {
-                (Zone::Any, end)
-            };
-            let (number, reserved) = (zone.stock(class), class_pages(class));
-            if let Some(stock) = core.stock.get_mut(number)
-                && let Some(first) = stock.pop_top(reserved, end)
-            {
+            let last = request.last().raw().min(self.last);
+            let low = last <= LOW_LAST.raw() || request.is_low_first();
+            // Stock of the low zone ends below 4 GiB, so the limit of a request that only prefers it does no harm.
+            let zone = if low { Zone::Low } else { Zone::Any };
+            // The mask shows the compiler that the number is one of a stock.
+            let stock = &mut core.stock[zone.stock(class) % STOCKS];
+            if let Some(lease) = stock.pop_top(pages, last) {
                 core.counters.hits += 1;
-                let pages = request.page_count();
-                return Some(Lease::found(first, pages, reserved, u8::try_from(number).ok()));
+                return Some(lease);
             }
         }
         self.take_slowly(core, request, refusal)
@@ -427,6 +337,7 @@ impl CachedAllocator {
             return Err(AllocError::ForeignCore);
         }
         request.check()?;
+        self.heed(core);
         let last = request.last_page().ok_or_else(|| request.exhausted())?;
         let last = last.min(self.space.last_page());
         let plan = Plan::new(request);
@@ -448,10 +359,11 @@ impl CachedAllocator {
     /// Tries the stock of a zone, then what is behind it.
     fn try_zone(&self, core: &mut CoreCache, plan: Plan, zone: Zone, last: u64) -> Result<Option<u64>, NoMemory> {
         if let Some(class) = plan.class
-            && let Some(first) = core.pop(zone.stock(class), plan.reserved, last)
+            && let Some(stock) = core.stock.get_mut(zone.stock(class))
+            && let Some(first) = stock.pop_slowly(last_byte(last))
         {
             core.counters.hits += 1;
-            return Ok(Some(first));
+            return Ok(Some(first >> PAGE_SHIFT));
         }
         self.refill(core, plan, zone, last)
     }
@@ -472,70 +384,16 @@ impl CachedAllocator {
     }
 }
 
-/// The first page of a range, and the zone whose stock it belongs to.
-type Found = Option<(u64, Zone)>;
-
-impl Shared {
-    /// Takes a full magazine from the depot.
-    fn unpark(&mut self, stock: usize) -> Option<Magazine> {
-        let full = self.depot.get_mut(stock)?.pop()?;
-        self.parked -= 1;
-        Some(full)
-    }
-
-    /// Puts a full magazine into the depot.
-    fn park(&mut self, stock: usize, mut full: Magazine) {
-        if let Some(depot) = self.depot.get_mut(stock)
-            && depot.try_reserve(1).is_ok()
-        {
-            depot.push(full);
-            self.parked += 1;
-        } else {
-            // No memory for the depot's list: the tree has room for every range that is out.
-            self.give_all(stock, &mut full);
-        }
-    }
-
-    /// Gives everything in a magazine back to the tree.
-    fn give_all(&mut self, stock: usize, magazine: &mut Magazine) {
-        for first in magazine.drain(..) {
-            self.tree.give(first, stock_pages(stock));
-        }
-    }
-
-    /// Keeps an empty magazine for its memory.
-    fn keep(&mut self, empty: Magazine) {
-        if empty.capacity() >= MAGAZINE && self.empty.try_reserve(1).is_ok() {
-            self.empty.push(empty);
-        }
-    }
-
-    /// Gives a magazine its memory, from an empty one if there is one.
-    fn equip(&mut self, magazine: &mut Magazine) -> bool {
-        if magazine.capacity() >= MAGAZINE {
-            return true;
-        }
-        if let Some(empty) = self.empty.pop() {
-            *magazine = empty;
-            return true;
-        }
-        magazine.try_reserve_exact(MAGAZINE).is_ok()
-    }
+/// The last byte of page number `page`, which is below 2^52.
+const fn last_byte(page: u64) -> u64 {
+    page << PAGE_SHIFT | ((1 << PAGE_SHIFT) - 1)
 }
 
-impl IovaAllocator for CachedAllocator {
+impl<L: LockKind> IovaAllocator for CachedAllocator<L> {
     type Core = CoreCache;
 
     fn new_core(&self) -> CoreCache {
-        CoreCache {
-            stock: self.capacity.map(|limit| Stock {
-                limit,
-                ..Stock::default()
-            }),
-            identity: Arc::clone(&self.identity),
-            want: self.want.load(Ordering::Relaxed),
-            counters: CacheCounters::default(),
-        }
+        CoreCache::new(self.number, self.epoch.load(Ordering::Relaxed), &self.space, self.pages)
     }
 
     #[inline(always)]
@@ -557,9 +415,7 @@ impl IovaAllocator for CachedAllocator {
         let first = range.first().raw() >> PAGE_SHIFT;
         let take = || {
             self.shared
-                .lock()
-                .tree
-                .take_at(first, pages)
+                .with(|shared| shared.tree.take_at(first, pages))
                 .map_err(|_| ClaimError::NoMemory)
         };
         let mut found = take()?;
@@ -578,12 +434,9 @@ impl IovaAllocator for CachedAllocator {
 
     #[inline(always)]
     fn free(&self, core: &mut CoreCache, lease: Lease) {
-        if self.owns(core)
-            && self.holds(&lease)
-            && core.want == self.want.load(Ordering::Relaxed)
-            && let Some(number) = lease.stock()
-            && let Some(stock) = core.stock.get_mut(usize::from(number))
-            && stock.push(lease.first_page())
+        if self.is_current(core)
+            && let Some(stock) = core.stock.get_mut(lease.stock_index())
+            && stock.push(lease.iova().raw())
         {
             core.counters.frees += 1;
             return;

@@ -22,7 +22,7 @@ pub struct Lease {
 /// Lengths and origin of a lease: from bit 0 on the pages granted (24 bits, at least one), the pages set aside
 /// (32 bits), and the stock it came from and goes back to (8 bits, all ones for none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape(NonZeroU64);
+pub(crate) struct Shape(NonZeroU64);
 
 /// The range belongs to no stock.
 const NO_STOCK: u8 = u8::MAX;
@@ -31,11 +31,21 @@ impl Shape {
     const PAGES_BITS: u32 = 24;
     const STOCK_SHIFT: u32 = 56;
 
-    #[inline]
     fn new(pages: u64, reserved: u64, stock: u8) -> Self {
         let word = pages | reserved << Self::PAGES_BITS | u64::from(stock) << Self::STOCK_SHIFT;
         // At least one page; the one stands for the impossible case only.
         Self(NonZeroU64::new(word).unwrap_or(NonZeroU64::MIN))
+    }
+
+    /// What leases on ranges of `reserved` pages, which is not 0, have in common.
+    pub(crate) fn reserving(reserved: u64, stock: Option<u8>) -> Self {
+        Self::new(0, reserved, stock.unwrap_or(NO_STOCK))
+    }
+
+    /// The same with `pages` granted. Only for shapes from [`Self::reserving`], and lengths below 2^24.
+    #[inline]
+    pub(crate) fn granting(self, pages: NonZeroU64) -> Self {
+        Self(self.0 | pages)
     }
 
     const fn pages(self) -> u64 {
@@ -73,12 +83,26 @@ impl Lease {
     }
 
     /// A lease on pages that an allocator of this crate found free: below 2^52, at least one and at most [`MAX_PAGES`].
-    #[inline]
     pub(crate) fn found(first: u64, pages: u64, reserved: u64, stock: Option<u8>) -> Self {
         Self {
             first: Iova::new(first << PAGE_SHIFT),
             shape: Shape::new(pages, reserved, stock.unwrap_or(NO_STOCK)),
         }
+    }
+
+    /// A lease on what begins at address `first`.
+    #[inline]
+    pub(crate) const fn shaped(first: u64, shape: Shape) -> Self {
+        Self {
+            first: Iova::new(first),
+            shape,
+        }
+    }
+
+    /// The number of the stock that the range came from; beyond all stocks if there is none.
+    #[inline]
+    pub(crate) fn stock_index(&self) -> usize {
+        usize::from(self.shape.stock())
     }
 
     /// The stock that the range came from, if any.
