@@ -3,11 +3,11 @@
 mod bar;
 mod builder;
 
-use iommu_groups::pci::{self, advanced, bridge, express, header, msi, power, sriov};
+use iommu_groups::pci::{self, advanced, bridge, capability, express, header, msi, msix, power, sriov};
 use iommu_types::{AddrRange, HostPhys, Iova};
 
 pub use self::bar::{Bar, BarKind};
-pub use self::builder::{Acs, Ats, ConfigBuilder, ConfigError, MsiX, SoftReset, Sriov};
+pub use self::builder::{Acs, Ats, ConfigBuilder, ConfigError, MsiX, SoftReset, Sriov, VendorSpecific};
 use crate::bus::MsiMessage;
 
 /// Base address registers of a type 0 header.
@@ -47,6 +47,7 @@ struct Places {
     express: Option<u16>,
     power: Option<u16>,
     msi: Option<u16>,
+    msi_x: Option<u16>,
     advanced: Option<u16>,
     acs: Option<u16>,
     sriov: Option<u16>,
@@ -320,6 +321,36 @@ impl ConfigSpace {
     #[must_use]
     pub const fn msi_at(&self) -> Option<u16> {
         self.places.msi
+    }
+
+    /// Offset of the MSI-X capability.
+    #[must_use]
+    pub const fn msi_x_at(&self) -> Option<u16> {
+        self.places.msi_x
+    }
+
+    /// Whether MSI-X is enabled.
+    #[must_use]
+    pub fn msi_x_enabled(&self) -> bool {
+        self.msi_x_control() & msix::ENABLE != 0
+    }
+
+    /// Whether MSI-X is enabled and the function as a whole is not masked.
+    #[must_use]
+    pub fn msi_x_delivers(&self) -> bool {
+        self.msi_x_control() & (msix::ENABLE | msix::MASK) == msix::ENABLE
+    }
+
+    fn msi_x_control(&self) -> u16 {
+        self.places.msi_x.map_or(0, |at| self.read16(at + msix::CONTROL))
+    }
+
+    /// The offsets of the capabilities with identifier `id`, in the order of the list.
+    pub fn capabilities(&self, id: u8) -> impl Iterator<Item = u16> {
+        // The list was laid out by the builder: it ends, and its links cannot be written.
+        let first = Some(u16::from(self.read8(header::CAPABILITIES)));
+        let links = core::iter::successors(first, |at| Some(u16::from(self.read8(at + capability::NEXT))));
+        links.take_while(|at| *at != 0).filter(move |at| self.read8(*at) == id)
     }
 
     /// Offset of the PCI Express capability.

@@ -33,6 +33,10 @@ pub trait Function: Any + Send + fmt::Debug {
     /// function's registers, as on hardware.
     fn bar_write(&mut self, bar: u8, offset: u64, from: &[u8], bus: &dyn Bus);
 
+    /// Does what a configuration write made possible and needs the bus for: sends interrupts that were held back.
+    /// A platform calls it after [`Self::config_write`].
+    fn settle(&mut self, _bus: &dyn Bus) {}
+
     /// Puts the function into its state after reset, configuration space included.
     fn reset(&mut self, kind: ResetKind);
 
@@ -75,6 +79,7 @@ pub trait Function: Any + Send + fmt::Debug {
     fn send_msi(&self, bus: &dyn Bus, vector: u8) -> Result<bool, DmaError> {
         match self.config().msi_message(vector) {
             None => Ok(false),
+            Some(_) if bus.raise(vector.into()) => Ok(true),
             Some(message) => self
                 .dma_write(bus, message.address, &message.data.to_le_bytes())
                 .map(|()| true),
@@ -83,7 +88,7 @@ pub trait Function: Any + Send + fmt::Debug {
 }
 
 /// Whether a function with this configuration may send a request of `len` bytes at `iova`.
-fn may_issue(config: &ConfigSpace, iova: Iova, len: usize) -> Result<(), DmaError> {
+pub(crate) fn may_issue(config: &ConfigSpace, iova: Iova, len: usize) -> Result<(), DmaError> {
     if !config.bus_master() {
         return Err(DmaError::new(iova, DmaErrorKind::BusMasterDisabled));
     }

@@ -3,8 +3,8 @@
 //! # Purpose
 //!
 //! Something has to issue the DMA that an IOMMU translates or blocks. This crate holds PCI functions in
-//! software: configuration space with the behaviour of each bit, BARs, resets, and a DMA engine that moves real
-//! bytes at memory speed and says exactly what became of a request that was stopped.
+//! software: configuration space with the behaviour of each bit, BARs, resets, a DMA engine that moves real
+//! bytes at memory speed and says exactly what became of a request that was stopped, and a [`virtio`] block device.
 //!
 //! # Place in the stack
 //!
@@ -49,8 +49,8 @@
 //!
 //! # What it does not do
 //!
-//! No device-TLB, no PASID on requests, no virtio; MSI-X tables are memory without behaviour; virtual functions
-//! have a configuration space, but their BARs are decoded by nobody. Link, slot and error-reporting registers
+//! No device-TLB, no PASID on requests; MSI-X tables of functions other than [`virtio`]'s are memory without
+//! behaviour; virtual functions have a configuration space, but their BARs are decoded by nobody. Link, slot and error-reporting registers
 //! hold what software expects to read and do nothing.
 #![forbid(unsafe_code)]
 
@@ -58,12 +58,16 @@ mod bus;
 mod config;
 mod dma_engine;
 mod function;
+mod msi_x;
 mod plain;
+pub mod virtio;
 
 pub use bus::{Bus, DmaError, DmaErrorKind, MSI_BASE, MsiMessage, NoBus};
 pub use config::{
     Acs, Ats, BARS, Bar, BarKind, ConfigBuilder, ConfigError, ConfigSpace, Effects, MsiX, ResetKind, SoftReset, Sriov,
+    VendorSpecific,
 };
 pub use dma_engine::{DmaEngine, DmaEngineError, DmaEngineOptions, registers};
 pub use function::Function;
+pub use msi_x::MsiXTable;
 pub use plain::{INERT_LIMIT, PlainFunction};

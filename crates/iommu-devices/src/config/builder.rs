@@ -8,7 +8,7 @@ use iommu_groups::pci::{self, PortType, header};
 use iommu_types::{AddrRange, HostPhys};
 
 use self::layout::Layout;
-pub use self::parts::{Acs, Ats, MsiX, SoftReset, Sriov};
+pub use self::parts::{Acs, Ats, MsiX, SoftReset, Sriov, VendorSpecific};
 use super::{Bar, ConfigSpace, Places};
 
 /// A configuration space that cannot be built as described.
@@ -80,6 +80,7 @@ pub struct ConfigBuilder {
     power: Option<SoftReset>,
     msi: Option<u8>,
     msi_x: Option<MsiX>,
+    vendor_specific: Vec<VendorSpecific>,
     advanced: bool,
     acs: Option<Acs>,
     ats: Option<Ats>,
@@ -117,6 +118,7 @@ impl ConfigBuilder {
             power: None,
             msi: None,
             msi_x: None,
+            vendor_specific: Vec::new(),
             advanced: false,
             acs: None,
             ats: None,
@@ -252,6 +254,13 @@ impl ConfigBuilder {
     #[must_use]
     pub const fn msi_x(mut self, msi_x: MsiX) -> Self {
         self.msi_x = Some(msi_x);
+        self
+    }
+
+    /// Adds a vendor-specific capability; several stand in the order in which they were added.
+    #[must_use]
+    pub fn vendor_specific(mut self, capability: VendorSpecific) -> Self {
+        self.vendor_specific.push(capability);
         self
     }
 

@@ -3,10 +3,10 @@
 use std::any::Any;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 
-use iommu_devices::{Bus, DmaEngine, Effects, Function, ResetKind};
+use iommu_devices::{Bar, BarKind, Bus, DmaEngine, Effects, Function, ResetKind};
 use iommu_groups::ConfigAccess;
 use iommu_groups::pci::header;
-use iommu_types::{AddrRange, Bdf, BusError, HostPhys};
+use iommu_types::{AddrRange, Bdf, BusError, HostPhys, PAGE_SIZE};
 
 use super::{Machine, Service};
 use crate::description::FunctionKind;
@@ -43,6 +43,16 @@ pub enum NoFunction {
     /// The function has no DMA engine.
     #[error("function {0} has no DMA engine; give it `engine = true` in the machine file")]
     NoEngine(Bdf),
+    /// The registers of a replacement do not fit where the old ones were.
+    #[error("the registers of the replacement for {function} take {needed:#x} bytes and there is room for {room:#x}")]
+    NoRoom {
+        /// Where.
+        function: Bdf,
+        /// Size of BAR 0 of the replacement, in bytes.
+        needed: u64,
+        /// Size of BAR 0 of what is there, in bytes.
+        room: u64,
+    },
 }
 
 /// A function in its place.
@@ -124,6 +134,9 @@ impl Machine {
         if effects.routing {
             self.reroute(index, &**function);
         }
+        if let Some(bus) = self.bus(bdf) {
+            function.settle(&bus);
+        }
         drop(function);
         if effects.secondary_reset {
             self.reset_below(index);
@@ -199,6 +212,40 @@ impl Machine {
         // The action may have changed the configuration by the back door.
         self.reroute(index, &**function);
         Ok(result)
+    }
+
+    /// Puts another card into the slot of `bdf` and returns the one that was there. BAR 0 of `function` gets the
+    /// address that firmware gave the old one's; it must not be larger. For use before a driver looks at the machine.
+    ///
+    /// # Errors
+    /// [`NoFunction::Absent`], [`NoFunction::NoRoom`] if its BAR 0 is larger than the old one's.
+    pub fn replace(&self, bdf: Bdf, mut function: Box<dyn Function>) -> Result<Box<dyn Function>, NoFunction> {
+        let (index, slot) = self.slot(bdf).ok_or(NoFunction::Absent(bdf))?;
+        let mut place = slot.lock();
+        let (old, new) = (place.config().bar(0), function.config().bar(0));
+        let (room, needed) = (old.map_or(0, Bar::size), new.map_or(0, Bar::size));
+        // Placement gives each function whole pages.
+        if needed > room.max(PAGE_SIZE) || (needed > 0 && room == 0) {
+            return Err(NoFunction::NoRoom {
+                function: bdf,
+                needed,
+                room,
+            });
+        }
+        if let Some(base) = place.config().bar_base(0) {
+            let base = base.to_le_bytes();
+            let width = if new.is_some_and(|bar| bar.kind() == BarKind::Memory64) {
+                8
+            } else {
+                4
+            };
+            let _ = function.config_write(header::BAR0, base.get(..width).unwrap_or_default());
+        }
+        let command = place.config().command();
+        let _ = function.config_write(header::COMMAND, &command.to_le_bytes());
+        let old = std::mem::replace(&mut *place, function);
+        self.reroute(index, &**place);
+        Ok(old)
     }
 
     /// Runs `action` with the DMA engine at `bdf` and the bus as it sees it.

@@ -8,7 +8,7 @@ use iommu_types::{AddrRange, HostPhys};
 
 use super::super::{BARS, Bar, BarKind, ConfigSpace, Places};
 use super::layout::Layout;
-use super::{ConfigBuilder, ConfigError, SoftReset, Sriov};
+use super::{ConfigBuilder, ConfigError, SoftReset, Sriov, VendorSpecific};
 
 fn limit(field: &'static str, value: u32, ok: bool, allowed: &'static str) -> Result<(), ConfigError> {
     if ok {
@@ -163,6 +163,10 @@ impl ConfigBuilder {
             layout.writable(at + msix::CONTROL, &(msix::ENABLE | msix::MASK).to_le_bytes());
             layout.set32(at + msix::TABLE, m.table | u32::from(m.bar));
             layout.set32(at + msix::PENDING, m.pending | u32::from(m.bar));
+            places.msi_x = Some(at);
+        }
+        for capability in &self.vendor_specific {
+            vendor_capability(layout, capability)?;
         }
         if self.advanced {
             let at = layout.place("advanced features", capability::ADVANCED_FEATURES, advanced::LEN)?;
@@ -291,6 +295,25 @@ impl ConfigBuilder {
         }
         let _ = space.write16(header::COMMAND, self.command);
     }
+}
+
+/// Bytes of a vendor-specific capability before what the vendor gives a meaning to.
+const VENDOR_HEADER: u16 = 3;
+
+fn vendor_capability(layout: &mut Layout, described: &VendorSpecific) -> Result<(), ConfigError> {
+    const NAME: &str = "vendor-specific";
+    let len = u16::try_from(described.body.len())
+        .ok()
+        .and_then(|len| u8::try_from(len.checked_add(VENDOR_HEADER)?).ok())
+        .ok_or(ConfigError::NoRoom(NAME))?;
+    let at = layout.place(NAME, capability::VENDOR_SPECIFIC, u16::from(len))?;
+    layout.set8(at + capability::NEXT + 1, len);
+    layout.set(at + VENDOR_HEADER, &described.body);
+    let writable = described
+        .writable
+        .get(..described.body.len().min(described.writable.len()));
+    layout.writable(at + VENDOR_HEADER, writable.unwrap_or_default());
+    Ok(())
 }
 
 pub(super) fn bridge_header(layout: &mut Layout) {

@@ -55,6 +55,15 @@ pub struct MsiX {
     pub pending: u32,
 }
 
+/// A vendor-specific capability: bytes whose meaning the vendor gives. PCIe §7.9.4 (Vendor-Specific Capability).
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct VendorSpecific {
+    /// What follows identifier, next offset and length; at most 252 bytes.
+    pub body: Vec<u8>,
+    /// The bits of `body` that software may write; bytes that it does not have are read-only.
+    pub writable: Vec<u8>,
+}
+
 /// The SR-IOV capability of a physical function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sriov {
