@@ -5,6 +5,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::style;
+
 /// The answer of a command that could do its work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -86,11 +88,18 @@ pub(crate) fn read_text(file: &Path) -> Result<String, Failure> {
     })
 }
 
-/// Prints to standard output. A reader that went away (a pipe to `head`) is no failure.
+/// Prints to standard output, without the colours in it where nobody would see them. A reader that went away (a pipe
+/// to `head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(why) if why.kind() != ErrorKind::BrokenPipe => Err(Failure::Measure(format!("standard output: {why}"))),
         _ => Ok(()),
     }
+}
+
+/// Says on standard error why a command could not do its work.
+pub(crate) fn complain(failure: &Failure) {
+    // Where even this cannot be written, the exit code is all that is left.
+    let _ = writeln!(anstream::stderr(), "{} {failure}", style::bad("iommu:"));
 }

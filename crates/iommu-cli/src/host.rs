@@ -8,6 +8,8 @@ mod explain;
 mod faults;
 mod groups;
 mod names;
+mod overview;
+mod plan;
 mod select;
 mod snapshot;
 
@@ -18,34 +20,50 @@ use iommu_host::{Machine, OpenError};
 use serde_json::Value;
 
 use crate::exit::{self, Failure, Verdict};
+use crate::{help, style};
+
+pub(crate) use names::{Names, printable, short};
 
 /// Which machine, and in which form.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct Source {
     /// Another machine: a root folder, a snapshot, or the text of `lspci -nnvvv` or `lspci -nnxxxx`
     #[arg(long, value_name = "DIR|FILE")]
-    root: Option<PathBuf>,
+    pub(crate) root: Option<PathBuf>,
+    /// Names of vendors, devices and classes, instead of the system's pci.ids
+    #[arg(long, short = 'i', value_name = "FILE")]
+    pub(crate) pci_ids: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum HostCommand {
+    /// Say whether the IOMMU works, and if not, whether firmware or kernel is the cause
+    #[command(after_help = help::DOCTOR)]
+    Doctor(doctor::Options),
     /// Show what is grouped with what
+    #[command(after_help = help::GROUPS)]
     Groups(groups::Options),
     /// Say why a function is grouped as it is, or why two are together or apart
+    #[command(after_help = help::EXPLAIN)]
     Explain(explain::Options),
+    /// Say whether functions can be given to a guest, and what stands in the way
+    #[command(after_help = help::CHECK)]
+    Check(doctor::CheckOptions),
+    /// Print the commands that give functions to a guest, and those that take them back
+    #[command(after_help = help::PLAN)]
+    Plan(plan::Options),
     /// Decode the DMA and interrupt faults of a kernel log, and say who is behind them
+    #[command(after_help = help::FAULTS)]
     Faults(faults::Options),
     /// Decode what the remapping units can do
+    #[command(after_help = help::CAPS)]
     Caps(caps::Options),
-    /// Say whether the IOMMU works, and if not, whether firmware or kernel is the cause
-    Doctor(doctor::Options),
-    /// Say whether functions can be given to a guest, and what stands in the way
-    Check(doctor::CheckOptions),
     /// Write one file that holds what these commands read of this machine
+    #[command(after_help = help::SNAPSHOT)]
     Snapshot(snapshot::Options),
 }
 
@@ -69,14 +87,27 @@ pub(crate) fn run(command: &HostCommand) -> Result<Verdict, Failure> {
         HostCommand::Caps(options) => (caps::run(options)?, options.source.json),
         HostCommand::Doctor(options) => (doctor::run(options)?, options.source.json),
         HostCommand::Check(options) => (doctor::run_check(options)?, options.source.json),
+        HostCommand::Plan(options) => (plan::run(options)?, options.source.json),
         HostCommand::Snapshot(options) => (snapshot::run(options)?, options.json),
     };
-    if json {
-        exit::print(&format!("{:#}\n", answer.json))?;
-    } else {
-        exit::print(&answer.text)?;
+    answer.print(json)
+}
+
+/// What the machine has, and what to try next: `iommu` without a command.
+pub(crate) fn overview(source: &Source) -> Result<Verdict, Failure> {
+    overview::run(source)?.print(source.json)
+}
+
+impl Answer {
+    /// Prints it in one form or the other.
+    pub(crate) fn print(self, json: bool) -> Result<Verdict, Failure> {
+        if json {
+            exit::print(&format!("{:#}\n", self.json))?;
+        } else {
+            exit::print(&self.text)?;
+        }
+        self.verdict
     }
-    answer.verdict
 }
 
 impl Source {
@@ -88,25 +119,60 @@ impl Source {
         };
         opened.map_err(|why| match why {
             OpenError::NoMachine { .. } if self.root.is_some() => Failure::Input(why.to_string()),
+            OpenError::NoMachine { .. } => Failure::Measure(NO_FUNCTION.to_owned()),
             why => Failure::Measure(why.to_string()),
         })
     }
+
+    /// What functions are called.
+    pub(crate) fn names(&self) -> Result<Names, Failure> {
+        match &self.pci_ids {
+            None => Ok(Names::of_system()),
+            Some(file) => Names::of_file(file),
+        }
+    }
+
+    /// These options stand behind the command where there is one.
+    pub(crate) fn only_without_command(&self) -> Result<(), Failure> {
+        let option = if self.root.is_some() {
+            "--root"
+        } else if self.json {
+            "--json"
+        } else if self.pci_ids.is_some() {
+            "--pci-ids"
+        } else {
+            return Ok(());
+        };
+        Err(Failure::Input(format!(
+            "{option} goes behind the command, as in `iommu groups {option}`"
+        )))
+    }
 }
+
+/// Why there is nothing to say about this machine.
+const NO_FUNCTION: &str = "no PCI function can be seen here (/sys/bus/pci/devices): in a container or a guest without PCI, look at \
+                           another machine with --root, or try `iommu run`, which needs none";
 
 /// What the machine was read from, and what of it was left out, for the end of a text.
 pub(crate) fn notes(machine: &Machine) -> String {
     let mut text = String::new();
     for note in &machine.notes {
-        text.push_str(&format!("note: {}\n", names::printable(note)));
+        text.push_str(&format!("{} {}\n", style::faint("note:"), printable(note)));
     }
     if let Some(first) = machine.wide_domains.first() {
         text.push_str(&format!(
-            "note: {} functions are in PCI domains above ffff, below a VMD, and are not judged ({})\n",
-            machine.wide_domains.len(),
-            names::printable(first)
+            "{} {} are in PCI domains above ffff, below a VMD, and are not judged ({})\n",
+            style::faint("note:"),
+            count(machine.wide_domains.len(), "function"),
+            printable(first)
         ));
     }
     text
+}
+
+/// `1 group`, `2 groups`.
+pub(crate) fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -6,100 +6,95 @@
 
 mod dmar;
 mod exit;
+mod help;
 mod host;
 mod machine;
 mod progress;
 mod run;
 mod size;
+mod style;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::exit::{Failure, Verdict};
+use crate::style::When;
 
 #[derive(Debug, Parser)]
 #[command(
     name = "iommu",
     version,
     about = "Shows which device can reach which memory, and why",
-    arg_required_else_help = true
+    long_about = help::ABOUT,
+    after_help = help::START,
+    subcommand_value_name = "COMMAND",
 )]
 struct Arguments {
+    /// When to use colours
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto", global = true)]
+    color: When,
+    #[command(flatten)]
+    source: host::Source,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
+// In the order in which people need them.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Rehearse a device assignment on a machine in software, from its DMAR table to an access matrix
-    Run(run::Options),
-    /// Read or build a DMAR table
-    Dmar {
-        #[command(subcommand)]
-        command: DmarCommand,
-    },
     #[command(flatten)]
     Host(host::HostCommand),
-}
-
-#[derive(Debug, Subcommand)]
-enum DmarCommand {
-    /// Decode a table and say what is wrong with it
-    Show {
-        /// The table, as in /sys/firmware/acpi/tables/DMAR
-        file: PathBuf,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
+    /// Show, judge or build a DMAR table, the firmware's description of its remapping units
+    Dmar {
+        #[command(subcommand)]
+        command: dmar::DmarCommand,
     },
-    /// Build the table of a machine file
-    Build {
-        /// The machine file; the embedded two-socket server if there is none
-        machine: Option<PathBuf>,
-        /// Where to write the table
-        #[arg(long, short, value_name = "FILE")]
-        output: PathBuf,
-    },
+    /// Rehearse a device assignment on a machine in software, from its DMAR table to an access matrix
+    Run(run::Options),
+    /// Print a completion script for a shell
+    Completions(help::Completions),
+    /// Print the manual page of a command, or write all of them
+    Man(help::Manual),
 }
 
 fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Run(options) => run::run(&options),
-        Command::Dmar {
-            command: DmarCommand::Show { file, json },
-        } => show_table(&file, json),
-        Command::Dmar {
-            command: DmarCommand::Build { machine, output },
-        } => build_table(machine.as_deref(), &output),
-        Command::Host(command) => host::run(&command),
+    let when = When::of_command_line(std::env::args_os());
+    when.apply();
+    let matches = Arguments::command().color(when.for_clap()).get_matches();
+    let result = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => dispatch(arguments),
+        Err(why) => why.exit(),
     };
     match result {
         Ok(verdict) => verdict.into(),
         Err(failure) => {
-            eprintln!("iommu: {failure}");
+            exit::complain(&failure);
             failure.code()
         }
     }
 }
 
-fn show_table(file: &std::path::Path, json: bool) -> Result<Verdict, Failure> {
-    let bytes = exit::read(file)?;
-    let shown = dmar::show(&bytes);
-    if json {
-        exit::print(&format!("{:#}\n", dmar::show_json(&bytes)))?;
-    } else {
-        exit::print(&shown.text)?;
+fn dispatch(arguments: Arguments) -> Result<Verdict, Failure> {
+    let Some(command) = arguments.command else {
+        return host::overview(&arguments.source);
+    };
+    arguments.source.only_without_command()?;
+    match command {
+        Command::Host(command) => host::run(&command),
+        Command::Dmar { command } => dmar::run(&command),
+        Command::Run(options) => run::run(&options),
+        Command::Completions(options) => help::completions(&options),
+        Command::Man(options) => help::manual(&options),
     }
-    Ok(if shown.clean { Verdict::Yes } else { Verdict::Findings })
 }
 
-fn build_table(machine: Option<&std::path::Path>, output: &std::path::Path) -> Result<Verdict, Failure> {
-    let description = machine::describe(machine)?;
-    let table = description
-        .to_dmar()
-        .map_err(|why| Failure::Input(format!("{}: {why}", description.name)))?;
-    std::fs::write(output, &table).map_err(|why| Failure::Measure(format!("{}: {why}", output.display())))?;
-    Ok(Verdict::Yes)
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
 }

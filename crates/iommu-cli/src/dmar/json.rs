@@ -4,32 +4,40 @@ use acpi_dmar::lint::Report;
 use acpi_dmar::{DeviceScope, Dmar, Malformed, ScopeType, Structure, StructureType};
 use serde_json::{Map, Value, json};
 
-use super::References;
+use super::{References, Table};
 
 /// Grows when a key changes its meaning.
-const SCHEMA: u32 = 1;
+pub(super) const SCHEMA: u32 = 1;
 
-/// The table that `bytes` starts with, as far as it can be read, and the findings.
-pub(crate) fn show_json(bytes: &[u8]) -> Value {
-    let report = super::judge(bytes);
+/// A table as far as it can be read, and the findings.
+pub(crate) fn show_json(table: &Table) -> Value {
+    let report = super::judge(table);
     let mut value = json!({
         "schema": SCHEMA,
         "clean": super::is_clean(&report),
         "table": Value::Null,
         "findings": findings(&report),
-        "not_judged": report.not_judged.iter().map(|missing| json!({
-            "rule": missing.rule.id(),
-            "title": missing.rule.title(),
-            "needs": missing.needs.to_string(),
-        })).collect::<Vec<_>>(),
+        "not_judged": not_judged(&report),
     });
-    if let (Ok(table), Some(object)) = (Dmar::inspect(bytes), value.as_object_mut()) {
+    if let (Ok(table), Some(object)) = (Dmar::inspect(&table.bytes), value.as_object_mut()) {
         object.insert("table".into(), table_json(table));
     }
     value
 }
 
-fn findings(report: &Report) -> Vec<Value> {
+/// The rules whose input is missing.
+pub(super) fn not_judged(report: &Report) -> Vec<Value> {
+    let one = |missing: &acpi_dmar::lint::NotJudged| {
+        json!({
+            "rule": missing.rule.id(),
+            "title": missing.rule.title(),
+            "needs": missing.needs.to_string(),
+        })
+    };
+    report.not_judged.iter().map(one).collect()
+}
+
+pub(super) fn findings(report: &Report) -> Vec<Value> {
     let one = |finding: &acpi_dmar::lint::Finding| {
         json!({
             "rule": finding.rule.id(),

@@ -6,7 +6,27 @@ use acpi_dmar::{
 };
 use iommu_types::{AddrRange, DevFn, HostPhys, Segment, SourceId};
 
-use super::{show, show_json};
+use super::{Shown, Table};
+use crate::style::plain;
+
+fn table_of(bytes: &[u8]) -> Table {
+    Table {
+        bytes: bytes.to_vec(),
+        machine: None,
+    }
+}
+
+fn show(bytes: &[u8]) -> Shown {
+    let shown = super::show(&table_of(bytes), None);
+    Shown {
+        text: plain(&shown.text),
+        ..shown
+    }
+}
+
+fn show_json(bytes: &[u8]) -> serde_json::Value {
+    super::show_json(&table_of(bytes))
+}
 
 const SEGMENT: Segment = Segment(0);
 

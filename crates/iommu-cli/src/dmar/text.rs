@@ -5,12 +5,16 @@ use std::fmt::{self, Display, Write};
 
 use acpi_dmar::lint::Report;
 use acpi_dmar::{
-    Andd, Atsr, DeviceScope, Dmar, Drhd, Rhsa, Rmrr, Rule, Satc, ScopeFlags, ScopeType, Severity, Sidp, Structure,
-    StructureType, TableFlags, Unknown,
+    Andd, Atsr, DeviceScope, Dmar, Drhd, PathEnd, Rhsa, Rmrr, Rule, Satc, ScopeFlags, ScopeType, Severity, Sidp,
+    Structure, StructureType, TableFlags, Unknown,
 };
+use iommu_groups::Topology;
+use iommu_host::{Buses, Machine};
 use iommu_types::Segment;
 
 use super::References;
+use crate::host::{Names, count, short};
+use crate::style;
 
 /// What a flag of the table means, in a few words.
 const TABLE_FLAGS: [(TableFlags, &str, &str); 3] = [
@@ -34,22 +38,27 @@ const TABLE_FLAGS: [(TableFlags, &str, &str); 3] = [
 /// The bytes in one line of a hex dump.
 const DUMP_WIDTH: usize = 16;
 
-/// The table, if there is one, and the findings.
-pub(super) fn render(table: Option<Dmar<'_>>, report: &Report) -> String {
-    let mut page = Page::default();
+/// The table, if there is one, and the findings. With a machine, scopes name its functions.
+pub(super) fn render(table: Option<Dmar<'_>>, report: &Report, machine: Option<(&Machine, &Names)>) -> String {
+    let mut page = Page {
+        machine: machine.map(|(machine, names)| (machine, names, machine.topology())),
+        ..Page::default()
+    };
     // Writing to a string cannot fail.
     let _ = page.write(table, report);
     page.text
 }
 
 #[derive(Default)]
-struct Page {
+struct Page<'m> {
     text: String,
     /// Units so far: their index is what other output calls them by.
     units: usize,
+    /// The machine, its names, and its buses.
+    machine: Option<(&'m Machine, &'m Names, Topology)>,
 }
 
-impl Page {
+impl Page<'_> {
     fn write(&mut self, table: Option<Dmar<'_>>, report: &Report) -> fmt::Result {
         if let Some(table) = table {
             self.header(table)?;
@@ -78,7 +87,7 @@ impl Page {
 
     fn header(&mut self, table: Dmar<'_>) -> fmt::Result {
         let header = table.header();
-        writeln!(self.text, "DMA Remapping table (DMAR)")?;
+        writeln!(self.text, "{}", style::title("DMA Remapping table (DMAR)"))?;
         self.field(0, "Signature", "\"DMAR\"")?;
         let missing = match table.missing_len() {
             Some(_) => format!(", of which only {} are here", table.bytes().len()),
@@ -95,6 +104,11 @@ impl Page {
             (Some(_), _) => "cannot be checked",
             (None, true) => "correct",
             (None, false) => "WRONG",
+        };
+        let sum = if sum == "WRONG" {
+            style::bad(sum)
+        } else {
+            style::plainly(sum)
         };
         self.field(9, "Checksum", format_args!("{:02X} [{sum}]", header.checksum))?;
         self.field(10, "Oem ID", quoted(&header.oem_id))?;
@@ -146,7 +160,7 @@ impl Page {
 
     /// What every structure starts with.
     fn start(&mut self, offset: usize, kind: StructureType, bytes: &[u8], title: impl Display) -> fmt::Result {
-        writeln!(self.text, "{title}")?;
+        writeln!(self.text, "{}", style::title(title.to_string()))?;
         self.field(
             offset,
             "Subtable Type",
@@ -189,7 +203,8 @@ impl Page {
             format_args!("{:016X}", unit.register_base().raw()),
         )?;
         if !unit.has_usable_base() {
-            self.note("NOT USABLE: no unit can be there, so its devices are not contained")?;
+            let words = "NOT USABLE: no unit can be there, so its devices are not contained";
+            self.note(style::bad(words))?;
         }
         match references.nodes.get(&unit.register_base()) {
             Some(node) => self.note(format_args!("on proximity domain {node}, says an RHSA")),
@@ -327,6 +342,7 @@ impl Page {
                         scope,
                     };
                     self.field(scope.offset(), "Device Scope", entry)?;
+                    self.function(segment, scope)?;
                     if structure.kind() == StructureType::SIDP {
                         self.scope_flags(scope.flags())?;
                     }
@@ -339,6 +355,23 @@ impl Page {
             }
         }
         Ok(())
+    }
+
+    /// What is there on the machine.
+    fn function(&mut self, segment: Segment, scope: DeviceScope<'_>) -> fmt::Result {
+        if !scope.kind().is_pci() {
+            return Ok(());
+        }
+        let Some((machine, names, topology)) = &self.machine else {
+            return Ok(());
+        };
+        let note = match scope.resolve(segment, &Buses(topology)) {
+            PathEnd::At(bdf) if machine.functions.contains_key(&bdf) => {
+                format!("{} {}", short(bdf), names.label(machine, bdf))
+            }
+            _ => return Ok(()),
+        };
+        self.note(note)
     }
 
     fn scope_flags(&mut self, flags: ScopeFlags) -> fmt::Result {
@@ -372,42 +405,63 @@ impl Page {
     }
 
     fn findings(&mut self, report: &Report) -> fmt::Result {
-        let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
-        let (errors, warnings, infos) = (count(Severity::Error), count(Severity::Warning), count(Severity::Info));
-        writeln!(
-            self.text,
-            "Findings: {errors} errors, {warnings} warnings, {infos} for information"
-        )?;
-        for finding in &report.findings {
-            writeln!(self.text, "  {finding}")?;
-            writeln!(self.text, "      {}", finding.advice())?;
-        }
-        let unreadable = |rule| {
-            matches!(
-                rule,
-                Rule::TableTruncated | Rule::StructureTooShort | Rule::StructureOverrun | Rule::StructureBelowType
-            )
-        };
-        if report.findings.iter().any(|finding| unreadable(finding.rule)) {
-            writeln!(
-                self.text,
-                "The table could not be read to its end: which unit serves a device is unknown, and no device counts as contained."
-            )?;
-        }
-        if !report.not_judged.is_empty() {
-            writeln!(self.text, "Not judged, because it takes more than the table:")?;
-            for missing in &report.not_judged {
-                writeln!(
-                    self.text,
-                    "  {} {} (needs {})",
-                    missing.rule,
-                    missing.rule.title(),
-                    missing.needs
-                )?;
-            }
-        }
-        Ok(())
+        findings(&mut self.text, report)?;
+        not_judged(&mut self.text, report)
     }
+}
+
+/// The findings with their advice.
+pub(super) fn findings(text: &mut String, report: &Report) -> fmt::Result {
+    let number = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
+    writeln!(
+        text,
+        "Findings: {}, {}, {} for information",
+        count(number(Severity::Error), "error"),
+        count(number(Severity::Warning), "warning"),
+        number(Severity::Info)
+    )?;
+    for finding in &report.findings {
+        let line = finding.to_string();
+        let (head, what) = line.split_once(": ").unwrap_or((&line, ""));
+        let head = match finding.severity {
+            Severity::Error => style::bad(head),
+            Severity::Warning => style::doubt(head),
+            Severity::Info => style::plainly(head),
+        };
+        writeln!(text, "  {head}: {what}")?;
+        writeln!(text, "      {}", finding.advice())?;
+    }
+    let unreadable = |rule| {
+        matches!(
+            rule,
+            Rule::TableTruncated | Rule::StructureTooShort | Rule::StructureOverrun | Rule::StructureBelowType
+        )
+    };
+    if report.findings.iter().any(|finding| unreadable(finding.rule)) {
+        writeln!(
+            text,
+            "The table could not be read to its end: which unit serves a device is unknown, and no device counts as contained."
+        )?;
+    }
+    Ok(())
+}
+
+/// The rules whose input is missing, by what they need.
+pub(super) fn not_judged(text: &mut String, report: &Report) -> fmt::Result {
+    if report.not_judged.is_empty() {
+        return Ok(());
+    }
+    writeln!(text, "Not judged, because it takes more than is known here:")?;
+    for missing in &report.not_judged {
+        writeln!(
+            text,
+            "  {} {} (needs {})",
+            missing.rule,
+            missing.rule.title(),
+            missing.needs
+        )?;
+    }
+    Ok(())
 }
 
 /// A scope entry, as `[endpoint] 0000:00:1c.0 path 1c.0 00.0`.

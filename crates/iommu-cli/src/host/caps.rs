@@ -5,8 +5,9 @@ use iommu_host::{Knowledge, Machine, Unit, caps};
 use serde_json::{Value, json};
 
 use super::groups::knowledge_json;
-use super::{Answer, Source, notes};
+use super::{Answer, Source, notes, printable};
 use crate::exit::{Failure, Verdict};
+use crate::style;
 
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
@@ -69,7 +70,7 @@ pub(crate) fn answer(machine: &Machine) -> Result<Answer, Failure> {
 }
 
 fn unit_text(unit: &Unit) -> String {
-    let mut out = unit.name.clone();
+    let mut out = style::title(printable(&unit.name)).to_string();
     if let Some(address) = unit.address.known() {
         out.push_str(&format!(" at {:#x}", address.raw()));
     }
@@ -108,8 +109,12 @@ fn unit_text(unit: &Unit) -> String {
         None => out.push_str("  address bits      none: the unit has no second-stage translation\n"),
     }
     for feature in caps::features(cap, ecap) {
-        let word = if feature.has { "yes" } else { "no " };
-        out.push_str(&format!("  {word} {:5} {}\n", feature.name, feature.meaning));
+        let word = if feature.has {
+            style::good("yes")
+        } else {
+            style::faint("no")
+        };
+        out.push_str(&format!("  {word:3} {:5} {}\n", feature.name, feature.meaning));
     }
     out.push_str(&readiness(
         "assignment to guests",
@@ -125,9 +130,13 @@ fn unit_text(unit: &Unit) -> String {
 
 fn readiness(what: &str, missing: &[&str]) -> String {
     if missing.is_empty() {
-        format!("  ready for {what}\n")
+        format!("  {} for {what}\n", style::good("ready"))
     } else {
-        format!("  not ready for {what}; missing: {}\n", missing.join(", "))
+        format!(
+            "  {} for {what}; missing: {}\n",
+            style::doubt("not ready"),
+            missing.join(", ")
+        )
     }
 }
 

@@ -5,16 +5,17 @@ use std::path::PathBuf;
 use clap::Args;
 use iommu_groups::group;
 use iommu_host::check::{self, Plan};
+use iommu_host::doctor::State;
 use iommu_host::{Item, Machine, doctor, overall};
 use iommu_types::Bdf;
 use serde_json::{Value, json};
 
 use super::groups::function_json;
 use super::names::{Names, printable, short};
-use super::select::select;
+use super::select::Filter;
 use super::{Answer, Source, notes};
 use crate::exit::{Failure, Verdict};
-use crate::size;
+use crate::{size, style};
 
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
@@ -29,14 +30,38 @@ pub(crate) struct Options {
 /// What `iommu check` is told.
 #[derive(Debug, Args)]
 pub(crate) struct CheckOptions {
+    #[command(flatten)]
+    pub(crate) guest: Guest,
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// A guest, and what it is to have.
+#[derive(Debug, Args)]
+pub(crate) struct Guest {
     /// Functions to give to one guest: addresses, vendor:device, interfaces or disks
-    #[arg(required = true)]
+    #[arg(required_unless_present_any = ["slot", "model"], value_name = "DEVICE")]
     functions: Vec<String>,
     /// Memory of the guest, as in 16G
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     mem: Option<u64>,
     #[command(flatten)]
-    pub(crate) source: Source,
+    filter: Filter,
+}
+
+impl Guest {
+    /// The functions.
+    pub(crate) fn functions(&self, machine: &Machine) -> Result<Vec<Bdf>, Failure> {
+        self.filter.with(machine, &self.functions)
+    }
+
+    /// What is known of the guest, and of the limits that it will have.
+    pub(crate) fn plan(&self, source: &Source) -> Plan {
+        Plan {
+            memory: self.mem,
+            lockable: if source.root.is_none() { lockable() } else { None },
+        }
+    }
 }
 
 pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
@@ -45,21 +70,9 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
 
 pub(crate) fn run_check(options: &CheckOptions) -> Result<Answer, Failure> {
     let machine = options.source.open()?;
-    let mut chosen: Vec<Bdf> = Vec::new();
-    for selector in &options.functions {
-        chosen.extend(select(&machine, selector)?);
-    }
-    chosen.sort_unstable();
-    chosen.dedup();
-    let plan = Plan {
-        memory: options.mem,
-        lockable: if options.source.root.is_none() {
-            lockable()
-        } else {
-            None
-        },
-    };
-    Ok(checked(&machine, &Names::of_system(), &chosen, plan))
+    let chosen = options.guest.functions(&machine)?;
+    let plan = options.guest.plan(&options.source);
+    Ok(checked(&machine, &options.source.names()?, &chosen, plan))
 }
 
 /// The limit of locked memory of this process, which is that of a guest started from the same shell.
@@ -75,10 +88,11 @@ fn lockable() -> Option<u64> {
 pub(crate) fn diagnosis(machine: &Machine) -> Answer {
     let diagnosis = doctor::examine(machine);
     let text = format!(
-        "{}\n\n{}{}",
-        diagnosis.state.describe(),
+        "{}\n\n{}{}{}",
+        state_text(diagnosis.state),
         items_text(&diagnosis.items),
-        notes(machine)
+        notes(machine),
+        next(diagnosis.state),
     );
     Answer {
         text,
@@ -94,20 +108,61 @@ pub(crate) fn diagnosis(machine: &Machine) -> Answer {
     }
 }
 
+/// The state in words, coloured.
+pub(crate) fn state_text(state: State) -> String {
+    let words = state.describe();
+    match state {
+        State::Working => style::good(words).to_string(),
+        State::Unknown => style::doubt(words).to_string(),
+        State::InitFailed | State::KernelOff | State::FirmwareOff => style::bad(words).to_string(),
+    }
+}
+
+/// What to try next.
+fn next(state: State) -> String {
+    let command = match state {
+        State::Working => "iommu groups",
+        State::Unknown => "sudo iommu doctor",
+        State::InitFailed => "iommu dmar lint",
+        State::KernelOff | State::FirmwareOff => "iommu groups --model linux",
+    };
+    let why = match state {
+        State::Working => "what has to be assigned together",
+        State::Unknown => "root can read what is missing",
+        State::InitFailed => "what is wrong with the firmware's table",
+        State::KernelOff | State::FirmwareOff => "the groups that there would be",
+    };
+    format!("\nnext: {}  ({why})\n", style::command(command))
+}
+
 pub(crate) fn checked(machine: &Machine, names: &Names, chosen: &[Bdf], plan: Plan) -> Answer {
     let topology = machine.topology();
     let groups = group(&topology, machine.linux_rules());
     let items = check::check(machine, &topology, &groups, chosen, plan);
     let mut text = String::new();
     for bdf in chosen {
-        text.push_str(&format!("{} {}\n", short(*bdf), names.label(machine, *bdf)));
+        text.push_str(&format!(
+            "{} {}\n",
+            style::title(short(*bdf)),
+            names.label(machine, *bdf)
+        ));
     }
+    let it = if chosen.len() == 1 { "it" } else { "they" };
     let headline = match overall(&items) {
-        iommu_host::Answer::Yes => "can be given to a guest",
-        iommu_host::Answer::No => "cannot be given to a guest as it is",
-        iommu_host::Answer::Unknown => "not known whether it can be given to a guest",
+        iommu_host::Answer::Yes => style::good("can be given to a guest").to_string(),
+        iommu_host::Answer::No => style::bad(format!("cannot be given to a guest as {it} {}", be(chosen))).to_string(),
+        iommu_host::Answer::Unknown => {
+            style::doubt(format!("not known whether {it} can be given to a guest")).to_string()
+        }
     };
     text.push_str(&format!("{headline}\n\n{}{}", items_text(&items), notes(machine)));
+    let addresses: Vec<String> = chosen.iter().copied().map(short).collect();
+    let next = match (overall(&items), machine.has_groups()) {
+        (iommu_host::Answer::No, Some(false)) => "iommu doctor".to_owned(),
+        (iommu_host::Answer::No, _) => format!("iommu explain {}", addresses.first().map_or("", String::as_str)),
+        _ => format!("iommu plan {}", addresses.join(" ")),
+    };
+    text.push_str(&format!("\nnext: {}\n", style::command(next)));
     Answer {
         text,
         json: json!({
@@ -121,7 +176,13 @@ pub(crate) fn checked(machine: &Machine, names: &Names, chosen: &[Bdf], plan: Pl
     }
 }
 
-fn verdict(items: &[Item]) -> Result<Verdict, Failure> {
+/// Number of the verb.
+const fn be(chosen: &[Bdf]) -> &'static str {
+    if chosen.len() == 1 { "is" } else { "are" }
+}
+
+/// The answer to all of them, as a command ends.
+pub(crate) fn verdict(items: &[Item]) -> Result<Verdict, Failure> {
     match overall(items) {
         iommu_host::Answer::Yes => Ok(Verdict::Yes),
         iommu_host::Answer::No => Ok(Verdict::Findings),
@@ -136,12 +197,14 @@ fn verdict(items: &[Item]) -> Result<Verdict, Failure> {
     }
 }
 
-fn items_text(items: &[Item]) -> String {
+pub(crate) fn items_text(items: &[Item]) -> String {
     let mut out = String::new();
     for item in items {
         let word = match (item.answer, item.hard) {
-            (iommu_host::Answer::No, false) => "warn",
-            (answer, _) => answer.word(),
+            (iommu_host::Answer::No, false) => style::doubt("warn"),
+            (iommu_host::Answer::No, true) => style::bad("no"),
+            (iommu_host::Answer::Unknown, _) => style::doubt("unknown"),
+            (iommu_host::Answer::Yes, _) => style::good("yes"),
         };
         out.push_str(&format!(
             "{word:7} {}\n        {}\n",
@@ -155,7 +218,7 @@ fn items_text(items: &[Item]) -> String {
     out
 }
 
-fn items_json(items: &[Item]) -> Vec<Value> {
+pub(crate) fn items_json(items: &[Item]) -> Vec<Value> {
     items
         .iter()
         .map(|item| {

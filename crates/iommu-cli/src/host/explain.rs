@@ -1,17 +1,19 @@
 //! `iommu explain`: why a function is grouped as it is, or why two are together or apart.
 
+use acpi_dmar::{Dmar, Owner};
 use clap::Args;
 use iommu_groups::pci::acs;
 use iommu_groups::{AcsBits, Explanation, Function, Groups, Isolation, Presence, Rules, Topology, group};
-use iommu_host::{Knowledge, Machine};
+use iommu_host::{Buses, Knowledge, Machine};
 use iommu_types::Bdf;
 use serde_json::{Value, json};
 
 use super::groups::{causes, function_json};
-use super::names::{Names, short};
+use super::names::{Names, printable, short};
 use super::select::select_one;
 use super::{Answer, Source, notes};
 use crate::exit::{Failure, Verdict};
+use crate::style;
 
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
@@ -32,7 +34,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
     let machine = options.source.open()?;
-    let names = Names::of_system();
+    let names = options.source.names()?;
     let a = select_one(&machine, &options.function)?;
     let topology = machine.topology();
     let linux = group(&topology, machine.linux_rules());
@@ -60,8 +62,8 @@ fn step(topology: &Topology, f: &Function, rules: Rules) -> String {
         Presence::Unknown => text.push_str(", ACS not known"),
     }
     match topology.isolation(f, rules) {
-        Isolation::Isolated(grounds) => text.push_str(&format!(": isolates, {grounds}")),
-        Isolation::Lacking(lack) => text.push_str(&format!(": does not isolate, {lack}")),
+        Isolation::Isolated(grounds) => text.push_str(&format!(": {}, {grounds}", style::good("isolates"))),
+        Isolation::Lacking(lack) => text.push_str(&format!(": {}, {lack}", style::doubt("does not isolate"))),
     }
     text
 }
@@ -75,7 +77,7 @@ pub(crate) fn one(
     bdf: Bdf,
 ) -> Answer {
     let rules = linux.rules();
-    let mut out = format!("{bdf} {}\n", names.label(machine, bdf));
+    let mut out = format!("{} {}\n", style::title(bdf.to_string()), names.label(machine, bdf));
     let kernel = machine.functions.get(&bdf).map(|f| &f.group);
     match kernel {
         Some(Knowledge::Known(number)) => out.push_str(&format!("in the kernel's group {number}\n")),
@@ -84,12 +86,15 @@ pub(crate) fn one(
         }
         _ => out.push_str("in no group of the running kernel\n"),
     }
-    out.push_str("\nthe IOMMU sees its requests as\n");
+    if let Some(unit) = unit(machine, topology, bdf) {
+        out.push_str(&format!("{unit}\n"));
+    }
+    out.push_str(&heading("the IOMMU sees its requests as"));
     let aliases = topology.aliases(bdf);
     for alias in &aliases {
         out.push_str(&format!("  {} ({})\n", alias.source, alias.via));
     }
-    out.push_str("\nthe way up\n");
+    out.push_str(&heading("the way up"));
     let own = topology.get(bdf);
     let path: Vec<String> = own
         .into_iter()
@@ -105,9 +110,14 @@ pub(crate) fn one(
         .unwrap_or_default();
     let mut chains = Vec::new();
     if together.is_empty() {
-        out.push_str("\nnothing else is in its group\n");
+        out.push_str(&heading("nothing else is in its group"));
     } else {
-        out.push_str(&format!("\nin its group are {} others\n", together.len()));
+        let others = if together.len() == 1 {
+            "in its group is 1 other".to_owned()
+        } else {
+            format!("in its group are {} others", together.len())
+        };
+        out.push_str(&heading(&others));
         for other in together.iter().take(SHOWN_OTHERS) {
             out.push_str(&format!("  {} {}\n", short(*other), names.label(machine, *other)));
             if let Some(Explanation::Together(chain)) = linux.explain(topology, bdf, *other) {
@@ -117,7 +127,7 @@ pub(crate) fn one(
         if together.len() > SHOWN_OTHERS {
             out.push_str(&format!("  and {} more\n", together.len() - SHOWN_OTHERS));
         }
-        out.push_str("\nbecause\n");
+        out.push_str(&heading("because"));
         for cause in causes(chains.iter().flat_map(|(_, chain)| chain)) {
             out.push_str(&format!("  {cause}\n"));
         }
@@ -127,7 +137,8 @@ pub(crate) fn one(
             .find(|f| f.has_memory)
         {
             out.push_str(&format!(
-                "\nwhat it means: {} could write to the memory of {} directly, past the IOMMU, if an address it uses happens to be there\n",
+                "\n{} {} could write to the memory of {} directly, past the IOMMU, if an address it uses happens to be there\n",
+                style::title("what it means:"),
                 short(bdf),
                 short(peer.bdf)
             ));
@@ -135,9 +146,10 @@ pub(crate) fn one(
     }
     let uncertain = linux.of(bdf).is_none_or(|group| group.uncertain);
     if uncertain {
-        out.push_str(
-            "\nparts of configuration space could not be read, so the group may really be smaller; run as root\n",
-        );
+        out.push_str(&format!(
+            "\n{} parts of configuration space could not be read, so the group may really be smaller; run as root\n",
+            style::doubt("unknown:")
+        ));
     }
     let holes: Vec<Bdf> = strict
         .of(bdf)
@@ -147,9 +159,10 @@ pub(crate) fn one(
         })
         .unwrap_or_default();
     if !holes.is_empty() && !uncertain {
-        out.push_str(
-            "\nfinding: by PCI Express's own rules these are not kept apart from it, although Linux says so\n",
-        );
+        out.push_str(&format!(
+            "\n{} by PCI Express's own rules these are not kept apart from it, although Linux says so\n",
+            style::doubt("finding:")
+        ));
         let mut chains = Vec::new();
         for other in holes.iter().take(SHOWN_OTHERS) {
             out.push_str(&format!("  {} {}\n", short(*other), names.label(machine, *other)));
@@ -172,7 +185,8 @@ pub(crate) fn one(
             "aliases": aliases.iter().map(|alias| json!({
                 "requester": alias.source.to_string(), "via": alias.via.to_string(),
             })).collect::<Vec<_>>(),
-            "way_up": path,
+            "unit": unit(machine, topology, bdf),
+            "way_up": path.iter().map(|step| anstream::adapter::strip_str(step).to_string()).collect::<Vec<_>>(),
             "together_with": chains.iter().map(|(other, chain)| json!({
                 "function": function_json(machine, names, *other), "because": hops_json(chain),
             })).collect::<Vec<_>>(),
@@ -181,6 +195,33 @@ pub(crate) fn one(
         }),
         verdict: Ok(Verdict::Yes),
     }
+}
+
+/// The heading of a part.
+fn heading(text: &str) -> String {
+    format!("\n{}\n", style::title(text))
+}
+
+/// Which unit of the firmware's table serves the function, and the statement that says so; `None` without a table.
+fn unit(machine: &Machine, topology: &Topology, bdf: Bdf) -> Option<String> {
+    let table = Dmar::inspect(machine.dmar.known()?).ok()?;
+    Some(match table.owner(bdf, &Buses(topology)) {
+        Owner::Unit(index, why) => {
+            let base = table.units().nth(index).map(|unit| unit.register_base());
+            let address = base.map_or_else(String::new, |base| format!(" at {:#x}", base.raw()));
+            // The kernel numbers units otherwise than the table does.
+            let names = machine.units.known().into_iter().flatten();
+            let name = names
+                .filter(|unit| unit.address.known() == base.as_ref())
+                .map(|unit| unit.name.as_str());
+            let name = name
+                .last()
+                .map_or_else(String::new, |name| format!(" ({})", printable(name)));
+            format!("served by unit {index}{address}{name}: {why}")
+        }
+        Owner::NotCovered => "served by no unit: its DMA is not remapped".to_owned(),
+        Owner::Unknown(doubt) => format!("which unit serves it is not known: {doubt}"),
+    })
 }
 
 fn hops_json(chain: &[iommu_groups::Hop]) -> Vec<Value> {
@@ -203,9 +244,9 @@ pub(crate) fn two(
     let by_strict = strict.explain(topology, a, b)?;
     let mut out = format!(
         "{} {}\n{} {}\n\n",
-        short(a),
+        style::title(short(a)),
         names.label(machine, a),
-        short(b),
+        style::title(short(b)),
         names.label(machine, b)
     );
     let group_of = |bdf: Bdf| machine.functions.get(&bdf).and_then(|f| f.group.known().copied());
@@ -214,14 +255,14 @@ pub(crate) fn two(
     let together = matches!(explained, Explanation::Together(_));
     match &explained {
         Explanation::Together(chain) => {
-            out.push_str("together:\n");
+            out.push_str(&format!("{}\n", style::doubt("together:")));
             for hop in chain {
                 out.push_str(&format!("  {hop}\n"));
                 reasons.push(hop.to_string());
             }
         }
         Explanation::Apart(barriers) => {
-            out.push_str("apart:\n");
+            out.push_str(&format!("{}\n", style::good("apart:")));
             for barrier in barriers {
                 out.push_str(&format!("  {barrier}\n"));
                 reasons.push(barrier.to_string());
@@ -230,11 +271,17 @@ pub(crate) fn two(
     }
     if let Some(kernel) = kernel.filter(|kernel| *kernel != together) {
         let word = if kernel { "together" } else { "apart" };
-        out.push_str(&format!("\nfinding: the running kernel has them {word}\n"));
+        out.push_str(&format!(
+            "\n{} the running kernel has them {word}\n",
+            style::bad("finding:")
+        ));
     }
     let strictly = matches!(by_strict, Explanation::Together(_));
     if let (Explanation::Together(chain), false) = (&by_strict, together) {
-        out.push_str("\nfinding: by PCI Express's own rules they can reach each other:\n");
+        out.push_str(&format!(
+            "\n{} by PCI Express's own rules they can reach each other:\n",
+            style::doubt("finding:")
+        ));
         for hop in chain {
             out.push_str(&format!("  {hop}\n"));
         }

@@ -8,12 +8,14 @@ use clap::Args;
 use iommu_host::blame::{self, Blame, Culprit};
 use iommu_host::log::{self, Event, Fault, Log, QueueError, Request};
 use iommu_host::{Knowledge, Machine};
-use iommu_types::{Pasid, SourceId};
+use iommu_types::{Bdf, Pasid, SourceId};
 use serde_json::{Value, json};
 
 use super::names::{Names, printable, short};
-use super::{Answer, Source};
+use super::select::Filter;
+use super::{Answer, Source, count};
 use crate::exit::{Failure, Verdict};
+use crate::style;
 
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
@@ -31,6 +33,8 @@ const SHOWN_UNREAD: usize = 10;
 pub(crate) struct Options {
     /// A log, or `-` for standard input; without it, this machine's (or that of --root)
     log: Option<PathBuf>,
+    #[command(flatten)]
+    filter: Filter,
     #[command(flatten)]
     pub(crate) source: Source,
 }
@@ -71,7 +75,25 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
             (log, machine)
         }
     };
-    Ok(answer(&log, &machine, &Names::of_system()))
+    let only = only(&options.filter, &machine)?;
+    Ok(answer(&log, &machine, &options.source.names()?, only.as_deref()))
+}
+
+/// The functions whose faults are asked for. A log alone knows no functions, but addresses.
+fn only(filter: &Filter, machine: &Machine) -> Result<Option<Vec<Bdf>>, Failure> {
+    match (machine.functions.is_empty(), &filter.slot, &filter.model) {
+        (true, _, Some(_)) => Err(Failure::Input(
+            "-d: the log does not tell which models the machine has; name the machine with --root".to_owned(),
+        )),
+        (true, Some(slot), None) => match slot.parse() {
+            Ok(bdf) => Ok(Some(vec![bdf])),
+            Err(_) => Err(Failure::Input(format!(
+                "-s {slot}: the log does not tell which functions the machine has; give a whole address such as 3b:00.0, or name \
+                 the machine with --root"
+            ))),
+        },
+        _ => filter.select(machine),
+    }
 }
 
 fn read_log(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
@@ -91,10 +113,18 @@ fn read_log(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// What the log says, in the light of what is known of the machine.
-pub(crate) fn answer(log: &Log, machine: &Machine, names: &Names) -> Answer {
+pub(crate) fn answer(log: &Log, machine: &Machine, names: &Names, only: Option<&[Bdf]>) -> Answer {
     let topology = machine.topology();
     let mut kinds: BTreeMap<Key, Kind<'_>> = BTreeMap::new();
-    for (record, fault) in log.faults() {
+    // Segment 0 is meant where the log does not say: it prints source IDs alone.
+    let wanted = |fault: &Fault| {
+        only.is_none_or(|only| {
+            let culprit = blame::blame(machine, &topology, fault).culprit.function();
+            only.iter()
+                .any(|bdf| bdf.source == fault.requester || Some(*bdf) == culprit)
+        })
+    };
+    for (record, fault) in log.faults().filter(|(_, fault)| wanted(fault)) {
         let (what, place) = match fault.request {
             Request::Dma { access, address } => {
                 (if access == iommu_types::Access::Read { 0 } else { 1 }, address.raw())
@@ -135,13 +165,14 @@ pub(crate) fn answer(log: &Log, machine: &Machine, names: &Names) -> Answer {
             _ => None,
         })
         .collect();
-    let clean = kinds.is_empty() && log.unread_count == 0 && queue.is_empty();
+    let clean = kinds.is_empty() && (only.is_some() || log.unread_count == 0 && queue.is_empty());
     Answer {
         text: text(log, machine, names, (&kinds, left_out), &blamed, &queue),
         json: json!({
             "schema": SCHEMA,
             "lines": log.lines,
             "faults": log.faults().count(),
+            "faults_shown": kinds.iter().map(|kind| kind.count).sum::<usize>(),
             "suppressed": log.suppressed,
             "cut": log.cut,
             "kinds": kinds.iter().zip(&blamed).map(|(kind, blamed)| kind_json(machine, kind, blamed)).collect::<Vec<_>>(),
@@ -225,13 +256,21 @@ fn text(
     queue: &[(usize, QueueError)],
 ) -> String {
     let total = log.faults().count();
-    let mut out = format!(
-        "{total} fault{} in {} lines, of {} kind{}\n",
-        if total == 1 { "" } else { "s" },
-        log.lines,
-        kinds.len() + left_out,
-        if kinds.len() + left_out == 1 { "" } else { "s" },
-    );
+    let shown: usize = kinds.iter().map(|kind| kind.count).sum();
+    let mut out = if total == 0 {
+        style::good(format!("no fault in {}", count(log.lines, "line"))).to_string()
+    } else {
+        format!(
+            "{} in {}, of {}",
+            style::bad(count(total, "fault")),
+            count(log.lines, "line"),
+            count(kinds.len() + left_out, "kind"),
+        )
+    };
+    if shown < total && left_out == 0 {
+        out.push_str(&format!("; shown are the {shown} of the functions asked for"));
+    }
+    out.push('\n');
     if log.suppressed > 0 {
         out.push_str(&format!(
             "the kernel left out {} more messages: counts are lower bounds\n",
@@ -245,10 +284,10 @@ fn text(
             format!("lines {}-{}", kind.first_line, kind.last_line)
         };
         out.push_str(&format!(
-            "\n{} {} x{} ({lines})\n",
-            kind.first.requester,
-            request_text(kind.first),
-            kind.count
+            "\n{} x{} {}\n",
+            style::title(format!("{} {}", kind.first.requester, request_text(kind.first))),
+            kind.count,
+            style::faint(format!("({lines})")),
         ));
         out.push_str(&format!("  reason   {}\n", reason_text(kind.first)));
         if let Some(blame) = blamed.first() {

@@ -9,8 +9,10 @@ use iommu_types::Bdf;
 use serde_json::{Value, json};
 
 use super::names::{Names, printable, short};
-use super::{Answer, Source, notes};
+use super::select::Filter;
+use super::{Answer, Source, count, notes};
 use crate::exit::{Failure, Verdict};
+use crate::style;
 
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
@@ -48,7 +50,33 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with = "format")]
     tree: bool,
     #[command(flatten)]
+    filter: Filter,
+    #[command(flatten)]
     pub(crate) source: Source,
+}
+
+/// What is shown of the groups, and how.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    /// Whose groups.
+    pub(crate) model: Model,
+    /// How they are shown.
+    pub(crate) format: Format,
+    /// Below their bridges.
+    pub(crate) tree: bool,
+    /// Only groups that one of these functions is in; `None` for all.
+    pub(crate) only: Option<Vec<Bdf>>,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self {
+            model: Model::Auto,
+            format: Format::Text,
+            tree: false,
+            only: None,
+        }
+    }
 }
 
 /// A group to show.
@@ -63,13 +91,13 @@ struct Shown {
 
 pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
     let machine = options.source.open()?;
-    Ok(answer(
-        &machine,
-        &Names::of_system(),
-        options.model,
-        options.format,
-        options.tree,
-    ))
+    let view = View {
+        model: options.model,
+        format: options.format,
+        tree: options.tree,
+        only: options.filter.select(&machine)?,
+    };
+    Ok(answer(&machine, &options.source.names()?, &view))
 }
 
 /// Whether something that groups rest on could not be read.
@@ -77,18 +105,24 @@ pub(crate) fn uncertain(groups: &Groups) -> bool {
     groups.all().iter().any(|group| group.uncertain)
 }
 
-pub(crate) fn answer(machine: &Machine, names: &Names, model: Model, format: Format, tree: bool) -> Answer {
+pub(crate) fn answer(machine: &Machine, names: &Names, view: &View) -> Answer {
+    let model = view.model;
     let topology = machine.topology();
     let linux = group(&topology, machine.linux_rules());
     let strict = group(&topology, Rules::Strict);
     let from_kernel = model == Model::Auto && machine.has_groups() == Some(true);
-    let (source, shown) = if from_kernel {
+    let (source, mut shown) = if from_kernel {
         ("kernel", kernel_groups(machine, &linux))
     } else if model == Model::Strict {
         ("strict", computed_groups(&strict))
     } else {
         ("linux", computed_groups(&linux))
     };
+    let all = shown.len();
+    if let Some(only) = &view.only {
+        let only: BTreeSet<Bdf> = only.iter().copied().collect();
+        shown.retain(|group| group.functions.iter().any(|bdf| only.contains(bdf)));
+    }
     let disagreement = from_kernel && !uncertain(&linux) && disagrees(machine, &linux);
     let holes: Vec<Difference> = if uncertain(&strict) {
         Vec::new()
@@ -98,35 +132,41 @@ pub(crate) fn answer(machine: &Machine, names: &Names, model: Model, format: For
             .filter(|difference| matches!(difference, Difference::Hole { .. }))
             .collect()
     };
-    let text = if format == Format::Shell {
+    let text = if view.format == Format::Shell {
         shell(machine, names, &shown)
     } else {
-        let mut out = heading(machine, source, &shown);
-        if tree {
-            out.push_str(&tree_text(machine, names, &topology, &shown));
+        let mut out = heading(machine, source, &shown, all);
+        if view.tree {
+            out.push_str(&tree_text(machine, names, &topology, &shown, view.only.is_some()));
         } else {
-            out.push_str(&list(machine, names, &linux, &strict, source, &shown));
+            let reasons = if source == "strict" { &strict } else { &linux };
+            out.push_str(&list(machine, names, reasons, &shown));
         }
         if disagreement {
-            out.push_str(
-                "\nfinding: the kernel's groups are not those that its own rules give for this topology; was it started with \
-                 pcie_acs_override, or is a quirk missing here? Compare with --model linux\n",
-            );
+            out.push_str(&format!(
+                "\n{} the kernel's groups are not those that its own rules give for this topology; was it started with \
+                 pcie_acs_override, or is a quirk missing here? Compare with {}\n",
+                style::bad("finding:"),
+                style::command("iommu groups --model linux"),
+            ));
         }
         if uncertain(&linux) {
-            out.push_str(
-                "\nparts of configuration space could not be read, so isolation is not known everywhere; run as root, or read a \
-                 snapshot that root took\n",
-            );
+            out.push_str(&format!(
+                "\n{} parts of configuration space could not be read, so isolation is not known everywhere; run as root, or \
+                 read a snapshot that root took\n",
+                style::doubt("unknown:"),
+            ));
         }
         if model != Model::Strict && !holes.is_empty() {
             out.push_str(&format!(
-                "\nfinding: {} pair{} of groups can reach each other although Linux keeps them apart (--model strict; `iommu explain` says how)\n",
-                holes.len(),
-                if holes.len() == 1 { "" } else { "s" }
+                "\n{} {} of groups can reach each other although Linux keeps them apart (--model strict joins them; \
+                 `iommu explain` says how)\n",
+                style::doubt("finding:"),
+                count(holes.len(), "pair"),
             ));
         }
         out.push_str(&notes(machine));
+        out.push_str(&next(machine, &topology, &shown));
         out
     };
     Answer {
@@ -211,7 +251,7 @@ fn disagrees(machine: &Machine, linux: &Groups) -> bool {
     known != computed
 }
 
-fn heading(machine: &Machine, source: &str, shown: &[Shown]) -> String {
+fn heading(machine: &Machine, source: &str, shown: &[Shown], all: usize) -> String {
     let functions: usize = shown.iter().map(|group| group.functions.len()).sum();
     let whose = match (source, &machine.groups) {
         ("kernel", _) => "as the running kernel has them".to_owned(),
@@ -223,36 +263,72 @@ fn heading(machine: &Machine, source: &str, shown: &[Shown]) -> String {
         (_, Knowledge::Unknown(why)) => format!("as Linux would make them; the kernel's own are not known: {why}"),
         _ => "as Linux makes them".to_owned(),
     };
-    format!("{functions} functions in {} groups, {whose}\n", shown.len())
+    let of = if shown.len() < all {
+        format!(" of {all}")
+    } else {
+        String::new()
+    };
+    format!(
+        "{} in {}{of}, {whose}\n",
+        count(functions, "function"),
+        count(shown.len(), "group")
+    )
+}
+
+/// What to ask next: about a group that several endpoints share, else about any endpoint.
+fn next(machine: &Machine, topology: &Topology, shown: &[Shown]) -> String {
+    let endpoints = |group: &Shown| -> Vec<Bdf> {
+        let is_endpoint = |bdf: &Bdf| topology.get(*bdf).is_some_and(|f| !f.is_bridge());
+        group.functions.iter().copied().filter(is_endpoint).collect()
+    };
+    let shared = shown.iter().map(endpoints).find(|endpoints| endpoints.len() > 1);
+    let mut out = String::new();
+    if let Some([a, b, ..]) = shared.as_deref() {
+        let command = format!("iommu explain {} {}", short(*a), short(*b));
+        out.push_str(&format!(
+            "\nnext: {}  (why they are together)\n",
+            style::command(command)
+        ));
+    }
+    let assignable = super::overview::worth_assigning(machine, topology);
+    let of_shown = |bdf: &&Bdf| shown.iter().any(|group| group.functions.contains(bdf));
+    if let Some(bdf) = assignable.iter().find(of_shown) {
+        let command = format!("iommu check {}", short(*bdf));
+        let lead = if out.is_empty() { "\nnext:" } else { "     " };
+        out.push_str(&format!(
+            "{lead} {}  (whether it can be given to a guest)\n",
+            style::command(command)
+        ));
+    }
+    out
 }
 
 fn line(machine: &Machine, names: &Names, bdf: Bdf) -> String {
-    let mut text = format!("{} {}", short(bdf), names.label(machine, bdf));
+    let mut text = format!("{} {}", style::title(short(bdf)), names.label(machine, bdf));
     let Some(f) = machine.functions.get(&bdf) else {
         return text;
     };
     if let Knowledge::Known(driver) = &f.driver {
-        text.push_str(&format!("  driver {}", printable(driver)));
+        text.push_str(&format!("  {} {}", style::faint("driver"), printable(driver)));
     }
     for name in f.interfaces.iter().chain(&f.disks) {
         text.push_str(&format!("  {}", printable(name)));
     }
     if let Knowledge::Known(node) = f.node {
-        text.push_str(&format!("  node {}", node.0));
+        text.push_str(&format!("  {} {}", style::faint("node"), node.0));
     }
     text
 }
 
-fn list(machine: &Machine, names: &Names, linux: &Groups, strict: &Groups, source: &str, shown: &[Shown]) -> String {
+fn list(machine: &Machine, names: &Names, reasons: &Groups, shown: &[Shown]) -> String {
     let mut out = String::new();
-    let reasons = if source == "strict" { strict } else { linux };
     for group in shown {
-        out.push_str(&format!("\nGroup {}", group.number));
+        out.push_str(&format!("\n{}", style::title(format!("Group {}", group.number))));
         if let Some(kind) = &group.kind {
             out.push_str(&format!("  {}", printable(kind)));
         }
         if group.uncertain {
-            out.push_str("  (isolation not known)");
+            out.push_str(&format!("  {}", style::doubt("(isolation not known)")));
         }
         out.push('\n');
         for bdf in &group.functions {
@@ -281,7 +357,7 @@ fn why(groups: &Groups, group: &Shown) -> String {
         .filter(|hop| members.contains(&hop.from) && members.contains(&hop.to));
     let mut out = String::new();
     for cause in causes(hops) {
-        out.push_str(&format!("    because {cause}\n"));
+        out.push_str(&format!("    {} {cause}\n", style::faint("because")));
     }
     out
 }
@@ -326,12 +402,17 @@ fn shell(machine: &Machine, names: &Names, shown: &[Shown]) -> String {
     out
 }
 
-fn tree_text(machine: &Machine, names: &Names, topology: &Topology, shown: &[Shown]) -> String {
+/// Functions below their bridges; with `cut`, only those in groups that are shown and the bridges above them.
+fn tree_text(machine: &Machine, names: &Names, topology: &Topology, shown: &[Shown], cut: bool) -> String {
     let of: BTreeMap<Bdf, u32> = shown
         .iter()
         .flat_map(|group| group.functions.iter().map(|bdf| (*bdf, group.number)))
         .collect();
-    let mut out = String::new();
+    let kept: Option<BTreeSet<Bdf>> = cut.then(|| {
+        let above = of.keys().flat_map(|bdf| topology.bridges_above(*bdf)).map(|f| f.bdf);
+        above.chain(of.keys().copied()).collect()
+    });
+    let mut out = format!("{}\n", style::faint("group"));
     // Functions are in bus order, parents first; depth is the number of bridges above.
     let mut stack: Vec<Bdf> = topology
         .functions()
@@ -341,10 +422,13 @@ fn tree_text(machine: &Machine, names: &Names, topology: &Topology, shown: &[Sho
         .collect();
     stack.sort_unstable_by(|a, b| b.cmp(a));
     while let Some(bdf) = stack.pop() {
+        if kept.as_ref().is_some_and(|kept| !kept.contains(&bdf)) {
+            continue;
+        }
         let depth = topology.bridges_above(bdf).count();
         let group = of.get(&bdf).map_or("-".to_owned(), u32::to_string);
         out.push_str(&format!(
-            "{group:>4}  {}{}\n",
+            "{group:>5}  {}{}\n",
             "  ".repeat(depth),
             line(machine, names, bdf)
         ));

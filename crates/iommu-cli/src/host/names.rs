@@ -1,8 +1,12 @@
 //! How functions are named.
 
+use std::path::Path;
+
 use iommu_groups::pci::header;
 use iommu_host::{Knowledge, Machine, PciIds};
 use iommu_types::Bdf;
+
+use crate::exit::{self, Failure};
 
 /// Names for one run.
 #[derive(Debug, Default)]
@@ -16,6 +20,17 @@ impl Names {
         Self {
             ids: PciIds::of_system(),
         }
+    }
+
+    /// With a file like `pci.ids`.
+    pub(crate) fn of_file(file: &Path) -> Result<Self, Failure> {
+        let ids = PciIds::from_bytes(&exit::read(file)?).ok_or_else(|| {
+            Failure::Input(format!(
+                "{}: no list of names: it does not unpack, or is too large",
+                file.display()
+            ))
+        })?;
+        Ok(Self { ids })
     }
 
     /// The line of `lspci -nn` behind the address, as far as names are known.
