@@ -15,7 +15,8 @@ use crate::hardware::Window;
 use crate::memory::{BOARD, BUFFERS};
 use crate::pci::{Buses, Function};
 use crate::rig::{Checked, Expected, Rig, Running, SOURCE, ensure, text};
-use crate::{console, firmware, interrupts, translation};
+use crate::virtio::Disk;
+use crate::{console, disk, firmware, interrupts, translation};
 
 /// What the checks came to.
 #[derive(Debug, Default)]
@@ -42,6 +43,12 @@ impl Report {
     }
 }
 
+/// The devices of all checks.
+struct Devices {
+    edus: [Edu; 2],
+    disk: Disk,
+}
+
 /// What the firmware table says about the unit.
 #[derive(Clone, Copy)]
 struct Found {
@@ -52,8 +59,10 @@ struct Found {
 /// All checks. Those that need what failed are left out, which the count shows.
 pub(crate) fn run(report: &mut Report, expected: Expected) {
     BOARD.calibrate();
-    let devices = report.check("the device is found", || {
-        Edu::find().ok_or(String::from("no edu on bus 0"))
+    let devices = report.check("the devices are found", || {
+        let edus = Edu::find().ok_or("no edu on bus 0 or behind a port")?;
+        let disk = Disk::find().ok_or("no virtio disk, or its registers are out of reach")?;
+        Ok::<_, String>(Devices { edus, disk })
     });
     let apic = report.check("the local APIC is on", || {
         Apic::enable().ok_or(String::from("no local APIC"))
@@ -61,7 +70,7 @@ pub(crate) fn run(report: &mut Report, expected: Expected) {
     let (Some(devices), Some(apic)) = (devices, apic) else {
         return;
     };
-    let found = report.check("the firmware table names the unit of both devices", || {
+    let found = report.check("the firmware table names the unit of the devices", || {
         read_table(&devices, expected)
     });
     let Some(found) = found else { return };
@@ -80,20 +89,21 @@ pub(crate) fn run(report: &mut Report, expected: Expected) {
 }
 
 /// Reads the DMAR table as a kernel would.
-fn read_table([edu, other]: &[Edu; 2], expected: Expected) -> Result<Found, String> {
+fn read_table(devices: &Devices, expected: Expected) -> Result<Found, String> {
     let bytes = firmware::dmar().ok_or("there is no DMAR table")?;
     let table = Dmar::parse(bytes).map_err(text)?;
     ensure(table.checksum_ok(), "the checksum of the DMAR table is wrong")?;
     if let Some(malformed) = table.first_malformed() {
         return Err(format!("{malformed:?}"));
     }
-    let owner = |edu: &Edu| table.owner(Bdf::new(Segment(0), edu.source()), &Buses);
-    let owners = [owner(edu), owner(other)];
+    let [edu, other] = &devices.edus;
+    let sources = [edu.source(), other.source(), devices.disk.source()];
+    let owners = sources.map(|source| table.owner(Bdf::new(Segment(0), source), &Buses));
     console::line(format_args!("{owners:?}"));
-    let [Some(index), Some(same)] = owners.map(Owner::unit) else {
+    let [Some(index), Some(same), Some(third)] = owners.map(Owner::unit) else {
         return Err(format!("no unit serves a device: {owners:?}"));
     };
-    let unit = table.units().nth(index).filter(|_| index == same);
+    let unit = table.units().nth(index).filter(|_| index == same && index == third);
     let unit = unit.ok_or("the devices are behind different units")?;
     let len = u32::try_from(unit.register_set_len()).map_err(text)?;
     let options = UnitOptions {
@@ -126,7 +136,7 @@ fn bring_up(found: Found) -> Result<Running, String> {
     Ok(unit)
 }
 
-fn with_unit(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2], apic: &Apic, expected: Expected) {
+fn with_unit(report: &mut Report, unit: &Running, devices: &Devices, apic: &Apic, expected: Expected) {
     let options = DomainOptions {
         stage: expected.stage,
         ..DomainOptions::default()
@@ -134,11 +144,13 @@ fn with_unit(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2], apic:
     let Some(domain) = report.check("a domain is made", || unit.create_domain(options).map_err(text)) else {
         return;
     };
+    let [edu, other] = &devices.edus;
     let rig = Rig {
         unit,
         domain: &domain,
         edu,
         other,
+        disk: &devices.disk,
         apic,
         expected,
     };
@@ -156,7 +168,7 @@ fn with_unit(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2], apic:
     for (name, check) in translation::CHECKS {
         report.check(name, || check(&rig));
     }
-    for (name, check) in interrupts::CHECKS {
+    for (name, check) in interrupts::CHECKS.iter().chain(disk::CHECKS) {
         report.check(name, || check(&rig));
     }
     report.check("the unit has confirmed everything", || {
@@ -166,7 +178,7 @@ fn with_unit(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2], apic:
 }
 
 /// What a kernel sees that finds the unit as another one left it.
-fn after_take_over(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2], apic: &Apic, expected: Expected) {
+fn after_take_over(report: &mut Report, unit: &Running, devices: &Devices, apic: &Apic, expected: Expected) {
     let options = DomainOptions {
         stage: expected.stage,
         ..DomainOptions::default()
@@ -176,11 +188,13 @@ fn after_take_over(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2],
     }) else {
         return;
     };
+    let [edu, other] = &devices.edus;
     let rig = Rig {
         unit,
         domain: &domain,
         edu,
         other,
+        disk: &devices.disk,
         apic,
         expected,
     };
@@ -195,6 +209,7 @@ fn after_take_over(report: &mut Report, unit: &Running, [edu, other]: &[Edu; 2],
         unit.attach(&rig.requester(), &domain).map_err(text)?;
         rig.lands(0x31, at, 5)
     });
+    report.check("a disk works for the new owner", || disk::after_take_over(&rig));
     report.check("after shut-down DMA is not translated", || shut_down(&rig));
 }
 

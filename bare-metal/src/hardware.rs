@@ -6,10 +6,23 @@
 use core::alloc::{GlobalAlloc, Layout};
 use core::arch::{asm, global_asm};
 use core::cell::UnsafeCell;
-use core::ptr::{null_mut, with_exposed_provenance, with_exposed_provenance_mut};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::ptr::{NonNull, null_mut, with_exposed_provenance, with_exposed_provenance_mut};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use iommu_types::Registers;
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use iommu_dma::Direction;
+use iommu_types::{BusError, HostPhys, Registers, SourceId, SystemMemory};
+use spin::Mutex;
+use virtio_drivers::device::blk::{BlkReq, BlkResp, VirtIOBlk};
+use virtio_drivers::transport::Transport;
+use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
+use virtio_drivers::{BufferDirection, Hal, PhysAddr};
+
+use crate::memory::BOUNCE;
+use crate::pci::Function;
+use crate::{console, dma};
 
 global_asm!(include_str!("boot.s"), main = sym crate::kernel, options(att_syntax));
 
@@ -20,7 +33,7 @@ const MAPPED: u64 = 1 << 32;
 const KERNEL: core::ops::Range<u64> = 0x10_0000..0x200_0000;
 
 /// Bytes of the heap.
-const HEAP: usize = 4 << 20;
+const HEAP: usize = 8 << 20;
 
 macro_rules! ports {
     ($read:ident, $write:ident, $type:ty, $register:tt) => {
@@ -117,6 +130,16 @@ impl Window {
     }
 }
 
+impl Window {
+    /// Writes an aligned 16-bit register.
+    pub(crate) fn write16(&self, offset: u32, value: u16) {
+        if let Some(at) = self.register(offset, 2) {
+            // SAFETY: aligned, mapped, and above all memory (`Window::new`), so no Rust object is there.
+            unsafe { with_exposed_provenance_mut::<u16>(at).write_volatile(value) }
+        }
+    }
+}
+
 macro_rules! access {
     ($read:ident, $write:ident, $type:ty, $size:literal) => {
         fn $read(&self, offset: u32) -> $type {
@@ -191,3 +214,233 @@ unsafe impl GlobalAlloc for Heap {
 static ALLOCATOR: Heap = Heap {
     used: AtomicUsize::new(0),
 };
+
+/// Memory that the DMA interface may copy: the bounce pool, and what a driver has lent to its device.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lent;
+
+/// First byte and length of each buffer that is lent.
+static LENT: Mutex<Vec<(u64, u64)>> = Mutex::new(Vec::new());
+
+impl Lent {
+    /// The address of `len` bytes, if they are all lent and aligned as asked for.
+    fn range(at: HostPhys, len: usize, align: u64) -> Result<usize, BusError> {
+        let inside = |first: u64, bytes: u64| {
+            let len = u64::try_from(len).unwrap_or(u64::MAX);
+            at.raw() >= first && at.raw() - first <= bytes && len <= bytes - (at.raw() - first)
+        };
+        let pool = inside(BOUNCE.at(0).raw(), BOUNCE.bytes());
+        let lent = || LENT.lock().iter().any(|&(first, bytes)| inside(first, bytes));
+        match usize::try_from(at.raw()) {
+            Ok(address) if at.raw().is_multiple_of(align) && (pool || lent()) => Ok(address),
+            _ => Err(BusError { at }),
+        }
+    }
+
+    /// An aligned word.
+    fn word(at: HostPhys) -> Result<&'static AtomicU64, BusError> {
+        let at = with_exposed_provenance_mut(Self::range(at, 8, 8)?);
+        // SAFETY: aligned, and lent: nothing else uses it while the DMA interface does.
+        Ok(unsafe { AtomicU64::from_ptr(at) })
+    }
+}
+
+impl SystemMemory for Lent {
+    fn read_u64(&self, at: HostPhys) -> Result<u64, BusError> {
+        Self::word(at).map(|word| word.load(Ordering::SeqCst))
+    }
+
+    fn write_u64(&self, at: HostPhys, value: u64) -> Result<(), BusError> {
+        Self::word(at).map(|word| word.store(value, Ordering::SeqCst))
+    }
+
+    fn write_u32(&self, at: HostPhys, value: u32) -> Result<(), BusError> {
+        let at = with_exposed_provenance_mut::<u32>(Self::range(at, 4, 4)?);
+        // SAFETY: aligned, and lent: nothing else uses it while the DMA interface does.
+        unsafe { at.write_volatile(value) };
+        Ok(())
+    }
+
+    fn compare_exchange_u64(&self, at: HostPhys, current: u64, new: u64) -> Result<u64, BusError> {
+        let word = Self::word(at)?;
+        match word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst) {
+            Ok(before) | Err(before) => Ok(before),
+        }
+    }
+
+    fn read(&self, at: HostPhys, into: &mut [u8]) -> Result<(), BusError> {
+        let from = with_exposed_provenance::<u8>(Self::range(at, into.len(), 1)?);
+        // SAFETY: the whole range is lent, so that nothing else writes it meanwhile; `into` is another object, since
+        // lent memory is nobody's to borrow.
+        unsafe { from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len()) };
+        Ok(())
+    }
+
+    fn write(&self, at: HostPhys, from: &[u8]) -> Result<(), BusError> {
+        let to = with_exposed_provenance_mut::<u8>(Self::range(at, from.len(), 1)?);
+        // SAFETY: as for reading.
+        unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+        Ok(())
+    }
+}
+
+/// What `virtio-drivers` asks of its machine: all of it goes through the DMA interface of the adapter.
+#[derive(Debug)]
+pub(crate) struct Dma;
+
+/// Which way data moves.
+const fn direction(direction: BufferDirection) -> Direction {
+    match direction {
+        BufferDirection::DriverToDevice => Direction::ToDevice,
+        BufferDirection::DeviceToDriver => Direction::FromDevice,
+        BufferDirection::Both => Direction::Bidirectional,
+    }
+}
+
+/// Where a buffer lies: the mapping of memory is the identity.
+fn lies_at(buffer: NonNull<[u8]>) -> (HostPhys, u64) {
+    let first = buffer.cast::<u8>().as_ptr().expose_provenance();
+    let number = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
+    (HostPhys::new(number(first)), number(buffer.len()))
+}
+
+// SAFETY: ring pages are handed out once until they come back, zeroed, and by no other way; registers are where
+// `Window::new` finds no memory; a buffer that is shared stays where it is.
+unsafe impl Hal for Dma {
+    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
+        let made = dma::allocate(pages).and_then(|(address, at)| {
+            let at = with_exposed_provenance_mut(usize::try_from(at.raw()).ok()?);
+            Some((address.raw(), NonNull::new(at)?))
+        });
+        // Address 0 says that there is none.
+        made.unwrap_or((0, NonNull::dangling()))
+    }
+
+    unsafe fn dma_dealloc(address: PhysAddr, at: NonNull<u8>, _pages: usize) -> i32 {
+        let (at, _) = lies_at(NonNull::slice_from_raw_parts(at, 0));
+        if dma::release(address, at) { 0 } else { -1 }
+    }
+
+    unsafe fn mmio_phys_to_virt(at: PhysAddr, size: usize) -> NonNull<u8> {
+        let window = u32::try_from(size).ok().and_then(|size| Window::new(at & !7, size));
+        let registers = window.and_then(|window| {
+            let offset = usize::try_from(at & 7).ok()?;
+            NonNull::new(with_exposed_provenance_mut(window.base + offset))
+        });
+        registers.unwrap_or_else(|| {
+            console::line(format_args!("FAIL registers at {at:#x} are not mapped"));
+            console::exit(false)
+        })
+    }
+
+    unsafe fn share(buffer: NonNull<[u8]>, way: BufferDirection) -> PhysAddr {
+        let (at, len) = lies_at(buffer);
+        LENT.lock().push((at.raw(), len));
+        dma::share(at, len, direction(way))
+    }
+
+    unsafe fn unshare(address: PhysAddr, buffer: NonNull<[u8]>, _way: BufferDirection) {
+        dma::unshare(address);
+        let (at, len) = lies_at(buffer);
+        let mut lent = LENT.lock();
+        if let Some(position) = lent.iter().position(|range| *range == (at.raw(), len)) {
+            lent.swap_remove(position);
+        }
+    }
+}
+
+/// Configuration space for `virtio-drivers`.
+pub(crate) struct Configuration;
+
+fn function(at: DeviceFunction) -> Function {
+    let devfn = at.device << 3 | at.function & 7;
+    Function(SourceId::from_raw(u16::from_be_bytes([at.bus, devfn])))
+}
+
+impl ConfigurationAccess for Configuration {
+    fn read_word(&self, at: DeviceFunction, register: u8) -> u32 {
+        function(at).read(register)
+    }
+
+    fn write_word(&mut self, at: DeviceFunction, register: u8, value: u32) {
+        function(at).write(register, value);
+    }
+
+    unsafe fn unsafe_clone(&self) -> Self {
+        Self
+    }
+}
+
+/// Which way a request to a disk goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    Read,
+    Write,
+}
+
+/// A request to a disk, with memory of its own.
+pub(crate) struct Request {
+    header: BlkReq,
+    response: BlkResp,
+    data: Vec<u8>,
+    /// The data begin here.
+    from: usize,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The device answered; the data are those that were read or written.
+    Done(virtio_drivers::Result, Vec<u8>),
+    /// It did not. The device owns the memory until it is reset; then the data can be looked at there.
+    Never(HostPhys),
+}
+
+impl Request {
+    /// A request whose data are those of `data` from byte `from` on.
+    pub(crate) fn new(data: Vec<u8>, from: usize) -> Box<Self> {
+        Box::new(Self {
+            header: BlkReq::default(),
+            response: BlkResp::default(),
+            data,
+            from,
+        })
+    }
+
+    /// Sends it, and waits until it is done or `tired`. A disk on which a request did not end is to be reset.
+    pub(crate) fn run<T: Transport>(
+        mut self: Box<Self>,
+        disk: &mut VirtIOBlk<Dma, T>,
+        order: Order,
+        sector: usize,
+        mut tired: impl FnMut() -> bool,
+    ) -> virtio_drivers::Result<Ended> {
+        let Self {
+            header,
+            response,
+            data,
+            from,
+        } = &mut *self;
+        let data = data.get_mut(*from..).unwrap_or_default();
+        let (at, _) = lies_at(NonNull::from(&mut *data));
+        let token = match order {
+            // SAFETY: the buffers are on the heap, and stay there until the request is done, or for ever.
+            Order::Read => unsafe { disk.read_blocks_nb(sector, header, data, response) },
+            // SAFETY: the same.
+            Order::Write => unsafe { disk.write_blocks_nb(sector, header, data, response) },
+        }?;
+        while disk.peek_used() != Some(token) {
+            if tired() {
+                Box::leak(self);
+                return Ok(Ended::Never(at));
+            }
+        }
+        let done = match order {
+            // SAFETY: the buffers of this request.
+            Order::Read => unsafe { disk.complete_read_blocks(token, header, data, response) },
+            // SAFETY: the same.
+            Order::Write => unsafe { disk.complete_write_blocks(token, header, data, response) },
+        };
+        Ok(Ended::Done(done, self.data))
+    }
+}

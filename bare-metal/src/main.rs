@@ -1,8 +1,8 @@
 //! A kernel that lets QEMU's remapping unit judge the driver.
 //!
 //! It reads the DMAR table that QEMU made, brings the unit up with `vtd-driver` through real registers, and sends DMA
-//! and interrupts of two `edu` devices at it: what is mapped has to arrive, everything else has to be blocked and
-//! recorded. Each check prints `PASS name` or `FAIL name: why`; the last line is `END passed failed`.
+//! and interrupts of two `edu` devices and of a virtio disk at it: what is mapped has to arrive, everything else has to
+//! be blocked and recorded. The disk is driven by `virtio-drivers` through the DMA interface of `iommu-dma`. Each check prints `PASS name` or `FAIL name: why`; the last line is `END passed failed`.
 //!
 //! Words of the command line: `scalable` drives the unit in scalable mode with second-stage tables, `first-stage`
 //! with first-stage ones; `silent-interrupts` says that this QEMU drops blocked interrupts without a record.
@@ -14,6 +14,8 @@ extern crate alloc;
 mod apic;
 mod checks;
 mod console;
+mod disk;
+mod dma;
 mod edu;
 mod firmware;
 mod hardware;
@@ -22,6 +24,7 @@ mod memory;
 mod pci;
 mod rig;
 mod translation;
+mod virtio;
 
 use core::panic::PanicInfo;
 

@@ -28,7 +28,7 @@ impl<const N: usize> Pages<N> {
     }
 
     /// Which page is at an address.
-    fn index(&self, at: HostPhys) -> Option<usize> {
+    pub(crate) fn index(&self, at: HostPhys) -> Option<usize> {
         let offset = at.offset_from(self.at(0))?;
         let index = usize::try_from(offset / PAGE_SIZE).ok()?;
         (offset.is_multiple_of(PAGE_SIZE) && index < N).then_some(index)
@@ -57,6 +57,20 @@ impl<const N: usize> Pages<N> {
     }
 }
 
+impl<const N: usize> Pages<N> {
+    /// Length in bytes.
+    pub(crate) const fn bytes(&self) -> u64 {
+        (N * TABLE_ENTRIES * size_of::<AtomicU64>()) as u64
+    }
+
+    /// Clears page `index`.
+    pub(crate) fn clear(&self, index: usize) {
+        for word in self.words(index) {
+            word.store(0, Ordering::SeqCst);
+        }
+    }
+}
+
 /// A word that tells seed and position.
 fn pattern(seed: u64, position: u64) -> u64 {
     seed << 32 | (seed ^ 0xa5a5) << 16 | position
@@ -68,6 +82,12 @@ static TABLES: Pages<TABLE_PAGES> = Pages::new();
 
 /// Pages for DMA.
 pub(crate) static BUFFERS: Pages<32> = Pages::new();
+
+/// Pages for rings.
+pub(crate) static RINGS: Pages<16> = Pages::new();
+
+/// Pages to copy through.
+pub(crate) static BOUNCE: Pages<64> = Pages::new();
 
 /// A 2 MiB page for DMA.
 #[repr(C, align(0x20_0000))]

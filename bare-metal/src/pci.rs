@@ -19,6 +19,12 @@ const CLASS: u8 = 0x08;
 const PCI_BRIDGE: u32 = 0x0604;
 /// Offset of the first base address register.
 const BAR0: u8 = 0x10;
+/// Type bits of a base address register: a 64-bit one, whose upper half is the next register.
+const BAR_IS_WIDE: u32 = 0b100;
+/// Offset of the pointer to the first capability.
+const CAPABILITIES: u8 = 0x34;
+/// Capabilities that fit a configuration space: the end of a list that does not end.
+const MOST_CAPABILITIES: usize = 48;
 
 /// Offset of the header type, in the third byte.
 const HEADER_TYPE: u8 = 0x0c;
@@ -52,6 +58,30 @@ impl Function {
         (0..=0x1ffu16)
             .map(|source| Self(SourceId::from_raw(source)))
             .filter(move |function| function.read(0) == identity)
+    }
+
+    /// The capabilities with this identifier, by their offsets.
+    pub(crate) fn capabilities(self, identifier: u8) -> impl Iterator<Item = u8> {
+        let next = move |at: u8| {
+            let [.., next, _, _] = self.read(at).to_le_bytes();
+            (next & !3 != 0).then_some(next & !3)
+        };
+        let [first, ..] = self.read(CAPABILITIES).to_le_bytes();
+        core::iter::successors((first & !3 != 0).then_some(first & !3), move |at| next(*at))
+            .take(MOST_CAPABILITIES)
+            .filter(move |at| self.read(*at).to_le_bytes().starts_with(&[identifier]))
+    }
+
+    /// Where memory behind a base address register begins.
+    pub(crate) fn memory(self, bar: u8) -> u64 {
+        let at = BAR0.saturating_add(bar.saturating_mul(4));
+        let low = self.read(at);
+        let high = if low & BAR_IS_WIDE == 0 {
+            0
+        } else {
+            self.read(at.saturating_add(4))
+        };
+        u64::from(high) << 32 | u64::from(low & !0xf)
     }
 
     fn select(self, register: u8) {

@@ -15,6 +15,7 @@ use crate::apic::Apic;
 use crate::edu::{Edu, TRANSFER};
 use crate::hardware::Window;
 use crate::memory::{BUFFERS, Board};
+use crate::virtio::Disk;
 
 /// The result of a check.
 pub(crate) type Checked = Result<(), String>;
@@ -95,6 +96,7 @@ pub(crate) struct Rig<'a> {
     pub(crate) edu: &'a Edu,
     /// A device on another bus.
     pub(crate) other: &'a Edu,
+    pub(crate) disk: &'a Disk,
     pub(crate) apic: &'a Apic,
     pub(crate) expected: Expected,
 }

@@ -3,6 +3,8 @@
 //! The kernel is the package in `bare-metal/`, which is not a member of the workspace; it is built for the host's
 //! target and linked as a freestanding program.
 
+mod disk;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -73,7 +75,7 @@ pub(crate) fn check(selection: Selection, runs: &[Run]) -> Outcome {
     };
     let (mut count, mut lines) = (0, Vec::new());
     for run in runs {
-        match start(&launcher, &kernel, *run).and_then(|text| judge(&text)) {
+        match one(&launcher, &kernel, *run) {
             Ok(passed) => {
                 count += passed;
                 lines.push(format!("{} {passed}", run.name));
@@ -111,8 +113,20 @@ fn build() -> Result<PathBuf, String> {
     Ok(workspace().join("target/bare-metal/x86_64-unknown-linux-gnu/release/bare-metal"))
 }
 
+/// Runs the kernel on a new disk; how many checks passed, those of the disk's contents included.
+fn one(launcher: &Path, kernel: &Path, run: Run) -> Result<usize, String> {
+    let image = workspace().join(format!("target/bare-metal/disk-{}.img", std::process::id()));
+    std::fs::write(&image, disk::given()).map_err(|e| format!("cannot write {}: {e}", image.display()))?;
+    let passed = start(launcher, kernel, &image, run).and_then(|text| judge(&text));
+    let left = std::fs::read(&image).map_err(|e| format!("cannot read {}: {e}", image.display()));
+    let _ = std::fs::remove_file(&image);
+    let (passed, left) = (passed?, left?);
+    disk::compare(&left)?;
+    Ok(passed + 1)
+}
+
 /// Runs the kernel; what it printed, if it ended by itself.
-fn start(launcher: &Path, kernel: &Path, run: Run) -> Result<String, String> {
+fn start(launcher: &Path, kernel: &Path, image: &Path, run: Run) -> Result<String, String> {
     let unit = format!("intel-iommu,intremap=on,eim=off,{}", run.unit);
     let mut command = Command::new(launcher);
     // 256 ns an instruction: the device's 100 ms timers then take no real time.
@@ -132,6 +146,9 @@ fn start(launcher: &Path, kernel: &Path, run: Run) -> Result<String, String> {
         .args(["-device", "edu,dma_mask=0xffffffffffffffff"])
         .args(["-device", "pcie-root-port,id=below,chassis=1"])
         .args(["-device", "edu,bus=below,dma_mask=0xffffffffffffffff"])
+        .arg("-drive")
+        .arg(format!("if=none,id=disk,format=raw,file={}", image.display()))
+        .args(["-device", "virtio-blk-pci,drive=disk,iommu_platform=on,disable-legacy=on"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(["-append", run.command_line, "-kernel"])
         .arg(kernel);

@@ -66,14 +66,14 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
         Depth::Nightly => 1_000_000,
     };
     report.check("model against QEMU 11.1", 10_000, || qemu::check(tools::QEMU_11, dmas));
-    report.check("driver on QEMU 11.1, bare metal", 190, || {
+    report.check("driver on QEMU 11.1, bare metal", 255, || {
         bare_metal::check(tools::QEMU_11, bare_metal::RUNS_11)
     });
     report.check("groups against Linux", 300, || linux::check(depth));
     if depth >= Depth::Full {
         report.check("fuzzing", 6, || fuzz(depth));
         report.check("model against QEMU 7.2", 50_000, || qemu::check(tools::QEMU_7, dmas));
-        report.check("driver on QEMU 7.2, bare metal", 150, || {
+        report.check("driver on QEMU 7.2, bare metal", 204, || {
             bare_metal::check(tools::QEMU_7, bare_metal::RUNS_7)
         });
         report.check("lints, bare metal", 1, bare_metal::lints);
