@@ -178,7 +178,7 @@ impl<'a> Drhd<'a> {
     /// The PCI segment that the unit serves.
     #[must_use]
     pub fn segment(self) -> Segment {
-        Segment(le16(self.bytes, 6))
+        Segment::from(le16(self.bytes, 6))
     }
 
     /// Where the registers are.
@@ -204,7 +204,7 @@ impl<'a> Rmrr<'a> {
     /// The PCI segment of the listed devices.
     #[must_use]
     pub fn segment(self) -> Segment {
-        Segment(le16(self.bytes, 6))
+        Segment::from(le16(self.bytes, 6))
     }
 
     /// First byte of the region.
@@ -254,7 +254,7 @@ impl<'a> Atsr<'a> {
     /// The PCI segment of the ports.
     #[must_use]
     pub fn segment(self) -> Segment {
-        Segment(le16(self.bytes, 6))
+        Segment::from(le16(self.bytes, 6))
     }
 
     /// The root ports that support ATS.
@@ -318,7 +318,7 @@ impl<'a> Satc<'a> {
     /// The PCI segment of the devices.
     #[must_use]
     pub fn segment(self) -> Segment {
-        Segment(le16(self.bytes, 6))
+        Segment::from(le16(self.bytes, 6))
     }
 
     /// The integrated endpoints.
@@ -332,7 +332,7 @@ impl<'a> Sidp<'a> {
     /// The PCI segment of the devices.
     #[must_use]
     pub fn segment(self) -> Segment {
-        Segment(le16(self.bytes, 6))
+        Segment::from(le16(self.bytes, 6))
     }
 
     /// The devices; the flags of each entry are its properties.

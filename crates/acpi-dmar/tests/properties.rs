@@ -23,7 +23,7 @@ fn scope() -> impl Strategy<Value = OwnedScope> {
 
 fn structure() -> impl Strategy<Value = OwnedStructure> {
     let scopes = || vec(scope(), 0..4);
-    let segment = || (0..3_u16).prop_map(Segment);
+    let segment = || (0..3_u16).prop_map(Segment::from);
     let address = || any::<u64>().prop_map(HostPhys::new);
     prop_oneof![
         (any::<u8>(), any::<u8>(), segment(), address(), scopes()).prop_map(
@@ -101,7 +101,7 @@ fn read_all(bytes: &[u8]) -> usize {
     let functions: Vec<_> = (0..6_u8)
         .map(|n| PciFunction {
             at: Bdf::new(
-                Segment(u16::from(n % 2)),
+                Segment(u32::from(n % 2)),
                 SourceId::from_raw(u16::from(n) << 8 | u16::from(n) << 3),
             ),
             buses: (n % 3 == 0).then_some((n + 1, 5)),
@@ -142,7 +142,7 @@ fn read_all(bytes: &[u8]) -> usize {
         }
     }
     for raw in (0..=u16::MAX).step_by(4099) {
-        let function = Bdf::new(Segment(raw % 3), SourceId::from_raw(raw));
+        let function = Bdf::new(Segment::from(raw % 3), SourceId::from_raw(raw));
         let _ = table.owner(function, &topology);
         let _ = table.owner(function, &NoTopology);
         let _ = table

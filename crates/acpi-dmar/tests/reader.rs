@@ -1,7 +1,9 @@
 //! The reader against tables written by hand, byte by byte.
 #![allow(clippy::expect_used, clippy::panic, reason = "tests")]
 
-use acpi_dmar::{Dmar, OwnedDmar, OwnedStructure, ParseError, Rule, ScopeFlags, ScopeType, Structure, StructureType};
+use acpi_dmar::{
+    Dmar, OwnedDmar, OwnedDrhd, OwnedStructure, ParseError, Rule, ScopeFlags, ScopeType, Structure, StructureType,
+};
 use iommu_types::{HostPhys, Segment};
 
 /// A header of 48 bytes (host address width 39, INTR_REMAP and the opt-in), with the right length and checksum
@@ -296,4 +298,14 @@ fn andd_names_without_nul_or_outside_ascii_are_no_names() {
         let andd = Dmar::parse(&bytes).expect("a header").andds().next().expect("one");
         assert_eq!(andd.name(), expected);
     }
+}
+
+#[test]
+fn a_domain_that_only_an_operating_system_knows_cannot_be_written() {
+    let table = OwnedDmar::new(39).with(OwnedDrhd::new(Segment(0x1_0000), HostPhys::new(0xfed9_0000)));
+    let why = table.build().expect_err("does not fit");
+    assert_eq!(
+        why.to_string(),
+        "structure 0: segment 10000 does not fit the 16 bits that a table has for it"
+    );
 }

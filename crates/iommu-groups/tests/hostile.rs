@@ -403,7 +403,7 @@ proptest! {
 fn large() -> Machine {
     let mut machine = Machine::new();
     machine.roots.clear();
-    for segment in 0..20u16 {
+    for segment in 0..20u32 {
         machine.roots.push(BusId::new(Segment(segment), 0));
         for port in 0..100u8 {
             let acs = if port % 3 == 0 { 0 } else { ACS_ON };

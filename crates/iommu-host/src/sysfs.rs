@@ -130,7 +130,7 @@ impl Place {
 fn root_bus(text: &str) -> Option<BusId> {
     let (segment, bus) = text.split_once(':')?;
     Some(BusId::new(
-        Segment(u16::from_str_radix(segment, 16).ok()?),
+        Segment(u32::from_str_radix(segment, 16).ok()?),
         u8::from_str_radix(bus, 16).ok()?,
     ))
 }

@@ -3,9 +3,26 @@
 use core::fmt;
 use core::str::FromStr;
 
-/// A PCI segment group: buses of two segments are different buses.
+/// A PCI segment group, which Linux calls domain: buses of two segments are different buses.
+///
+/// Firmware tables and VT-d know 16 bits of it. Operating systems number domains of their own above that: Linux has
+/// the functions below a VMD in 10000 and up. Such a domain is no segment of any remapping unit ([`Self::firmware`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Segment(pub u16);
+pub struct Segment(pub u32);
+
+impl Segment {
+    /// The number as firmware tables have it; `None` for a domain that only an operating system knows.
+    #[must_use]
+    pub fn firmware(self) -> Option<u16> {
+        u16::try_from(self.0).ok()
+    }
+}
+
+impl From<u16> for Segment {
+    fn from(number: u16) -> Self {
+        Self(number.into())
+    }
+}
 
 impl fmt::Display for Segment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,7 +130,8 @@ impl fmt::Display for SourceId {
     }
 }
 
-/// A PCI function with its segment; prints and parses as `ssss:bb:dd.f`.
+/// A PCI function with its segment; prints and parses as `ssss:bb:dd.f`, with up to eight digits for domains above
+/// ffff.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Bdf {
     /// The segment group.
@@ -169,7 +187,9 @@ impl fmt::Display for ParseBdfError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Shape => "expected [segment:]bus:device.function, as in 0000:00:1f.3 or 00:1f.3",
-            Self::Number => "segment, bus, device and function are hexadecimal numbers (0000-ffff, 00-ff, 00-1f, 0-7)",
+            Self::Number => {
+                "segment, bus, device and function are hexadecimal numbers (0000-ffffffff, 00-ff, 00-1f, 0-7)"
+            }
             Self::DeviceOrFunction => "the device number ends at 1f and the function number at 7",
         })
     }
@@ -178,12 +198,12 @@ impl fmt::Display for ParseBdfError {
 impl core::error::Error for ParseBdfError {}
 
 /// A hexadecimal number of one to `digits` digits, without sign or prefix.
-fn hex(text: &str, digits: usize) -> Result<u16, ParseBdfError> {
+fn hex(text: &str, digits: usize) -> Result<u32, ParseBdfError> {
     let plain = (1..=digits).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit());
     if !plain {
         return Err(ParseBdfError::Number);
     }
-    u16::from_str_radix(text, 16).map_err(|_| ParseBdfError::Number)
+    u32::from_str_radix(text, 16).map_err(|_| ParseBdfError::Number)
 }
 
 fn byte(text: &str) -> Result<u8, ParseBdfError> {
@@ -207,7 +227,7 @@ impl FromStr for Bdf {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once(':') {
             Some((segment, rest)) if rest.contains(':') => Ok(Self {
-                segment: Segment(hex(segment, 4)?),
+                segment: Segment(hex(segment, 8)?),
                 source: rest.parse()?,
             }),
             _ => Ok(Self {
@@ -232,6 +252,20 @@ mod tests {
         assert_eq!(nic.segment, Segment(1));
         assert_eq!(nic.to_string(), "0001:3b:1f.7");
         assert_eq!("00:1d.0".parse::<Bdf>().expect("valid").to_string(), "0000:00:1d.0");
+        assert_eq!(nic.segment.firmware(), Some(1));
+    }
+
+    #[test]
+    fn domains_above_ffff_are_themselves_and_no_segment_of_firmware() {
+        let disk: Bdf = "10000:e1:00.0".parse().expect("valid");
+        assert_eq!(disk.to_string(), "10000:e1:00.0");
+        assert_ne!(disk, "0000:e1:00.0".parse().expect("valid"));
+        assert_eq!(disk.segment.firmware(), None);
+        assert_eq!(
+            "ffffffff:00:00.0".parse::<Bdf>().expect("valid").segment,
+            Segment(u32::MAX)
+        );
+        assert_eq!(Segment::from(0xffff).firmware(), Some(0xffff));
     }
 
     #[test]
@@ -241,7 +275,7 @@ mod tests {
         assert_eq!("001f.0".parse::<SourceId>(), Err(ParseBdfError::Shape));
         assert_eq!("zz:1f.0".parse::<SourceId>(), Err(ParseBdfError::Number));
         assert_eq!("+0:1f.0".parse::<SourceId>(), Err(ParseBdfError::Number));
-        assert_eq!("12345:00:1f.0".parse::<Bdf>(), Err(ParseBdfError::Number));
+        assert_eq!("123456789:00:1f.0".parse::<Bdf>(), Err(ParseBdfError::Number));
         assert_eq!("".parse::<Bdf>(), Err(ParseBdfError::Shape));
     }
 }

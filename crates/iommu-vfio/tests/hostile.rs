@@ -260,7 +260,7 @@ fn surely_uncovered(table: &[u8], function: Bdf) -> bool {
         if part.len() < 16 {
             return false;
         }
-        if le16(part, 6) != usize::from(function.segment.0) {
+        if Some(le16(part, 6)) != function.segment.firmware().map(usize::from) {
             continue;
         }
         if part[4] & 1 != 0 {

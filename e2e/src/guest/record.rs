@@ -180,7 +180,7 @@ impl BusTopology for Buses<'_> {
 /// A root bus as in `0000:00`.
 fn root(text: &str) -> Option<BusId> {
     let (segment, bus) = text.split_once(':')?;
-    let segment = u16::from_str_radix(segment, 16).ok()?;
+    let segment = u32::from_str_radix(segment, 16).ok()?;
     Some(BusId::new(Segment(segment), u8::from_str_radix(bus, 16).ok()?))
 }
 

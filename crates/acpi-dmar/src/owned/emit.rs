@@ -2,6 +2,8 @@
 
 use alloc::vec::Vec;
 
+use iommu_types::Segment;
+
 use super::{OwnedDmar, OwnedScope, OwnedStructure};
 use crate::bytes::checksum;
 use crate::scope::DeviceScope;
@@ -21,6 +23,14 @@ pub enum BuildError {
         structure: usize,
         /// Number of hops in the path.
         hops: usize,
+    },
+    /// A segment does not fit: only the operating system knows it.
+    #[error("structure {structure}: segment {segment} does not fit the 16 bits that a table has for it")]
+    Segment {
+        /// Index of the structure.
+        structure: usize,
+        /// The segment.
+        segment: Segment,
     },
     /// A structure is longer than its length field can say.
     #[error("structure {structure} takes {length} bytes, and 65535 are the most; spread its scopes over several")]
@@ -73,14 +83,14 @@ pub(super) fn structure(index: usize, owned: &OwnedStructure) -> Result<Vec<u8>,
     let kind = match owned {
         OwnedStructure::Drhd(s) => {
             body.extend([s.flags, s.size]);
-            body.extend(s.segment.0.to_le_bytes());
+            body.extend(segment(index, s.segment)?);
             body.extend(s.register_base.raw().to_le_bytes());
             scopes = &s.scopes;
             StructureType::DRHD
         }
         OwnedStructure::Rmrr(s) => {
             body.extend([0; 2]);
-            body.extend(s.segment.0.to_le_bytes());
+            body.extend(segment(index, s.segment)?);
             body.extend(s.base.raw().to_le_bytes());
             body.extend(s.limit.raw().to_le_bytes());
             scopes = &s.scopes;
@@ -88,7 +98,7 @@ pub(super) fn structure(index: usize, owned: &OwnedStructure) -> Result<Vec<u8>,
         }
         OwnedStructure::Atsr(s) => {
             body.extend([s.flags, 0]);
-            body.extend(s.segment.0.to_le_bytes());
+            body.extend(segment(index, s.segment)?);
             scopes = &s.scopes;
             StructureType::ATSR
         }
@@ -105,13 +115,13 @@ pub(super) fn structure(index: usize, owned: &OwnedStructure) -> Result<Vec<u8>,
         }
         OwnedStructure::Satc(s) => {
             body.extend([s.flags, 0]);
-            body.extend(s.segment.0.to_le_bytes());
+            body.extend(segment(index, s.segment)?);
             scopes = &s.scopes;
             StructureType::SATC
         }
         OwnedStructure::Sidp(s) => {
             body.extend([0; 2]);
-            body.extend(s.segment.0.to_le_bytes());
+            body.extend(segment(index, s.segment)?);
             scopes = &s.scopes;
             StructureType::SIDP
         }
@@ -133,6 +143,12 @@ pub(super) fn structure(index: usize, owned: &OwnedStructure) -> Result<Vec<u8>,
     bytes.extend(stated.to_le_bytes());
     bytes.extend(body);
     Ok(bytes)
+}
+
+/// The bytes of a segment number; `structure` is only for the error.
+fn segment(structure: usize, segment: Segment) -> Result<[u8; 2], BuildError> {
+    let number = segment.firmware().ok_or(BuildError::Segment { structure, segment })?;
+    Ok(number.to_le_bytes())
 }
 
 fn scope(index: usize, entry: &OwnedScope, to: &mut Vec<u8>) -> Result<(), BuildError> {

@@ -112,7 +112,7 @@ fn host_bridges(items: &[Spanned<file::HostBridge>], memory: &[MemoryRange]) -> 
                 ),
             ));
         }
-        let segment = Segment(entry.segment);
+        let segment = Segment::from(entry.segment);
         let clash = |other: &HostBridge| {
             other.window.overlaps(window)
                 || (other.segment == segment
@@ -174,7 +174,7 @@ fn units(items: &[Spanned<file::Unit>], memory: &[MemoryRange]) -> Checked<Vec<U
     let mut units: Vec<UnitDescription> = Vec::new();
     for item in items {
         let entry = item.get_ref();
-        let segment = Segment(entry.segment);
+        let segment = Segment::from(entry.segment);
         let registers = pages(&entry.base, "registers", entry.base.get_ref().0, PAGE_SIZE)?;
         if let Some(other) = units.iter().find(|unit| unit.base == registers.first()) {
             return Err(Mistake::at(
@@ -226,7 +226,7 @@ fn rmrr(item: &Spanned<file::Rmrr>) -> Checked<RmrrDescription> {
         return Err(Mistake::at(item, "expected at least one device in `scope`"));
     }
     Ok(RmrrDescription {
-        segment: Segment(entry.segment),
+        segment: Segment::from(entry.segment),
         range: pages(item, "reserved memory", entry.base.0, entry.size.0)?,
         scopes: scopes(&entry.scope, &[Kind::Endpoint, Kind::SubHierarchy])?,
     })
@@ -241,7 +241,7 @@ fn atsr(item: &Spanned<file::Atsr>) -> Checked<AtsrDescription> {
         ));
     }
     Ok(AtsrDescription {
-        segment: Segment(entry.segment),
+        segment: Segment::from(entry.segment),
         all_ports: entry.all_ports,
         scopes: scopes(&entry.scope, &[Kind::SubHierarchy])?,
     })
@@ -257,7 +257,7 @@ fn satc(item: &Spanned<file::Satc>) -> Checked<SatcDescription> {
         ));
     }
     Ok(SatcDescription {
-        segment: Segment(entry.segment),
+        segment: Segment::from(entry.segment),
         atc_required: entry.atc_required,
         scopes,
     })
