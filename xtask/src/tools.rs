@@ -196,6 +196,95 @@ pub(crate) fn unpack(selection: Selection) -> Result<Unpacked, String> {
     Ok(Unpacked { root })
 }
 
+/// Builds one of our programs so that it needs no library, for a guest that has none; returns where it is.
+pub(crate) fn static_program(package: &str, program: &str) -> Result<PathBuf, String> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    // A folder of its own: other flags would make cargo build everything anew each time.
+    let folder = workspace().join("target/static");
+    let mut command = cargo(&["build", "--quiet", "--release", "--package", package, "--bin", program]);
+    command
+        .args(["--target", TARGET, "--target-dir"])
+        .arg(&folder)
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static");
+    output(&mut command)?;
+    Ok(folder.join(TARGET).join("release").join(program))
+}
+
+/// A folder below `target/tools` with these modules of a kernel and those that they need, as `insmod` takes them.
+pub(crate) fn modules(kernel: Selection, root: &Unpacked, busybox: &Path, names: &[&str]) -> Result<PathBuf, String> {
+    /// More than any module needs.
+    const MOST: usize = 32;
+    let folder = workspace().join("target/tools").join(kernel.name).join("modules");
+    fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let mut files = Vec::new();
+    for place in ["usr/lib/modules", "lib/modules"] {
+        list_modules(&root.folder().join(place), &mut files);
+    }
+    let mut wanted: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut next = 0;
+    while let Some(name) = wanted.get(next).cloned() {
+        next += 1;
+        // A name may have either mark between its words.
+        let is_it = |file: &&PathBuf| module_name(file).replace('-', "_") == name.replace('-', "_");
+        let file = files
+            .iter()
+            .find(is_it)
+            .ok_or(format!("the kernel has no module {name}"))?;
+        let bytes = if file.extension().is_some_and(|x| x == "xz") {
+            let result = Command::new(busybox).args(["xz", "-dc"]).arg(file).output();
+            let result = result.map_err(|e| format!("{}: {e}", busybox.display()))?;
+            if !result.status.success() {
+                return Err(format!("{} cannot be unpacked", file.display()));
+            }
+            result.stdout
+        } else {
+            fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?
+        };
+        let plain = folder.join(format!("{}.ko", module_name(file)));
+        fs::write(&plain, &bytes).map_err(|e| format!("{}: {e}", plain.display()))?;
+        for needed in dependencies(&bytes) {
+            if !wanted.contains(&needed) && wanted.len() < MOST {
+                wanted.push(needed);
+            }
+        }
+    }
+    Ok(folder)
+}
+
+/// All module files below a folder.
+fn list_modules(folder: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            list_modules(&path, into);
+        } else if path.to_string_lossy().contains(".ko") {
+            into.push(path);
+        }
+    }
+}
+
+/// `vfio-pci` of `…/vfio-pci.ko.xz`.
+fn module_name(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    name.split_once(".ko").map_or(name.clone(), |(name, _)| name.to_owned())
+}
+
+/// The modules that a module says it needs: the text after `depends=` in it.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    const KEY: &[u8] = b"\0depends=";
+    let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
+        return Vec::new();
+    };
+    let text = module.get(at + KEY.len()..).unwrap_or_default();
+    let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+    String::from_utf8_lossy(text.get(..end).unwrap_or_default())
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// A private apt state below `folder`; returns its configuration file.
 fn private_apt(folder: &Path, suites: &[&str]) -> Result<PathBuf, String> {
     let mirror = debian_mirror().ok_or("this system has no Debian package source configured")?;
@@ -247,4 +336,22 @@ fn debian_mirror() -> Option<String> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{dependencies, module_name};
+    use std::path::Path;
+
+    #[test]
+    fn a_module_names_itself_and_what_it_needs() {
+        assert_eq!(module_name(Path::new("a/vfio-pci.ko.xz")), "vfio-pci");
+        assert_eq!(module_name(Path::new("vfio.ko")), "vfio");
+        assert_eq!(
+            dependencies(b"license=GPL\0depends=vfio-pci-core,vfio\0name=x\0"),
+            ["vfio-pci-core", "vfio"]
+        );
+        assert!(dependencies(b"\0depends=\0name=x\0").is_empty());
+        assert!(dependencies(b"noise").is_empty());
+    }
 }

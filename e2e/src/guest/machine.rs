@@ -58,8 +58,8 @@ pub struct Machine {
     pub acs: Vec<AcsSetting>,
     /// The functions on root buses, those of the chipset included.
     pub root_functions: Vec<RootFunction>,
-    /// Whether a function can have virtual ones.
-    pub has_virtual_functions: bool,
+    /// Whether a function's virtual ones are switched on by Linux's NVMe driver.
+    pub needs_nvme_driver: bool,
     /// A DMAR table that takes the place of QEMU's own.
     pub table: Option<Vec<u8>>,
 }

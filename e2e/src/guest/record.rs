@@ -7,6 +7,8 @@ use iommu_groups::{BusId, ConfigAccess, Facts, LinuxVersion, Roots, Topology};
 use iommu_types::{Bdf, Segment};
 use thiserror::Error;
 
+use super::packed;
+
 /// Longest thing that the script dumps: an extended configuration space. A DMAR table is shorter.
 const LONGEST: usize = 0x1_0000;
 
@@ -19,6 +21,9 @@ pub enum Malformed {
     /// A line that the script does not print.
     #[error("the line {0:?} means nothing")]
     Line(String),
+    /// A file that did not arrive as it was sent.
+    #[error("the file {0:?} cannot be unpacked")]
+    File(String),
 }
 
 /// What a kernel knows about the machine it runs on.
@@ -34,6 +39,12 @@ pub struct Record {
     pub groups: BTreeMap<Bdf, u32>,
     /// The DMAR table.
     pub table: Option<Vec<u8>>,
+    /// The files that the script sent, the outputs of commands above all.
+    pub files: BTreeMap<String, Vec<u8>>,
+    /// How commands ended.
+    pub statuses: BTreeMap<String, i32>,
+    /// The driver of a function, where the script tells it.
+    pub drivers: BTreeMap<Bdf, String>,
     /// The kernel's messages about it, without the time in front.
     pub messages: Vec<String>,
 }
@@ -43,6 +54,7 @@ enum Section {
     None,
     Config(Bdf),
     Table,
+    File(String, String),
     Messages,
 }
 
@@ -69,6 +81,16 @@ impl Record {
                 record.messages.push(message.to_owned());
                 continue;
             }
+            if let Section::File(name, packed) = &mut section {
+                if line == "." {
+                    let bytes = packed::unpack(packed).ok_or_else(|| Malformed::File(name.clone()))?;
+                    record.files.insert(std::mem::take(name), bytes);
+                    section = Section::None;
+                } else {
+                    packed.push_str(line);
+                }
+                continue;
+            }
             let mut words = line.split(' ');
             match (words.next().unwrap_or_default(), words.next(), words.next()) {
                 ("kernel", Some(release), None) => release.clone_into(&mut record.release),
@@ -90,13 +112,22 @@ impl Record {
                     section = Section::Table;
                     repeats = false;
                 }
+                ("file", Some(name), None) => section = Section::File(name.to_owned(), String::new()),
+                ("ended", Some(name), Some(status)) => {
+                    let status = status.parse().map_err(|_| unreadable())?;
+                    record.statuses.insert(name.to_owned(), status);
+                }
+                ("driver", Some(function), Some(name)) => {
+                    let function = function.parse().map_err(|_| unreadable())?;
+                    record.drivers.insert(function, name.to_owned());
+                }
                 ("messages", None, None) => section = Section::Messages,
                 ("*", None, None) => repeats = true,
                 _ => {
                     let bytes = match section {
                         Section::Config(function) => record.spaces.get_mut(&function),
                         Section::Table => record.table.as_mut(),
-                        Section::None | Section::Messages => None,
+                        Section::None | Section::File(..) | Section::Messages => None,
                     };
                     dump(bytes.ok_or_else(unreadable)?, line, repeats).ok_or_else(unreadable)?;
                     repeats = false;
@@ -111,6 +142,12 @@ impl Record {
     pub fn version(&self) -> Option<LinuxVersion> {
         let mut numbers = self.release.split('.').map_while(|part| part.parse().ok());
         Some(LinuxVersion::new(numbers.next()?, numbers.next()?))
+    }
+
+    /// A file that the script sent, as text; empty if it sent none of this name.
+    #[must_use]
+    pub fn text(&self, name: &str) -> std::borrow::Cow<'_, str> {
+        String::from_utf8_lossy(self.files.get(name).map(Vec::as_slice).unwrap_or_default())
     }
 
     /// The topology of the functions that the kernel lists, below its root buses.
@@ -181,7 +218,7 @@ impl BusTopology for Buses<'_> {
 fn root(text: &str) -> Option<BusId> {
     let (segment, bus) = text.split_once(':')?;
     let segment = u32::from_str_radix(segment, 16).ok()?;
-    Some(BusId::new(Segment(segment), u8::from_str_radix(bus, 16).ok()?))
+    Some(BusId::new(Segment(segment.into()), u8::from_str_radix(bus, 16).ok()?))
 }
 
 /// Adds one line of a dump: an offset and up to 16 bytes, or the offset of the end. After a `*`, what lies
@@ -225,6 +262,12 @@ mod tests {
         table DMAR\r\n\
         00000 44 4d 41 52\r\n\
         00004\r\n\
+        ended greeting 3\r\n\
+        file greeting\r\n\
+        H4sIAAAAAAAAA8tIzcnJ\r\n\
+        5wIAIDA6NgYAAAA=\r\n\
+        .\r\n\
+        driver 0000:00:03.0 vfio-pci\r\n\
         messages\r\n\
         [    0.274453] DMAR: Host address width 48\r\n\
         == end\r\n";
@@ -241,6 +284,10 @@ mod tests {
         assert_eq!(record.read32("00:04.0".parse().unwrap(), 0), Some(u32::MAX));
         assert_eq!(record.groups[&function], 7);
         assert_eq!(record.table.as_deref(), Some(&b"DMAR"[..]));
+        assert_eq!(record.statuses["greeting"], 3);
+        assert_eq!(record.text("greeting"), "hello\n");
+        assert_eq!(record.text("nothing"), "");
+        assert_eq!(record.drivers[&function], "vfio-pci");
         assert_eq!(record.messages, ["DMAR: Host address width 48"]);
         assert_eq!(record.version(), Some(LinuxVersion::new(6, 12)));
         assert_eq!(record.roots[1], BusId::new(Segment(0), 0x40));
@@ -253,6 +300,8 @@ mod tests {
         assert_eq!(Record::read("Linux").unwrap_err(), Malformed::Missing("== record"));
         let gap = CONSOLE.replace("*\r\n", "");
         assert_eq!(Record::read(&gap).unwrap_err(), Malformed::Line("00030 02".to_owned()));
+        let torn = CONSOLE.replace("5wIAIDA6", "5wIAIDA7");
+        assert_eq!(Record::read(&torn).unwrap_err(), Malformed::File("greeting".to_owned()));
         let noise = CONSOLE.replace("group 7", "group x");
         assert!(matches!(Record::read(&noise), Err(Malformed::Line(_))));
     }

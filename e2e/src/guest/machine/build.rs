@@ -207,9 +207,9 @@ impl Build {
         id
     }
 
-    /// Adds a physical function, with its properties. Only its driver can switch the virtual ones on.
-    pub(super) fn physical_function(&mut self, bus: &Bus, at: Place, model: &str) {
-        self.machine.has_virtual_functions = true;
+    /// Adds an NVMe function with virtual ones, by its properties. Only its driver can switch them on.
+    pub(super) fn nvme_with_virtual_functions(&mut self, bus: &Bus, at: Place, model: &str) {
+        self.machine.needs_nvme_driver = true;
         self.device(bus, at, model);
     }
 

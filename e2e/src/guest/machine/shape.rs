@@ -7,7 +7,7 @@ use super::build::{Build, Bus};
 type Shape = fn(&mut Build);
 
 /// The arrangements by name.
-pub(super) const SHAPES: [(&str, Shape); 30] = [
+pub(super) const SHAPES: [(&str, Shape); 45] = [
     ("root port with ACS", |b| {
         let mut link = root(b, RootPort);
         b.single_endpoint(&mut link);
@@ -229,11 +229,148 @@ pub(super) const SHAPES: [(&str, Shape); 30] = [
         let at = b.single(&mut link);
         let vectors = "max_ioqpairs=10,msix_qsize=12,sriov_vq_flexible=6,sriov_vi_flexible=3,\
                        sriov_max_vq_per_vf=2,sriov_max_vi_per_vf=1";
-        b.physical_function(
+        b.nvme_with_virtual_functions(
             &link,
             at,
             &format!("nvme,serial=x,subsys=subsystem,sriov_max_vfs=3,{vectors}"),
         );
+    }),
+    ("physical and virtual functions of a network card", |b| {
+        let mut link = root(b, RootPort);
+        let at = b.single(&mut link);
+        b.device(&link, at, NETWORK_CARD);
+    }),
+    ("virtual functions below a weak switch port", |b| {
+        let mut inside = switch_on(b);
+        for number in 0..2 {
+            let mut link = b.single_bridge(&mut inside, Downstream);
+            if number == 0 {
+                b.weaken(&link);
+            }
+            let at = b.single(&mut link);
+            b.device(&link, at, NETWORK_CARD);
+        }
+    }),
+    ("two ports of a network card that a quirk isolates", |b| {
+        let mut link = root(b, RootPort);
+        for place in b.several(&mut link, &[0, 1]) {
+            b.device(&link, place, NETWORK_CARD);
+        }
+    }),
+    ("network card beside another function", |b| {
+        let mut link = root(b, RootPort);
+        let places = b.several(&mut link, &[0, 1]);
+        for (place, model) in places.into_iter().zip([NETWORK_CARD, "nvme,serial=x"]) {
+            b.device(&link, place, model);
+        }
+    }),
+    ("conventional functions beside express ones in a device", |b| {
+        let mut link = root(b, RootPort);
+        let places = b.several(&mut link, &[0, 1, 2, 3]);
+        for (place, model) in places
+            .into_iter()
+            .zip(["qemu-xhci", "edu", "nvme,serial=x", "sdhci-pci"])
+        {
+            b.device(&link, place, model);
+        }
+    }),
+    ("switch all of whose ports are weak", |b| {
+        let mut inside = switch_on(b);
+        for _ in 0..3 {
+            let mut link = b.single_bridge(&mut inside, Downstream);
+            b.weaken(&link);
+            functions(b, &mut link, &[0, 1]);
+        }
+    }),
+    ("switches four deep", |b| {
+        let mut inside = switch_on(b);
+        for depth in 0..3 {
+            let mut link = b.single_bridge(&mut inside, Downstream);
+            b.single_endpoint(&mut link);
+            let mut link = b.single_bridge(&mut inside, Downstream);
+            if depth == 1 {
+                b.weaken(&link);
+            }
+            inside = b.single_bridge(&mut link, Upstream);
+        }
+        let mut link = b.single_bridge(&mut inside, Downstream);
+        b.single_endpoint(&mut link);
+    }),
+    ("switch whose ports have numbers with gaps", |b| {
+        let mut inside = switch_on(b);
+        for _ in 0..3 {
+            inside.skip();
+            let mut link = b.single_bridge(&mut inside, Downstream);
+            b.single_endpoint(&mut link);
+        }
+    }),
+    ("empty switch", |b| {
+        let mut inside = switch_on(b);
+        for number in 0..3 {
+            let link = b.single_bridge(&mut inside, Downstream);
+            if number == 1 {
+                b.weaken(&link);
+            }
+        }
+    }),
+    ("two PCIe-to-PCI bridges side by side", |b| {
+        let mut link = root(b, RootPort);
+        for place in b.several(&mut link, &[0, 1]) {
+            let mut bus = b.bridge(&link, place, PcieToPci);
+            b.single_endpoint(&mut bus);
+            b.single_endpoint(&mut bus);
+        }
+    }),
+    ("PCIe-to-PCI bridge below a weak port beside an endpoint", |b| {
+        let mut inside = switch_on(b);
+        for number in 0..2 {
+            let mut link = b.single_bridge(&mut inside, Downstream);
+            b.weaken(&link);
+            if number == 0 {
+                let mut bus = b.single_bridge(&mut link, PcieToPci);
+                functions(b, &mut bus, &[0, 1]);
+            } else {
+                b.single_endpoint(&mut link);
+            }
+        }
+    }),
+    ("conventional bridges as functions of one device", |b| {
+        let places = b.on_root(|b, bus| b.several(bus, &[0, 1, 3]));
+        for (index, place) in places.into_iter().enumerate() {
+            let mut bus = b.on_root(|b, bus| b.bridge(bus, place, Conventional));
+            if index != 1 {
+                b.single_endpoint(&mut bus);
+            }
+        }
+    }),
+    ("further root bus with a switch", |b| {
+        let mut bus = b.expander(0xa0, "");
+        let mut link = b.single_bridge(&mut bus, Ioh);
+        let mut inside = b.single_bridge(&mut link, Upstream);
+        for number in 0..2 {
+            let mut link = b.single_bridge(&mut inside, Downstream);
+            if number == 1 {
+                b.weaken(&link);
+            }
+            functions(b, &mut link, &[0, 2]);
+        }
+    }),
+    ("further root bus with conventional bridges", |b| {
+        let mut bus = b.expander(0xb0, "");
+        let mut first = b.single_bridge(&mut bus, Conventional);
+        b.single_endpoint(&mut first);
+        let mut second = b.single_bridge(&mut first, Conventional);
+        b.single_endpoint(&mut second);
+        let mut third = b.single_bridge(&mut bus, PcieToPci);
+        b.single_endpoint(&mut third);
+    }),
+    ("integrated endpoints with one conventional function", |b| {
+        b.on_root(|b, bus| {
+            let places = b.several(bus, &[0, 1, 2]);
+            for (place, model) in places.into_iter().zip(["qemu-xhci", "edu", "nvme,serial=x"]) {
+                b.device(bus, place, model);
+            }
+        });
     }),
     ("many functions", |b| {
         let places = b.on_root(|b, bus| b.several(bus, &[0, 1, 2, 3, 4, 5, 6, 7]));
@@ -247,6 +384,9 @@ pub(super) const SHAPES: [(&str, Shape); 30] = [
         }
     }),
 ];
+
+/// Intel's 82576, with seven virtual functions. Linux knows that its ports cannot reach each other.
+const NETWORK_CARD: &str = "igb,romfile=";
 
 /// A bridge on the root bus.
 fn root(b: &mut Build, bridge: super::build::Bridge) -> Bus {

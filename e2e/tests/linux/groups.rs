@@ -1,87 +1,31 @@
-//! Linux as judge of our groups and of our reading of the DMAR table.
-//!
-//! Generated machines are booted; the kernel's own `/sys/kernel/iommu_groups` is compared with what `iommu-groups`
-//! makes of the same configuration spaces, and its boot messages with what `acpi-dmar` makes of the same table.
-//!
-//! `PORTCULLIS_QEMU`, `PORTCULLIS_KERNEL` and `PORTCULLIS_BUSYBOX` name the programs; without them the test says
-//! that it compared nothing (`cargo xtask test` then counts it as skipped). `PORTCULLIS_GUESTS` is the number of
-//! machines and `PORTCULLIS_GUEST_SEED` what they are made from.
-
-#![expect(clippy::expect_used, reason = "a test reports by panicking, its helpers too")]
+//! Groups, found functions and the DMAR table: what we make of them against what the kernel does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
-use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
-use std::time::Instant;
 
 use acpi_dmar::{Dmar, OwnedDmar, Owner};
 use e2e::guest::machine::Machine;
 use e2e::guest::messages;
 use e2e::guest::record::{Buses, Record};
-use e2e::guest::{GuestError, Tools};
 use iommu_groups::pci::PortType;
 use iommu_groups::{Explanation, Facts, Groups, Problem, Roots, Rules, Topology, group};
 use iommu_types::Bdf;
 
-/// Machines that hold all arrangements between them; the first one has the last arrangement alone, which is large
-/// and takes longest.
-const MACHINES_OF_SHAPES: usize = 4;
-/// Machines in a short run, those of arrangements included.
-const MACHINES: usize = 6;
-/// Guests at one time.
-const WORKERS: usize = 2;
-/// Functions in a machine that grew at random.
-const GROWN: usize = 60;
-/// Differences that are written out for one machine.
-const SHOWN: usize = 6;
-
 /// What was compared.
 #[derive(Debug, Default)]
-struct Seen {
-    functions: usize,
-    groups: usize,
-    shared: usize,
-    outside: usize,
-    virtual_functions: usize,
-    messages: usize,
-    tables: BTreeSet<Vec<u8>>,
-    releases: BTreeSet<String>,
-}
-
-/// The machines of a run, each with the seed it was made from.
-fn machines(count: usize, seed: u64) -> Vec<(u64, Machine)> {
-    (0..count)
-        .map(|index| {
-            let seed = seed
-                .wrapping_mul(1000)
-                .wrapping_add(u64::try_from(index).expect("few machines"));
-            let machine = if index < MACHINES_OF_SHAPES {
-                let last = Machine::SHAPES - 1;
-                let is_here = |shape: &usize| match index {
-                    0 => *shape == last,
-                    _ => *shape != last && shape % (MACHINES_OF_SHAPES - 1) == index - 1,
-                };
-                let shapes: Vec<usize> = (0..Machine::SHAPES).filter(is_here).collect();
-                Machine::of_shapes(&shapes, seed)
-            } else {
-                Machine::grown(GROWN, seed)
-            };
-            // Every other machine has a table of ours instead of QEMU's.
-            let machine = if index % 2 == 1 {
-                machine.with_table(seed).expect("the table can be built")
-            } else {
-                machine
-            };
-            (seed, machine)
-        })
-        .collect()
+pub(crate) struct Seen {
+    pub(crate) functions: usize,
+    pub(crate) groups: usize,
+    pub(crate) shared: usize,
+    pub(crate) outside: usize,
+    pub(crate) virtual_functions: usize,
+    pub(crate) messages: usize,
+    pub(crate) tables: BTreeSet<Vec<u8>>,
+    pub(crate) releases: BTreeSet<String>,
 }
 
 /// Compares one record; returns what differs, in words.
-fn differences(record: &Record, machine: &Machine, seen: &mut Seen) -> Vec<String> {
+pub(crate) fn differences(record: &Record, machine: &Machine, seen: &mut Seen) -> Vec<String> {
     let mut wrong = Vec::new();
     let Some(version) = record.version() else {
         return vec![format!("{:?} is no release of Linux", record.release)];
@@ -255,73 +199,4 @@ fn table_differences(
         }
     }
     wrong
-}
-
-#[test]
-fn groups_and_table_are_those_of_linux() {
-    let Some(tools) = Tools::from_environment() else {
-        println!("compared: nothing, PORTCULLIS_QEMU, _KERNEL and _BUSYBOX name no programs");
-        return;
-    };
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let seed = number("PORTCULLIS_GUEST_SEED").unwrap_or(1);
-    let count = number("PORTCULLIS_GUESTS").map_or(MACHINES, |n| usize::try_from(n).expect("few machines"));
-    let machines = machines(count, seed);
-
-    let next = AtomicUsize::new(0);
-    let seen = Mutex::new(Seen::default());
-    let failures = Mutex::new(Vec::new());
-    let work = |worker: usize| {
-        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("guest-{worker}"));
-        while let Some((seed, machine)) = machines.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let start = Instant::now();
-            let record = tools.boot(&folder, machine);
-            let took = start.elapsed().as_secs_f64();
-            let wrong = judge(record, machine, &seen);
-            println!("seed {seed}: {} ({took:.1} s)", machine.name);
-            if !wrong.is_empty() {
-                let shown = &wrong[..wrong.len().min(SHOWN)];
-                failures.lock().expect("no worker panics").push(format!(
-                    "seed {seed}, {} differences:\n  {}\n  QEMU was given: {}\n  ACS: {:?}",
-                    wrong.len(),
-                    shown.join("\n  "),
-                    machine.arguments.join(" "),
-                    machine.acs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-                ));
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for worker in 0..WORKERS {
-            scope.spawn(move || work(worker));
-        }
-    });
-
-    let failures = failures.into_inner().expect("no worker panics");
-    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    let seen = seen.into_inner().expect("no worker panics");
-    assert!(
-        seen.shared > count,
-        "too few groups with more than one member to compare anything"
-    );
-    println!(
-        "compared: {} functions in {} groups over {count} machines ({} shapes), {} of them shared, {} functions \
-         without group, {} virtual; {} boot messages about {} tables; Linux {}",
-        seen.functions,
-        seen.groups,
-        Machine::SHAPES,
-        seen.shared,
-        seen.outside,
-        seen.virtual_functions,
-        seen.messages,
-        seen.tables.len(),
-        seen.releases.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-    );
-}
-
-fn judge(record: Result<Record, GuestError>, machine: &Machine, seen: &Mutex<Seen>) -> Vec<String> {
-    match record {
-        Ok(record) => differences(&record, machine, &mut seen.lock().expect("no worker panics")),
-        Err(why) => vec![why.to_string()],
-    }
 }

@@ -1,0 +1,181 @@
+//! Linux as judge of our groups, of our reading of the DMAR table, and of the host tool.
+//!
+//! Generated machines are booted. The kernel's own `/sys/kernel/iommu_groups` is compared with what `iommu-groups`
+//! makes of the same configuration spaces, and its boot messages with what `acpi-dmar` makes of the same table. The
+//! static `iommu` binary runs inside each guest; its answers are compared with the kernel's, and with what the same
+//! binary answers outside about a snapshot that it took inside. One guest carries out what `iommu plan` prints.
+//!
+//! `PORTCULLIS_QEMU`, `_KERNEL`, `_BUSYBOX`, `_MODULES` and `_IOMMU` name the programs; without them the tests say
+//! that they compared nothing (`cargo xtask test` then counts that as skipped). `PORTCULLIS_GUEST_ROUNDS` says how
+//! often every named shape is built, each time with other details, `PORTCULLIS_GUEST_TREES` how many machines grow
+//! at random, and `PORTCULLIS_GUEST_SEED` what all of them are made from.
+
+#![expect(clippy::expect_used, reason = "a test reports by panicking, its helpers too")]
+
+mod groups;
+mod states;
+mod tool;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use e2e::guest::machine::Machine;
+use e2e::guest::record::Record;
+use e2e::guest::{Guest, GuestError, Script, Tools};
+
+use self::groups::Seen;
+
+/// Machines that hold all arrangements between them; the first one has the last arrangement alone, which is large
+/// and takes longest.
+const MACHINES_OF_SHAPES: usize = 6;
+/// Guests at one time.
+const WORKERS: usize = 2;
+/// Functions in a machine that grew at random.
+const GROWN: usize = 60;
+/// Differences that are written out for one machine.
+const SHOWN: usize = 6;
+
+/// A number from the environment.
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(otherwise)
+}
+
+/// Where a guest's files go.
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+/// The programs, or a line that says that there are none.
+fn tools() -> Option<Tools> {
+    let tools = Tools::from_environment();
+    if tools.is_none() {
+        println!("compared: nothing, PORTCULLIS_QEMU, _KERNEL, _BUSYBOX, _MODULES and _IOMMU name no programs");
+    }
+    tools
+}
+
+/// The machines of a run, each with the seed it was made from.
+fn machines(seed: u64, rounds: u64, trees: u64) -> Vec<(u64, Machine)> {
+    let first = seed.wrapping_mul(1000);
+    let mut machines = Vec::new();
+    for round in 0..rounds {
+        for index in 0..MACHINES_OF_SHAPES {
+            let last = Machine::SHAPES - 1;
+            let is_here = |shape: &usize| match index {
+                0 => *shape == last,
+                _ => *shape != last && shape % (MACHINES_OF_SHAPES - 1) == index - 1,
+            };
+            let shapes: Vec<usize> = (0..Machine::SHAPES).filter(is_here).collect();
+            let seed = first
+                .wrapping_add(round * 10)
+                .wrapping_add(u64::try_from(index).expect("few machines"));
+            machines.push((seed, Machine::of_shapes(&shapes, seed)));
+        }
+    }
+    for tree in 0..trees {
+        let seed = first.wrapping_add(500 + tree);
+        machines.push((seed, Machine::grown(GROWN, seed)));
+    }
+    machines
+        .into_iter()
+        .map(|(seed, machine)| {
+            // Every other machine has a table of ours instead of QEMU's.
+            let ours = seed % 2 == 1;
+            let machine = if ours {
+                machine.with_table(seed).expect("the table can be built")
+            } else {
+                machine
+            };
+            (seed, machine)
+        })
+        .collect()
+}
+
+#[test]
+fn groups_table_and_answers_of_the_tool_are_those_of_linux() {
+    let Some(tools) = tools() else {
+        return;
+    };
+    let seed = number("PORTCULLIS_GUEST_SEED", 1);
+    let rounds = number("PORTCULLIS_GUEST_ROUNDS", 1);
+    let trees = number("PORTCULLIS_GUEST_TREES", 0);
+    let machines = machines(seed, rounds, trees);
+
+    let next = AtomicUsize::new(0);
+    let seen = Mutex::new(Seen::default());
+    let answers = AtomicUsize::new(0);
+    let failures = Mutex::new(Vec::new());
+    let work = |worker: usize| {
+        let folder = folder(&format!("guest-{worker}"));
+        while let Some((seed, machine)) = machines.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let start = Instant::now();
+            let record = tools.boot(&folder, &Guest::new(machine.clone(), Script::Record));
+            let took = start.elapsed().as_secs_f64();
+            let wrong = judge(record, machine, &tools, &folder, &seen, &answers);
+            println!("seed {seed}: {} ({took:.1} s)", machine.name);
+            if !wrong.is_empty() {
+                let shown = &wrong[..wrong.len().min(SHOWN)];
+                failures.lock().expect("no worker panics").push(format!(
+                    "seed {seed}, {} differences:\n  {}\n  QEMU was given: {}\n  ACS: {:?}",
+                    wrong.len(),
+                    shown.join("\n  "),
+                    machine.arguments.join(" "),
+                    machine.acs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                ));
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for worker in 0..WORKERS {
+            scope.spawn(move || work(worker));
+        }
+    });
+
+    let failures = failures.into_inner().expect("no worker panics");
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    let seen = seen.into_inner().expect("no worker panics");
+    assert!(
+        seen.shared > machines.len(),
+        "too few groups with more than one member to compare anything"
+    );
+    println!(
+        "compared: {} functions in {} groups over {} machines ({} shapes, {trees} trees at random), {} of them shared, \
+         {} functions without group, {} virtual; {} boot messages about {} tables; {} answers of iommu; Linux {}",
+        seen.functions,
+        seen.groups,
+        machines.len(),
+        u64::try_from(Machine::SHAPES).expect("few shapes") * rounds,
+        seen.shared,
+        seen.outside,
+        seen.virtual_functions,
+        seen.messages,
+        seen.tables.len(),
+        answers.into_inner(),
+        seen.releases.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+    );
+}
+
+fn judge(
+    record: Result<Record, GuestError>,
+    machine: &Machine,
+    tools: &Tools,
+    folder: &std::path::Path,
+    seen: &Mutex<Seen>,
+    answers: &AtomicUsize,
+) -> Vec<String> {
+    let record = match record {
+        Ok(record) => record,
+        Err(why) => return vec![why.to_string()],
+    };
+    let mut wrong = groups::differences(&record, machine, &mut seen.lock().expect("no worker panics"));
+    let (count, more) = tool::differences(&record, tools, folder);
+    answers.fetch_add(count, Ordering::Relaxed);
+    wrong.extend(more);
+    wrong
+}
