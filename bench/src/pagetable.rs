@@ -35,11 +35,11 @@ impl Arena {
     /// Room for `pages` tables, touched once.
     pub(crate) fn new(pages: usize) -> Self {
         Self {
-            tables: (0..pages)
+            // No table lies at address 0.
+            tables: (0..=pages)
                 .map(|_| [const { iommu_types::sync::AtomicU64::new(0) }; 512])
                 .collect(),
             unused: RefCell::new(Vec::with_capacity(pages)),
-            // No table lies at address 0.
             fresh: Cell::new(1),
         }
     }
@@ -56,7 +56,7 @@ impl TableMemory for Arena {
             number
         } else {
             let number = self.fresh.get();
-            if usize::try_from(number).is_ok_and(|number| number > self.tables.len()) || request.order != 0 {
+            if usize::try_from(number).is_ok_and(|number| number >= self.tables.len()) || request.order != 0 {
                 return Err(OutOfFrames(request));
             }
             self.fresh.set(number + 1);
@@ -78,8 +78,7 @@ impl TableMemory for Arena {
         if at.page_offset() != 0 {
             return None;
         }
-        self.tables
-            .get(usize::try_from((at.raw() / PAGE).checked_sub(1)?).ok()?)
+        self.tables.get(usize::try_from(at.raw() / PAGE).ok()?)
     }
 }
 

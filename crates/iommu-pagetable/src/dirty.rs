@@ -1,12 +1,13 @@
 //! Which pages devices have written.
 
 use iommu_types::sync::Ordering;
-use iommu_types::{AddrRange, Coherence, Iova, PageSize, TableMemory};
+use iommu_types::{AddrRange, Iova, PageSize};
 use thiserror::Error;
 
 use crate::format::Format;
 use crate::span::Span;
 use crate::table::{Node, PageTable, Walk};
+use crate::word::{Tables, Word};
 
 /// Whether to look at dirty bits or to take them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,7 +58,7 @@ impl DirtyCleared {
     }
 }
 
-impl<F: Format> PageTable<F> {
+impl<F: Format, W: Word> PageTable<F, W> {
     /// Reports every leaf of `range` that was written since its bit was last cleared, lowest first.
     ///
     /// Bits are taken one by one in single atomic steps, so none that hardware sets meanwhile is lost. A superpage has
@@ -66,7 +67,7 @@ impl<F: Format> PageTable<F> {
     ///
     /// # Errors
     /// [`DirtyError`] if nothing is tracked, or the range cannot be translated.
-    pub fn read_dirty<M: TableMemory + Coherence>(
+    pub fn read_dirty<M: Tables<Word = W>>(
         &self,
         memory: &M,
         range: AddrRange<Iova>,
@@ -103,14 +104,14 @@ impl<F: Format> PageTable<F> {
 }
 
 /// One pass over the dirty bits of a range.
-struct Sweep<'a, F, M> {
+struct Sweep<'a, F, M: Tables> {
     walk: Walk<'a, F, M>,
     mask: u64,
     bits: DirtyBits,
 }
 
-impl<'a, F: Format, M: TableMemory + Coherence> Sweep<'a, F, M> {
-    fn visit(&self, node: Node<'a>, span: Span, report: &mut impl FnMut(AddrRange<Iova>)) {
+impl<'a, F: Format, M: Tables> Sweep<'a, F, M> {
+    fn visit(&self, node: Node<'a, M::Word>, span: Span, report: &mut impl FnMut(AddrRange<Iova>)) {
         for slot in span.slots(node.level) {
             let entry = node.load(slot.index);
             if !self.walk.format.is_present(entry) {

@@ -32,7 +32,14 @@ pub trait Format: Copy + fmt::Debug + Send + Sync {
     fn link(self, table: HostPhys) -> u64;
 
     /// Whether hardware uses the entry.
+    ///
+    /// Presence only grows with bits: more bits than those of a present entry are present too. Of several entries,
+    /// none is present exactly if their union is not.
     fn is_present(self, entry: u64) -> bool;
+
+    /// Whether an entry above the lowest level is of the usual kind: a link as [`Self::link`] makes them, whatever
+    /// hardware noted in it since. False is always right, and slower.
+    fn is_plain_link(self, entry: u64) -> bool;
 
     /// Whether a present entry of a table at `level` (1 is the lowest) is a leaf.
     fn is_leaf(self, entry: u64, level: u8) -> bool;

@@ -61,15 +61,19 @@
 
 extern crate alloc;
 
+mod build;
 mod config;
 mod dirty;
 mod error;
 mod format;
+mod leaves;
 mod map;
 mod span;
 mod table;
 mod unmap;
 mod unmapped;
+mod walker;
+mod word;
 
 pub use config::{Config, LeafSizes, Levels};
 pub use dirty::{DirtyBits, DirtyCleared, DirtyError};
@@ -78,3 +82,5 @@ pub use format::{FirstStage, Format, SecondStage};
 pub use table::{Mapping, PageTable};
 pub use unmap::{Holes, Partial, UnmapRules};
 pub use unmapped::{Remainder, Unmapped};
+pub use walker::Walker;
+pub use word::{Tables, Word};

@@ -37,6 +37,18 @@ impl Span {
         }
     }
 
+    /// Whether all of it lies in one leaf table.
+    #[inline]
+    pub(crate) const fn is_in_one_leaf_table(self) -> bool {
+        (self.first ^ self.last) >> shift(2) == 0
+    }
+
+    /// Whether it is all that a leaf table translates, or more.
+    #[inline]
+    pub(crate) const fn fills_a_leaf_table(self) -> bool {
+        self.last - self.first >= (1 << shift(2)) - 1
+    }
+
     /// The addresses again.
     pub(crate) fn range(self) -> AddrRange<Iova> {
         let first = Iova::new(self.first);

@@ -1,28 +1,32 @@
 //! A table tree and what can be asked of it.
 
-use iommu_types::sync::{AtomicU64, AtomicUsize, Ordering};
+use iommu_types::sync::{AtomicU64, Ordering};
 use iommu_types::{
-    AddrRange, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PAGE_SIZE, PageSize, Perms, Table, TableFrame,
-    TableMemory,
+    AddrRange, FrameRequest, HostPhys, Iova, OutOfFrames, PAGE_SIZE, PageSize, Perms, TABLE_ENTRIES, TableFrame,
 };
 
 use crate::config::Config;
 use crate::format::Format;
-use crate::span::{Span, index, shift};
+use crate::span::{Span, index};
+use crate::word::{Tables, Word};
 
 /// A tree of translation tables.
 ///
 /// Dropping it leaks its pages: hardware may still walk them. [`PageTable::free`] gives them back.
+///
+/// `W` is what an entry is made of; see [`Word`].
 #[derive(Debug)]
 #[must_use = "dropping a page table leaks its pages; give them back with PageTable::free"]
-pub struct PageTable<F> {
+pub struct PageTable<F, W = AtomicU64> {
     pub(crate) format: F,
     pub(crate) config: Config,
     root: TableFrame,
     /// The last address that the tree can translate.
     last: Iova,
     /// Callers between linking a table and writing the link back, on tables that walkers do not snoop.
-    pub(crate) linking: AtomicUsize,
+    pub(crate) linking: W,
+    /// How often table pages were unlinked: a remembered position is good while this stands still.
+    pub(crate) unlinked: W,
 }
 
 /// What a walk found.
@@ -39,38 +43,48 @@ pub struct Mapping {
 }
 
 /// A view of the tree together with the memory it lies in; what the operations recurse with.
-pub(crate) struct Walk<'a, F, M> {
+pub(crate) struct Walk<'a, F, M: Tables> {
     pub(crate) format: F,
     pub(crate) config: &'a Config,
     pub(crate) memory: &'a M,
-    pub(crate) linking: &'a AtomicUsize,
+    pub(crate) linking: &'a M::Word,
 }
 
 /// One table during a walk: its level, its address and its entries.
-#[derive(Clone, Copy)]
-pub(crate) struct Node<'a> {
+#[derive(Debug)]
+pub(crate) struct Node<'a, W> {
     pub(crate) level: u8,
     pub(crate) at: HostPhys,
-    pub(crate) entries: &'a Table,
+    pub(crate) entries: &'a [W; TABLE_ENTRIES],
 }
 
-impl Node<'_> {
+impl<W> Clone for Node<'_, W> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<W> Copy for Node<'_, W> {}
+
+impl<'a, W: Word> Node<'a, W> {
+    #[inline]
     pub(crate) fn load(&self, index: usize) -> u64 {
         self.entry(index).load(Ordering::Acquire)
     }
 
-    pub(crate) fn entry(&self, index: usize) -> &AtomicU64 {
+    #[inline]
+    pub(crate) const fn entry(&self, index: usize) -> &'a W {
         // The mask shows the compiler that the index is in bounds.
-        &self.entries[index & 0x1ff]
+        &self.entries[index & (TABLE_ENTRIES - 1)]
     }
 }
 
-impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
+impl<'a, F: Format, M: Tables> Walk<'a, F, M> {
     /// The table that an entry for `iova` leads to, or the address where none is.
     #[inline]
-    pub(crate) fn child(&self, entry: u64, level: u8) -> Result<Node<'a>, HostPhys> {
+    pub(crate) fn child(&self, entry: u64, level: u8) -> Result<Node<'a, M::Word>, HostPhys> {
         let at = self.format.table(entry);
-        let entries = self.memory.table(at).ok_or(at)?;
+        let entries = self.memory.entries(at).ok_or(at)?;
         Ok(Node {
             level: level - 1,
             at,
@@ -80,7 +94,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
 
     /// Where walkers do not snoop, makes `count` entries from `index` on visible to them.
     #[inline]
-    pub(crate) fn write_back(&self, node: Node<'_>, index: usize, count: usize) {
+    pub(crate) fn write_back(&self, node: Node<'_, M::Word>, index: usize, count: usize) {
         if self.config.coherent || count == 0 {
             return;
         }
@@ -91,31 +105,11 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
         }
     }
 
-    /// The leaf table that a span lies in, if it is a part of one table and all tables down to that one exist.
-    ///
-    /// This is what small mappings ask for, and the part of [`Self::descend`] that needs no care about spans.
-    #[inline]
-    pub(crate) fn leaf_table(&self, root: Node<'a>, span: Span) -> Result<Option<Node<'a>>, HostPhys> {
-        let table = shift(2);
-        if span.first >> table != span.last >> table || span.last - span.first == (1 << table) - 1 {
-            return Ok(None);
-        }
-        let mut node = root;
-        while node.level > 1 {
-            let entry = node.load(index(span.first, node.level));
-            if !self.format.is_present(entry) || self.format.is_leaf(entry, node.level) {
-                return Ok(None);
-            }
-            node = self.child(entry, node.level)?;
-        }
-        Ok(Some(node))
-    }
-
     /// The lowest existing table whose entry for the span is the only one the span touches, and its entries.
     ///
     /// Ends above a leaf or a missing entry.
     #[inline]
-    pub(crate) fn descend(&self, root: Node<'a>, span: Span) -> Result<Node<'a>, HostPhys> {
+    pub(crate) fn descend(&self, root: Node<'a, M::Word>, span: Span) -> Result<Node<'a, M::Word>, HostPhys> {
         let mut node = root;
         while node.level > 1 {
             let (first, last) = span.indices(node.level);
@@ -132,12 +126,12 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     }
 }
 
-impl<F: Format> PageTable<F> {
+impl<F: Format, W: Word> PageTable<F, W> {
     /// An empty tree.
     ///
     /// # Errors
     /// [`OutOfFrames`] if there is no memory for the root table.
-    pub fn new<M: TableMemory + Coherence>(format: F, config: Config, memory: &M) -> Result<Self, OutOfFrames> {
+    pub fn new<M: Tables<Word = W>>(format: F, config: Config, memory: &M) -> Result<Self, OutOfFrames> {
         let root = memory.allocate(FrameRequest::page(config.node, config.last_phys))?;
         if !config.coherent {
             memory.write_back(root.base(), PAGE_SIZE);
@@ -147,10 +141,13 @@ impl<F: Format> PageTable<F> {
             config,
             root,
             last: format.last_iova(config.levels),
-            linking: AtomicUsize::new(0),
+            linking: W::new(0),
+            unlinked: W::new(0),
         })
     }
+}
 
+impl<F, W> PageTable<F, W> {
     /// Where the root table lies: what a context or PASID entry points to.
     #[must_use]
     pub const fn root(&self) -> HostPhys {
@@ -179,8 +176,10 @@ impl<F: Format> PageTable<F> {
         // Zero is below every address; the page stands for the impossible case only.
         AddrRange::new(Iova::ZERO, self.last).unwrap_or(AddrRange::page_around(Iova::ZERO, PageSize::Size4K))
     }
+}
 
-    pub(crate) const fn walk<'a, M>(&'a self, memory: &'a M) -> Walk<'a, F, M>
+impl<F: Format, W: Word> PageTable<F, W> {
+    pub(crate) const fn walk<'a, M: Tables<Word = W>>(&'a self, memory: &'a M) -> Walk<'a, F, M>
     where
         F: Copy,
     {
@@ -194,19 +193,61 @@ impl<F: Format> PageTable<F> {
 
     /// The root table, or its address if the memory does not know it.
     #[inline]
-    pub(crate) fn root_node<'a, M: TableMemory>(&self, memory: &'a M) -> Result<Node<'a>, HostPhys> {
+    pub(crate) fn root_node<'a, M: Tables<Word = W>>(&self, memory: &'a M) -> Result<Node<'a, W>, HostPhys> {
         let at = self.root.base();
         Ok(Node {
             level: self.config.levels.count(),
             at,
-            entries: memory.table(at).ok_or(at)?,
+            entries: memory.entries(at).ok_or(at)?,
+        })
+    }
+
+    /// The leaf table for `iova`, if everything on the way to it is as usual.
+    ///
+    /// This is what small mappings ask for; for everything else there is [`Walk::descend`].
+    #[inline(always)]
+    pub(crate) fn leaf_table<'a, M: Tables<Word = W>>(&self, memory: &'a M, iova: u64) -> Option<Node<'a, W>> {
+        let at = self.root.base();
+        let mut node = Node {
+            level: self.config.levels.count(),
+            at,
+            entries: memory.entries(at)?,
+        };
+        // Written out, so that each level has its own, constant shift.
+        if node.level >= 5 {
+            node = self.below::<5, M>(memory, node, iova)?;
+        }
+        if node.level >= 4 {
+            node = self.below::<4, M>(memory, node, iova)?;
+        }
+        node = self.below::<3, M>(memory, node, iova)?;
+        self.below::<2, M>(memory, node, iova)
+    }
+
+    /// One step down from a table at `LEVEL`, through a link of the usual kind.
+    #[inline(always)]
+    fn below<'a, const LEVEL: u8, M: Tables<Word = W>>(
+        &self,
+        memory: &'a M,
+        node: Node<'a, W>,
+        iova: u64,
+    ) -> Option<Node<'a, W>> {
+        let entry = node.load(index(iova, LEVEL));
+        if !self.format.is_plain_link(entry) {
+            return None;
+        }
+        let at = self.format.table(entry);
+        Some(Node {
+            level: LEVEL - 1,
+            at,
+            entries: memory.entries(at)?,
         })
     }
 
     /// What `iova` translates to; `None` where a device would be refused.
     ///
     /// Walks the tables as hardware does, except that it sets no accessed or dirty bits.
-    pub fn lookup<M: TableMemory + Coherence>(&self, memory: &M, iova: Iova) -> Option<Mapping> {
+    pub fn lookup<M: Tables<Word = W>>(&self, memory: &M, iova: Iova) -> Option<Mapping> {
         if !self.aperture().contains(iova) {
             return None;
         }
@@ -237,7 +278,7 @@ impl<F: Format> PageTable<F> {
 
     /// Gives every table page back. The caller states that no hardware can reach the tree any more: the entries that
     /// pointed to it are gone, and their invalidation is confirmed.
-    pub fn free<M: TableMemory + Coherence>(self, memory: &M) {
+    pub fn free<M: Tables<Word = W>>(self, memory: &M) {
         if let Ok(root) = self.root_node(memory) {
             self.walk(memory).free_below(root);
         }
@@ -245,9 +286,9 @@ impl<F: Format> PageTable<F> {
     }
 }
 
-impl<F: Format, M: TableMemory + Coherence> Walk<'_, F, M> {
+impl<F: Format, M: Tables> Walk<'_, F, M> {
     /// Frees the tables that `node` leads to. At most 512 entries on each of at most four levels.
-    fn free_below(&self, node: Node<'_>) {
+    pub(crate) fn free_below(&self, node: Node<'_, M::Word>) {
         if node.level == 1 {
             return;
         }

@@ -5,14 +5,15 @@
 
 use alloc::vec::Vec;
 
-use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, Coherence, HostPhys, Iova, PAGE_SIZE, PageSize, Perms, TableFrame, TableMemory};
+use iommu_types::sync::Ordering;
+use iommu_types::{AddrRange, FrameRequest, HostPhys, Iova, PageSize, Perms, TableFrame};
 
 use crate::error::{MapError, UnmapError};
 use crate::format::Format;
-use crate::span::{Slot, Span, index};
+use crate::span::{Slot, Span};
 use crate::table::{Node, PageTable, Walk};
 use crate::unmapped::{Piece, Remainder, Unmapped};
+use crate::word::{Tables, Word};
 
 /// What to do with a superpage of which only a part is to be unmapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -70,7 +71,7 @@ struct Census {
     cut: [Option<AddrRange<Iova>>; 2],
 }
 
-impl<F: Format> PageTable<F> {
+impl<F: Format, W: Word> PageTable<F, W> {
     /// Removes what is mapped in `range`.
     ///
     /// Tables that translate nothing outside the range are unlinked too. The caller owns the range, see the crate's
@@ -78,12 +79,35 @@ impl<F: Format> PageTable<F> {
     ///
     /// # Errors
     /// [`UnmapError`]; nothing has changed then.
-    pub fn unmap<M: TableMemory + Coherence>(
+    #[inline]
+    pub fn unmap<M: Tables<Word = W>>(
         &self,
         memory: &M,
         range: AddrRange<Iova>,
         rules: UnmapRules,
     ) -> Result<Unmapped, UnmapError> {
+        if self.is_small(range)
+            && let Some(leaves) = self.leaf_table(memory, range.first().raw())
+            && let Ok(pages) = self.walk(memory).unmap_leaves(leaves, Span::of(range), rules)
+        {
+            // A part of one leaf table, which stays: the usual case of a small mapping.
+            return Ok(Unmapped::of_leaves(range, pages));
+        }
+        self.unmap_slowly(memory, range, rules)
+    }
+
+    /// Whether a range is a part of one leaf table, and can be unmapped without looking further.
+    #[inline(always)]
+    pub(crate) fn is_small(&self, range: AddrRange<Iova>) -> bool {
+        let span = Span::of(range);
+        range.is_aligned(PageSize::Size4K)
+            && span.last <= self.aperture().last().raw()
+            && span.is_in_one_leaf_table()
+            && !span.fills_a_leaf_table()
+    }
+
+    /// What can be said of an unmap without looking at the tables.
+    fn check_unmap(&self, range: AddrRange<Iova>) -> Result<(), UnmapError> {
         if !range.is_aligned(PageSize::Size4K) {
             return Err(UnmapError::Misaligned { range });
         }
@@ -91,44 +115,19 @@ impl<F: Format> PageTable<F> {
         if !aperture.covers(range) {
             return Err(UnmapError::OutsideAperture { range, aperture });
         }
-        let span = Span::of(range);
-        let walk = self.walk(memory);
-        let damaged = |table| UnmapError::Damaged {
-            iova: range.first(),
-            table,
-        };
-        let root = self.root_node(memory).map_err(damaged)?;
-        if let Some(leaves) = walk.leaf_table(root, span).map_err(damaged)? {
-            // One leaf table, which stays: the usual case of a small mapping.
-            let at = index(span.first, 1);
-            let one = span.last - span.first < PAGE_SIZE;
-            let pages = if one && self.format.is_present(leaves.entry(at).load(Ordering::Relaxed)) {
-                leaves.entry(at).store(0, Ordering::Release);
-                walk.write_back(leaves, at, 1);
-                1
-            } else {
-                let pages = walk.count_leaves(leaves, span, rules)?;
-                walk.clear_leaves(leaves, span);
-                pages
-            };
-            return Ok(Unmapped {
-                range,
-                pages,
-                freed: Vec::new(),
-                remainder: None,
-            });
-        }
-        self.unmap_far(memory, range, rules)
+        Ok(())
     }
 
-    /// Unmaps a range that is more than a part of one leaf table.
+    /// Unmaps what is not small, not usual or not right, and says what is wrong.
+    #[cold]
     #[inline(never)]
-    fn unmap_far<M: TableMemory + Coherence>(
+    fn unmap_slowly<M: Tables<Word = W>>(
         &self,
         memory: &M,
         range: AddrRange<Iova>,
         rules: UnmapRules,
     ) -> Result<Unmapped, UnmapError> {
+        self.check_unmap(range)?;
         let walk = self.walk(memory);
         let span = Span::of(range);
         let damaged = |table| UnmapError::Damaged {
@@ -141,6 +140,9 @@ impl<F: Format> PageTable<F> {
         walk.census(node, span, rules, &mut census)?;
         let mut out = walk.prepare(range, &census)?;
         walk.clear(node, span, &mut out.freed);
+        if !out.freed.is_empty() {
+            self.unlinked.fetch_add(1, Ordering::Release);
+        }
         Ok(out)
     }
 
@@ -149,13 +151,13 @@ impl<F: Format> PageTable<F> {
     /// # Errors
     /// [`MapError::Overlap`] if something was mapped there meanwhile; other variants of [`MapError`] only if the
     /// tables are damaged. The remainder is lost then.
-    pub fn restore<M: TableMemory + Coherence>(&self, memory: &M, remainder: Remainder) -> Result<(), MapError> {
+    pub fn restore<M: Tables<Word = W>>(&self, memory: &M, remainder: Remainder) -> Result<(), MapError> {
         let Remainder { pieces, mut frames } = remainder;
-        let mut done = Ok(());
-        for piece in pieces {
-            done =
-                done.and_then(|()| self.map_with(memory, piece.iova, piece.phys, piece.len, piece.perms, &mut frames));
-        }
+        let mut restore = |piece: Piece| {
+            let span = self.check_map(piece.iova, piece.phys, piece.len, piece.perms)?;
+            self.map_far(memory, span, piece.phys, piece.perms, &mut frames)
+        };
+        let done = pieces.into_iter().try_for_each(&mut restore);
         for spare in frames {
             // Never linked: no hardware has seen it.
             memory.free(spare);
@@ -170,11 +172,7 @@ impl<F: Format> PageTable<F> {
     ///
     /// # Errors
     /// [`UnmapError`]; nothing has changed then.
-    pub fn prune<M: TableMemory + Coherence>(
-        &self,
-        memory: &M,
-        range: AddrRange<Iova>,
-    ) -> Result<Unmapped, UnmapError> {
+    pub fn prune<M: Tables<Word = W>>(&self, memory: &M, range: AddrRange<Iova>) -> Result<Unmapped, UnmapError> {
         let aperture = self.aperture();
         if !aperture.covers(range) {
             return Err(UnmapError::OutsideAperture { range, aperture });
@@ -192,6 +190,9 @@ impl<F: Format> PageTable<F> {
             return Err(UnmapError::NoMemory { tables });
         }
         walk.unlink_empty(root, span, &mut freed);
+        if !freed.is_empty() {
+            self.unlinked.fetch_add(1, Ordering::Release);
+        }
         Ok(Unmapped {
             range,
             pages: 0,
@@ -201,35 +202,15 @@ impl<F: Format> PageTable<F> {
     }
 }
 
-impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
-    /// How many pages of a span of a leaf table are mapped; refuses holes if the rules do.
-    #[inline]
-    fn count_leaves(&self, node: Node<'a>, span: Span, rules: UnmapRules) -> Result<u64, UnmapError> {
-        let (first, last) = span.indices(1);
-        let entries = &node.entries[first..=last];
-        let absent = |entry: &AtomicU64| !self.format.is_present(entry.load(Ordering::Relaxed));
-        let holes = entries.iter().filter(|entry| absent(entry)).count();
-        if holes != 0 && rules.holes == Holes::Refuse {
-            let pages = entries.iter().position(absent).unwrap_or(0);
-            let at = Iova::new(span.first + u64::try_from(pages).unwrap_or(0) * PAGE_SIZE);
-            return Err(UnmapError::NotMapped { at });
-        }
-        Ok(u64::try_from(entries.len() - holes).unwrap_or(0))
-    }
-
-    /// Clears the entries of a leaf table for a span.
-    #[inline]
-    fn clear_leaves(&self, node: Node<'a>, span: Span) {
-        let (first, last) = span.indices(1);
-        for entry in &node.entries[first..=last] {
-            // A store, not a swap: the caller owns the range, and reads dirty bits before it unmaps.
-            entry.store(0, Ordering::Release);
-        }
-        self.write_back(node, first, last + 1 - first);
-    }
-
+impl<'a, F: Format, M: Tables> Walk<'a, F, M> {
     /// The first step: refuses what the rules refuse, counts the rest.
-    fn census(&self, node: Node<'a>, span: Span, rules: UnmapRules, census: &mut Census) -> Result<(), UnmapError> {
+    fn census(
+        &self,
+        node: Node<'a, M::Word>,
+        span: Span,
+        rules: UnmapRules,
+        census: &mut Census,
+    ) -> Result<(), UnmapError> {
         if node.level == 1 {
             census.pages += self.count_leaves(node, span, rules)?;
             return Ok(());
@@ -319,11 +300,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
                 for spare in frames {
                     self.memory.free(spare);
                 }
-                return Err(match error {
-                    MapError::OutOfFrames(error) => UnmapError::OutOfFrames(error),
-                    MapError::Damaged { iova, table } => UnmapError::Damaged { iova, table },
-                    _ => UnmapError::NoMemory { tables: census.needed },
-                });
+                return Err(error);
             }
             Some(Remainder { pieces, frames })
         } else {
@@ -337,8 +314,20 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
         })
     }
 
+    /// Fills `supply` with `needed` table pages.
+    fn supply(&self, needed: usize, supply: &mut Vec<TableFrame>) -> Result<(), UnmapError> {
+        if supply.try_reserve_exact(needed).is_err() {
+            return Err(UnmapError::NoMemory { tables: needed });
+        }
+        for _ in 0..needed {
+            let request = FrameRequest::page(self.config.node, self.config.last_phys);
+            supply.push(self.memory.allocate(request)?);
+        }
+        Ok(())
+    }
+
     /// The second step: clears the entries of `span` and unlinks the tables it covers.
-    fn clear(&self, node: Node<'a>, span: Span, freed: &mut Vec<TableFrame>) {
+    fn clear(&self, node: Node<'a, M::Word>, span: Span, freed: &mut Vec<TableFrame>) {
         if node.level == 1 {
             self.clear_leaves(node, span);
             return;
@@ -369,7 +358,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
 
     /// Takes the pages of a table that was just unlinked, and of all below it. Their entries stay as they are:
     /// hardware may still walk them through cached pointers, and finds what it found before.
-    fn collect(&self, node: Node<'a>, freed: &mut Vec<TableFrame>) {
+    fn collect(&self, node: Node<'a, M::Word>, freed: &mut Vec<TableFrame>) {
         if node.level > 1 {
             for index in 0..node.entries.len() {
                 let entry = node.load(index);
@@ -388,7 +377,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     }
 
     /// Whether the table maps nothing, and how many tables below it [`Self::unlink_empty`] would take out.
-    fn empty_tables(&self, node: Node<'a>, span: Span) -> Result<(bool, usize), UnmapError> {
+    fn empty_tables(&self, node: Node<'a, M::Word>, span: Span) -> Result<(bool, usize), UnmapError> {
         let (first, last) = span.indices(node.level);
         let whole = last + 1 - first == node.entries.len();
         if node.level == 1 {
@@ -417,7 +406,7 @@ impl<'a, F: Format, M: TableMemory + Coherence> Walk<'a, F, M> {
     }
 
     /// Unlinks the tables of `span` that map nothing. Tells whether `node` itself is empty now.
-    fn unlink_empty(&self, node: Node<'a>, span: Span, freed: &mut Vec<TableFrame>) -> bool {
+    fn unlink_empty(&self, node: Node<'a, M::Word>, span: Span, freed: &mut Vec<TableFrame>) -> bool {
         let (first, last) = span.indices(node.level);
         let whole = last + 1 - first == node.entries.len();
         if node.level > 1 {

@@ -20,6 +20,17 @@ pub struct Unmapped {
 }
 
 impl Unmapped {
+    /// Entries of a leaf table, which stays.
+    #[inline]
+    pub(crate) const fn of_leaves(range: AddrRange<Iova>, pages: u64) -> Self {
+        Self {
+            range,
+            pages,
+            freed: Vec::new(),
+            remainder: None,
+        }
+    }
+
     /// The addresses to invalidate: those that were asked for, widened to the superpages they cut.
     #[must_use]
     pub const fn range(&self) -> AddrRange<Iova> {

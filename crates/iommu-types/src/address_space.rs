@@ -13,6 +13,17 @@ pub struct UnmapRefused<E, L> {
     pub lease: L,
 }
 
+/// A run of whole pages at a place in a block of I/O virtual addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Bytes from the start of the block; a multiple of the page size.
+    pub offset: u64,
+    /// The first page.
+    pub phys: HostPhys,
+    /// Length in bytes; a multiple of the page size.
+    pub len: u64,
+}
+
 /// An I/O virtual address space that devices are attached to.
 ///
 /// [`Self::unmap`] takes the caller's *lease* on the addresses (whatever stands for the right to use them) and
@@ -36,6 +47,23 @@ pub trait AddressSpace {
     /// Overlap with an existing mapping, misalignment, addresses out of reach, memory for tables; nothing is
     /// mapped then.
     fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), Self::Error>;
+
+    /// Maps every piece of a block that begins at `base`.
+    ///
+    /// Implementations that can do more for a list than for its pieces one by one override this: walk the tables
+    /// once, tell the hardware once.
+    ///
+    /// # Errors
+    /// As [`Self::map`], with the number of pieces before the one that failed: those are mapped, the others not.
+    fn map_pieces(&self, base: Iova, pieces: &[Piece], perms: Perms) -> Result<(), (usize, Self::Error)> {
+        for (done, piece) in pieces.iter().enumerate() {
+            // A block does not pass the end of the space; an address that would is refused by `map` as misaligned.
+            let iova = base.checked_add(piece.offset).unwrap_or(Iova::MAX);
+            self.map(iova, piece.phys, piece.len, perms)
+                .map_err(|error| (done, error))?;
+        }
+        Ok(())
+    }
 
     /// Removes the mappings in `range` from the tables. Devices may use them until [`Self::flush`] succeeds.
     ///

@@ -35,6 +35,7 @@ mod address_space;
 mod domain;
 mod hardware;
 mod memory;
+pub mod omission;
 mod open_enum;
 mod page;
 mod range;
@@ -43,7 +44,7 @@ pub mod sync;
 
 pub use access::{Access, Perms};
 pub use address::{Address, GuestPhys, HostPhys, Iova};
-pub use address_space::{AddressSpace, UnmapRefused};
+pub use address_space::{AddressSpace, Piece, UnmapRefused};
 pub use domain::{DomainId, NodeId, Pasid};
 pub use hardware::{
     Clock, Coherence, FrameRequest, OutOfFrames, Registers, TABLE_ENTRIES, Table, TableFrame, TableMemory,

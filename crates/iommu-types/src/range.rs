@@ -95,6 +95,15 @@ impl<A: Address> AddrRange<A> {
         Self::new(self.first.max(other.first), self.last.min(other.last))
     }
 
+    /// The smallest range that holds both, and whatever lies between.
+    #[must_use]
+    pub fn hull(self, other: Self) -> Self {
+        Self {
+            first: self.first.min(other.first),
+            last: self.last.max(other.last),
+        }
+    }
+
     /// The smallest run of whole 4 KiB pages that holds the range.
     #[must_use]
     pub fn to_pages(self) -> Self {

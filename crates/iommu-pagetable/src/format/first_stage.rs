@@ -35,10 +35,12 @@ impl Format for FirstStage {
         Iova::new((1 << (levels.address_bits() - 1)) - 1)
     }
 
+    #[inline]
     fn granted(self, perms: Perms) -> Option<Perms> {
         (!perms.is_none()).then_some(Perms { read: true, ..perms })
     }
 
+    #[inline]
     fn leaf(self, phys: HostPhys, size: PageSize, perms: Perms) -> u64 {
         FirstStageEntry::DEFAULT
             .with_p(true)
@@ -61,14 +63,28 @@ impl Format for FirstStage {
             .raw_value()
     }
 
+    #[inline]
     fn is_present(self, entry: u64) -> bool {
         decode(entry).p()
     }
 
+    #[inline]
+    fn is_plain_link(self, entry: u64) -> bool {
+        const LINK: u64 = FirstStageEntry::DEFAULT
+            .with_p(true)
+            .with_rw(true)
+            .with_us(true)
+            .raw_value();
+        const MASK: u64 = LINK | FirstStageEntry::DEFAULT.with_ps(true).raw_value();
+        entry & MASK == LINK
+    }
+
+    #[inline]
     fn is_leaf(self, entry: u64, level: u8) -> bool {
         decode(entry).is_leaf(level)
     }
 
+    #[inline]
     fn table(self, entry: u64) -> HostPhys {
         decode(entry).address()
     }

@@ -40,10 +40,12 @@ impl Format for SecondStage {
         Iova::new((1 << levels.address_bits()) - 1)
     }
 
+    #[inline]
     fn granted(self, perms: Perms) -> Option<Perms> {
         (!perms.is_none()).then_some(perms)
     }
 
+    #[inline]
     fn leaf(self, phys: HostPhys, size: PageSize, perms: Perms) -> u64 {
         SecondStageEntry::DEFAULT
             .with_perms(perms)
@@ -60,14 +62,24 @@ impl Format for SecondStage {
             .raw_value()
     }
 
+    #[inline]
     fn is_present(self, entry: u64) -> bool {
         decode(entry).is_present()
     }
 
+    #[inline]
+    fn is_plain_link(self, entry: u64) -> bool {
+        const LINK: u64 = SecondStageEntry::DEFAULT.with_perms(Perms::READ_WRITE).raw_value();
+        const MASK: u64 = LINK | SecondStageEntry::DEFAULT.with_ps(true).raw_value();
+        entry & MASK == LINK
+    }
+
+    #[inline]
     fn is_leaf(self, entry: u64, level: u8) -> bool {
         decode(entry).is_leaf(level)
     }
 
+    #[inline]
     fn table(self, entry: u64) -> HostPhys {
         decode(entry).address()
     }
