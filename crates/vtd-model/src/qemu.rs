@@ -43,7 +43,7 @@ use crate::condition::Condition;
 /// | E-03 | permissions are judged entry by entry on the way down, before reserved bits | implemented |
 /// | E-04 | first-stage flags are set on the way down, also for requests that fault later | implemented |
 /// | E-05 | first-stage flags are set although walks do not snoop | implemented |
-/// | E-06 | FPD of PASID structures that are not present or not usable does not count | implemented |
+/// | E-06 | FPD of PASID structures does not count for faults of PASID structures: no matter which of the two has it | implemented |
 /// | E-07 | the entry of an interrupt is judged before reserved bits of the message's data | implemented |
 /// | E-08 | source validation is left out for requester ff:1f.7, which stands for an unknown one | implemented |
 /// | E-09 | the interrupt index is a sum of 16 bits | implemented |

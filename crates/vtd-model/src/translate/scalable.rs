@@ -223,7 +223,19 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         Ok(entry.entry?)
     }
 
+    /// FPD of the PASID structures, and the entry or what is wrong with it.
     fn read_pasid_entry(&mut self, context: &ScalableContext, pasid: u32) -> (bool, Result<PasidContext, Condition>) {
+        let (fpd, entry) = self.read_pasid_structures(context, pasid);
+        // E-06: QEMU looks for FPD only behind PASID structures that it can use.
+        let counts = entry.is_ok() || self.config.qemu().is_none();
+        (fpd && counts, entry)
+    }
+
+    fn read_pasid_structures(
+        &mut self,
+        context: &ScalableContext,
+        pasid: u32,
+    ) -> (bool, Result<PasidContext, Condition>) {
         let features = self.config.features();
         let Some(number) = Pasid::new(pasid) else {
             return (false, Err(Condition::Sct7));
@@ -238,7 +250,7 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         let directory = PasidDirectoryEntry::new_with_raw_value(word);
         let qemu = self.config.qemu();
         if !directory.p() {
-            return (directory.fpd() && qemu.is_none(), Err(Condition::Spd2));
+            return (directory.fpd(), Err(Condition::Spd2));
         }
         // D-08: QEMU does not look.
         if word & PasidDirectoryEntry::reserved(features) != 0 && qemu.is_none() {
@@ -259,16 +271,13 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             return (directory.fpd(), Err(condition));
         }
         if !entry.control.p() {
-            // E-06.
-            return (if qemu.is_some() { directory.fpd() } else { fpd }, Err(Condition::Spt2));
+            return (fpd, Err(Condition::Spt2));
         }
         let reserved = entry.reserved(features, false);
         if words.iter().zip(reserved).any(|(word, mask)| word & mask != 0) && qemu.is_none() {
             return (fpd, Err(Condition::Spt3));
         }
-        let judged = self.judge_pasid_entry(&entry);
-        let usable = judged.is_ok() || qemu.is_none();
-        (directory.fpd() || fpd && usable, judged)
+        (fpd, self.judge_pasid_entry(&entry))
     }
 
     /// SPT.4.2: the translation type.
