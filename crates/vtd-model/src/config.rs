@@ -203,8 +203,8 @@ impl UnitConfig {
         self.window_len
     }
 
-    /// Whether wait descriptors ask the embedder to drain requests in flight first
-    /// ([`crate::Unit::take_drain`]).
+    /// Whether wait descriptors and commands through registers ask the embedder to drain requests in flight before they show
+    /// as complete ([`crate::Unit::take_drain`]).
     #[must_use]
     pub const fn two_phase_waits(&self) -> bool {
         self.two_phase_waits

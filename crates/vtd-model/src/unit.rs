@@ -2,8 +2,8 @@
 
 mod command;
 mod device;
+mod drain;
 mod event;
-
 mod fault_log;
 mod invalidate;
 mod protected;
@@ -29,8 +29,9 @@ use crate::sanitizer::{Finding, NoCache, Rule, Sanitizer};
 use crate::translate::{inspect, translate};
 
 pub use device::{DeviceInvalidation, PasidScope};
+pub use drain::DrainToken;
 pub use event::{EventMessage, EventSource};
-pub use queue::{DESCRIPTORS_PER_WRITE, DrainToken};
+pub use queue::DESCRIPTORS_PER_WRITE;
 pub use save::RestoreError;
 
 /// What a read of an address where no register answers gives.
@@ -56,7 +57,9 @@ pub struct Unit<C = Caches> {
     queue: InvalidationQueueAddress,
     /// Invalidations since the last drain: a wait must not complete before they are drained.
     drain_needed: bool,
-    drain: queue::DrainState,
+    drain: drain::DrainState,
+    held_commands: Option<drain::HeldCommands>,
+    /// The number of the last drain token.
     next_token: u64,
     devices: device::Devices,
     /// What becomes of the wait descriptor at the head that device-TLB invalidations hold up.
@@ -98,7 +101,8 @@ impl<C: TranslationCache> Unit<C> {
             fault_index: 0,
             queue: InvalidationQueueAddress::DEFAULT,
             drain_needed: false,
-            drain: queue::DrainState::default(),
+            drain: drain::DrainState::default(),
+            held_commands: None,
             next_token: 0,
             devices: device::Devices::default(),
             held_wait: device::HeldWait::None,

@@ -155,9 +155,9 @@ builder! {
     protected_memory: bool = false,
     /// Sizes of the caches; `None`, the default, takes those of the profile.
     cache_sizes: Option<CacheSizes> = None,
-    /// Wait descriptors ask the embedder to drain requests in flight before they complete; off by default. For
-    /// embedders that translate on several threads. Commands through registers complete at once all the same: such an
-    /// embedder has to hold back what software sees of them (GSTS, CCMD, IOTLB_REG) until it has drained.
+    /// Wait descriptors and commands through registers (GCMD, PMEN, CCMD, IOTLB_REG) ask the embedder to drain requests in
+    /// flight before they show as complete ([`crate::Unit::take_drain`]); off by default. For embedders that translate on
+    /// several threads.
     two_phase_waits: bool = false,
     /// A fault of a source that already has a record pending is dropped (VT-d §7.2.1); off by default.
     compress_faults: bool = false,

@@ -7,6 +7,7 @@ use vtd_spec::register::{
 };
 
 use super::Unit;
+use super::drain::Completion;
 use crate::cache::{
     ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PasidInvalidation, TranslationCache,
 };
@@ -28,7 +29,7 @@ impl<C: TranslationCache> Unit<C> {
     /// Software wrote GCMD. A write that changes more than one field is undefined (VT-d §11.4.4.1); this unit ignores
     /// it, so that the driver's poll of GSTS fails where the mistake is.
     pub(super) fn global_command<M: SystemMemory>(&mut self, memory: &M, command: GlobalCommand) {
-        if self.pending.is_some() {
+        if self.pending.is_some() || self.holds_global() && self.config.qemu().is_none() {
             self.misuse(Rule::CommandInProgress);
             return;
         }
@@ -133,7 +134,7 @@ impl<C: TranslationCache> Unit<C> {
                 // IQH restarts at 0; descriptors that were not processed are forgotten (VT-d §11.4.9.1).
                 self.registers
                     .set64(offset::IQH, InvalidationQueueHead::DEFAULT.raw_value());
-                self.drain = super::queue::DrainState::default();
+                self.drain = super::drain::DrainState::default();
                 self.held_wait = super::device::HeldWait::None;
                 self.set_status(status.with_qies(false));
             }
@@ -149,11 +150,11 @@ impl<C: TranslationCache> Unit<C> {
                 if self.config.capability().esirtps() {
                     self.invalidate(Invalidation::Interrupt(InterruptInvalidation::Global));
                 }
-                self.set_status(status.with_irtps(true));
+                self.complete_global(true, |status, set| status.with_irtps(set));
             }
             Change::Compatibility(on) => {
                 self.latched.compatibility_interrupts = on;
-                self.set_status(status.with_cfis(on));
+                self.complete_global(on, |status, set| status.with_cfis(set));
             }
         }
     }
@@ -174,7 +175,7 @@ impl<C: TranslationCache> Unit<C> {
             self.misuse(Rule::RootNotInvalidated);
         }
         self.latched.translation_enabled = on;
-        self.set_status(status.with_tes(on));
+        self.complete_global(on, |status, set| status.with_tes(set));
         if !on {
             // With scalable mode support, switching off drops the translation caches.
             if self.config.extended_capability().smts() {
@@ -205,7 +206,7 @@ impl<C: TranslationCache> Unit<C> {
         if enhanced {
             self.drop_dma_caches();
         }
-        self.set_status(status.with_rtps(true));
+        self.complete_global(true, |status, set| status.with_rtps(set));
     }
 
     /// VT-d §11.4.4.1 (GCMD_REG.IRE). Remapping through a table that was never set is refused: IRES stays 0.
@@ -218,13 +219,20 @@ impl<C: TranslationCache> Unit<C> {
             self.misuse(Rule::TableNotInvalidated);
         }
         self.latched.interrupts_enabled = on;
-        self.set_status(status.with_ires(on));
+        self.complete_global(on, |status, set| status.with_ires(set));
         if !on {
             if self.config.capability().esirtps() {
                 self.invalidate(Invalidation::Interrupt(InterruptInvalidation::Global));
             }
             self.reset_fault_index();
         }
+    }
+
+    /// A command is carried out whose field of GSTS is to become `value`, when accesses in flight are over
+    /// (VT-d §11.4.4.1: hardware drains before it reflects the status).
+    fn complete_global(&mut self, value: bool, field: impl Fn(GlobalStatus, bool) -> GlobalStatus) {
+        let none = GlobalStatus::DEFAULT;
+        self.complete(Completion::Global(field(none, true), field(none, value)));
     }
 
     fn drop_dma_caches(&mut self) {

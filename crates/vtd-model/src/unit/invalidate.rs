@@ -1,9 +1,10 @@
 //! Register-based invalidation (VT-d §6.5.1, §11.4.6) and what all invalidations have in common.
 
 use vtd_spec::encoding::{ContextGranularity, IotlbGranularity};
-use vtd_spec::register::{ContextCommand, InvalidateAddress, TranslationTableMode, offset};
+use vtd_spec::register::{InvalidateAddress, TranslationTableMode, offset};
 
 use super::Unit;
+use super::drain::Completion;
 use crate::cache::{
     ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PageBlock, PasidInvalidation,
     TranslationCache,
@@ -13,15 +14,27 @@ use crate::sanitizer::Rule;
 impl<C: TranslationCache> Unit<C> {
     /// Software wrote the upper half of CCMD.
     pub(super) fn context_command(&mut self) {
-        if self.context_register().icc() && !self.is_asynchronous() && !self.ignores_register_invalidation() {
-            self.complete_context_command();
+        if self.context_register().icc() {
+            if !self.is_asynchronous() && !self.ignores_register_invalidation() {
+                self.complete_context_command();
+            }
+        } else if self.holds_context() {
+            // Not software decides when it is complete.
+            let busy = self.context_register().with_icc(true);
+            self.registers.set64(offset::CCMD, busy.raw_value());
         }
     }
 
     /// Software wrote the upper half of IOTLB_REG.
     pub(super) fn iotlb_command(&mut self) {
-        if self.iotlb_register().ivt() && !self.is_asynchronous() && !self.ignores_register_invalidation() {
-            self.complete_iotlb_command();
+        if self.iotlb_register().ivt() {
+            if !self.is_asynchronous() && !self.ignores_register_invalidation() {
+                self.complete_iotlb_command();
+            }
+        } else if self.holds_iotlb() {
+            let busy = self.iotlb_register().with_ivt(true);
+            let at = self.config.extended_capability().iotlb_offset();
+            self.registers.set64(at, busy.raw_value());
         }
     }
 
@@ -35,11 +48,11 @@ impl<C: TranslationCache> Unit<C> {
         if !self.is_asynchronous() {
             return false;
         }
-        if self.context_register().icc() {
+        if self.context_register().icc() && !self.holds_context() {
             self.complete_context_command();
             return true;
         }
-        if self.iotlb_register().ivt() {
+        if self.iotlb_register().ivt() && !self.holds_iotlb() {
             self.complete_iotlb_command();
             return true;
         }
@@ -77,10 +90,7 @@ impl<C: TranslationCache> Unit<C> {
                 ContextGranularity::None
             }
         };
-        let done = ContextCommand::new_with_raw_value(command.raw_value())
-            .with_icc(false)
-            .with_caig(actual);
-        self.registers.set64(offset::CCMD, done.raw_value());
+        self.complete(Completion::Context(actual));
     }
 
     /// VT-d §11.4.6.3 (IOTLB_REG), §11.4.6.4 (IVA_REG).
@@ -112,9 +122,7 @@ impl<C: TranslationCache> Unit<C> {
                 IotlbGranularity::None
             }
         };
-        let done = command.with_ivt(false).with_iaig(actual);
-        self.registers
-            .set64(self.config.extended_capability().iotlb_offset(), done.raw_value());
+        self.complete(Completion::Iotlb(actual));
     }
 
     /// A domain identifier with the bits that the unit implements; the others are ignored (VT-d §6.5).
@@ -142,7 +150,6 @@ impl<C: TranslationCache> Unit<C> {
 
     pub(super) fn invalidate_iotlb(&mut self, what: IotlbInvalidation) {
         self.counters.invalidations.iotlb += 1;
-        self.drain_needed = true;
         self.invalidate(Invalidation::Iotlb(what));
     }
 }

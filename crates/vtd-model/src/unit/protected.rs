@@ -3,11 +3,12 @@
 use vtd_spec::register::{ProtectedMemoryEnable, offset, protected_region};
 
 use super::Unit;
+use super::drain::Completion;
 use crate::cache::TranslationCache;
 use crate::registers::PROTECTED_GRANULE_BITS;
 
 impl<C: TranslationCache> Unit<C> {
-    /// Software wrote PMEN: PRS follows EPM at once. Base and limit count as they stand at this moment; software must not
+    /// Software wrote PMEN: PRS follows EPM, once accesses in flight are over. Base and limit count as they stand at this moment; software must not
     /// change them while PRS is set (VT-d §11.4.8.2).
     pub(super) fn protected_memory_written(&mut self) {
         let capability = self.config.capability();
@@ -19,7 +20,6 @@ impl<C: TranslationCache> Unit<C> {
             protected_region(base, limit, PROTECTED_GRANULE_BITS).filter(|_| on && enable.epm())
         };
         self.latched.protected = [region(capability.plmr(), low), region(capability.phmr(), high)];
-        self.registers
-            .set32(offset::PMEN, enable.with_prs(enable.epm()).raw_value());
+        self.complete(Completion::Protected(enable.epm()));
     }
 }

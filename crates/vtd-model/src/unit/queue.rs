@@ -15,6 +15,7 @@ use vtd_spec::register::{
 };
 
 use super::device::{HeldWait, PasidScope};
+use super::drain::DrainState;
 use super::{EventSource, Unit};
 use crate::cache::{
     ContextInvalidation, InterruptInvalidation, Invalidation, IotlbInvalidation, PageBlock, PasidInvalidation,
@@ -26,22 +27,6 @@ use crate::sanitizer::Rule;
 /// cache entry a few times at most (the page sizes), and touches memory twice at most (fetch, status).
 pub const DESCRIPTORS_PER_WRITE: u32 = 4096;
 
-/// Names one request to drain: every memory access that was translated before it was issued has to be complete when
-/// it is reported back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DrainToken(pub u64);
-
-/// A wait descriptor that waits for the embedder.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct DrainState {
-    /// The drain that has to be reported before the queue goes on.
-    pub(super) awaited: Option<DrainToken>,
-    /// Whether the embedder has been told.
-    pub(super) announced: bool,
-    /// The descriptor under the head needs no further drain.
-    pub(super) done: bool,
-}
-
 impl<C: TranslationCache> Unit<C> {
     /// Processes the queue as far as one register write may; asynchronous profiles leave it to [`Unit::step`].
     pub(super) fn run_queue<M: SystemMemory>(&mut self, memory: &M) {
@@ -52,28 +37,6 @@ impl<C: TranslationCache> Unit<C> {
             if !self.step_queue(memory) {
                 return;
             }
-        }
-    }
-
-    /// The drain that the embedder has to carry out now, told once ([`crate::UnitConfig::two_phase_waits`]).
-    pub fn take_drain(&mut self) -> Option<DrainToken> {
-        if self.drain.announced {
-            return None;
-        }
-        self.drain.announced = true;
-        self.drain.awaited
-    }
-
-    /// The embedder reports that the accesses in flight at the time of `token` are complete; the wait descriptor
-    /// completes and the queue goes on. A token that is not awaited is ignored.
-    pub fn drained<M: SystemMemory>(&mut self, memory: &M, token: DrainToken) {
-        if self.drain.awaited == Some(token) {
-            self.drain = DrainState {
-                done: true,
-                ..DrainState::default()
-            };
-            self.drain_needed = false;
-            self.run_queue(memory);
         }
     }
 
@@ -152,6 +115,7 @@ impl<C: TranslationCache> Unit<C> {
             }
             DescriptorType::IOTLB => self.iotlb_descriptor(IotlbDescriptor::from_words(words), upper_clear)?,
             DescriptorType::DEVICE_TLB if ecap.dt() => {
+                self.drain_needed = true;
                 return self.device_descriptor(DeviceTlbInvalidation::from_words(words), upper_clear);
             }
             DescriptorType::PASID_IOTLB => {
@@ -161,6 +125,7 @@ impl<C: TranslationCache> Unit<C> {
                 self.pasid_cache_descriptor(PasidCacheInvalidation::from_words(words), upper_clear)?;
             }
             DescriptorType::PASID_DEVICE_TLB if ecap.dt() => {
+                self.drain_needed = true;
                 return self.pasid_device_descriptor(PasidDeviceTlbInvalidation::from_words(words), upper_clear);
             }
             DescriptorType::INTERRUPT_ENTRY if ecap.ir() => {
@@ -171,6 +136,7 @@ impl<C: TranslationCache> Unit<C> {
             }
             _ => return Err(QueueError::INVALID_TYPE),
         }
+        self.drain_needed = true;
         Ok(true)
     }
 
@@ -244,7 +210,6 @@ impl<C: TranslationCache> Unit<C> {
             }
         };
         self.counters.invalidations.pasid_iotlb += 1;
-        self.drain_needed = true;
         self.invalidate(Invalidation::Iotlb(what));
         Ok(())
     }
@@ -291,7 +256,6 @@ impl<C: TranslationCache> Unit<C> {
             }
         };
         self.counters.invalidations.interrupt += 1;
-        self.drain_needed = true;
         self.invalidate(Invalidation::Interrupt(what));
         Ok(())
     }
@@ -317,9 +281,8 @@ impl<C: TranslationCache> Unit<C> {
         }
         self.held_wait = HeldWait::None;
         if self.config.two_phase_waits() && self.drain_needed && !self.drain.done {
-            self.next_token += 1;
             self.drain = DrainState {
-                awaited: Some(DrainToken(self.next_token)),
+                awaited: Some(self.new_token()),
                 ..DrainState::default()
             };
             return Ok(false);

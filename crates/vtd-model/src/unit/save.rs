@@ -8,22 +8,25 @@ use alloc::vec::Vec;
 use iommu_types::{AddrRange, HostPhys, Iova, Pasid, SourceId};
 use thiserror::Error;
 use vtd_spec::register::{
-    GlobalCommand, GlobalStatus, InterruptRemapTableAddress, InvalidationQueueAddress, RootTableAddress, offset,
+    ContextCommand, GlobalCommand, GlobalStatus, InterruptRemapTableAddress, InvalidationQueueAddress, IotlbInvalidate,
+    RootTableAddress, offset,
 };
 
 use super::Unit;
 use super::device::{DeviceInvalidation, HeldWait, PasidScope};
+use super::drain::{DrainState, DrainToken, HeldCommands};
 use super::event::{EventMessage, EventSource};
-use super::queue::{DrainState, DrainToken};
 use crate::cache::{Caches, TranslationCache};
 use crate::config::UnitConfig;
-use crate::latched::Latched;
 use crate::registers::RegisterFile;
 
 /// First bytes of a saved unit.
 const MARK: [u8; 4] = *b"VTDU";
 /// Version of the form that this code writes, and the only one it reads.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+
+/// Greatest number of the last drain: tokens count up from there, and must not run over.
+const TOKEN_MAX: u64 = u64::MAX / 2;
 
 /// Why saved bytes are not a unit of this configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -108,6 +111,18 @@ impl<C: TranslationCache> Unit<C> {
         out.u8(u8::from(self.drain.done));
         out.option(self.drain.awaited, |out, token| out.u64(token.0));
         out.u64(self.next_token);
+        out.option(self.held_commands, |out, held| {
+            out.u64(held.token.0);
+            out.u32(held.global.0.raw_value());
+            out.u32(held.global.1.raw_value());
+            out.option(held.protected, |out, on| out.u8(u8::from(on)));
+            out.option(held.context, |out, actual| {
+                out.u64(ContextCommand::DEFAULT.with_caig(actual).raw_value());
+            });
+            out.option(held.iotlb, |out, actual| {
+                out.u64(IotlbInvalidate::DEFAULT.with_iaig(actual).raw_value());
+            });
+        });
         out.u8(match self.held_wait {
             HeldWait::None => 0,
             HeldWait::Pending => 1,
@@ -151,15 +166,9 @@ impl<C: TranslationCache> Unit<C> {
             }
         }
         self.registers = read_registers(&mut from, &self.config)?;
-        let status = GlobalStatus::new_with_raw_value(self.registers.get32(offset::GSTS));
-        self.latched = Latched {
-            translation_enabled: status.tes(),
-            root: RootTableAddress::new_with_raw_value(from.u64()?),
-            interrupts_enabled: status.ires(),
-            interrupt_table: InterruptRemapTableAddress::new_with_raw_value(from.u64()?),
-            compatibility_interrupts: status.cfis(),
-            protected: [read_region(&mut from)?, read_region(&mut from)?],
-        };
+        self.latched.root = RootTableAddress::new_with_raw_value(from.u64()?);
+        self.latched.interrupt_table = InterruptRemapTableAddress::new_with_raw_value(from.u64()?);
+        self.latched.protected = [read_region(&mut from)?, read_region(&mut from)?];
         self.fault_index = from.u8()?;
         if self.fault_index > self.config.capability().nfr() {
             return Err(RestoreError::Value("fault index"));
@@ -176,6 +185,20 @@ impl<C: TranslationCache> Unit<C> {
             announced: false,
         };
         self.next_token = from.u64()?;
+        self.held_commands = from.option("commands through registers", read_held)?;
+        let last = self.drain.awaited.max(self.held_commands.map(|held| held.token));
+        if self.next_token > TOKEN_MAX || last > Some(DrainToken(self.next_token)) {
+            return Err(RestoreError::Value("number of the last drain"));
+        }
+        let status = GlobalStatus::new_with_raw_value(self.registers.get32(offset::GSTS));
+        let effective = self.held_commands.map_or(status, |held| held.status_after(status));
+        self.latched.translation_enabled = effective.tes();
+        self.latched.interrupts_enabled = effective.ires();
+        self.latched.compatibility_interrupts = effective.cfis();
+        if !self.config.two_phase_waits() {
+            // Nobody would report the drain.
+            self.release_held();
+        }
         self.held_wait = match from.u8()? {
             0 => HeldWait::None,
             1 => HeldWait::Pending,
@@ -242,6 +265,21 @@ fn read_region(from: &mut Reader<'_>) -> Result<Option<AddrRange<HostPhys>>, Res
         let (first, last) = (HostPhys::new(from.u64()?), HostPhys::new(from.u64()?));
         AddrRange::new(first, last).ok_or(RestoreError::Value("protected region"))
     })
+}
+
+fn read_held(from: &mut Reader<'_>) -> Result<HeldCommands, RestoreError> {
+    let mut held = HeldCommands::none(DrainToken(from.u64()?));
+    let mut status = || from.u32().map(GlobalStatus::new_with_raw_value);
+    held.global = (status()?, status()?);
+    held.protected = from.option("PMEN", |from| from.flag("PMEN"))?;
+    held.context = from.option(
+        "CCMD",
+        |from| Ok(ContextCommand::new_with_raw_value(from.u64()?).caig()),
+    )?;
+    held.iotlb = from.option("IOTLB_REG", |from| {
+        Ok(IotlbInvalidate::new_with_raw_value(from.u64()?).iaig())
+    })?;
+    Ok(held)
 }
 
 fn read_device(from: &mut Reader<'_>, tag: u8) -> Result<DeviceInvalidation, RestoreError> {

@@ -8,6 +8,7 @@
 
 mod caches;
 mod commands;
+mod drains;
 mod fault_log;
 mod hostile;
 mod hostile_bounds;

@@ -289,7 +289,7 @@ fn a_two_phase_wait_completes_only_when_the_drain_is_reported() {
     let mut rig = Rig::new(spec().two_phase_waits(true));
     rig.enable_queue();
     // Nothing to drain: completes at once.
-    rig.submit(&[raw::descriptor::CONTEXT_GLOBAL, raw::descriptor::wait_status(STATUS, 1)]);
+    rig.submit(&[raw::descriptor::wait_status(STATUS, 1)]);
     assert_eq!((rig.peek(STATUS), rig.unit.take_drain()), (1, None));
     rig.submit(&[
         raw::descriptor::IOTLB_GLOBAL,

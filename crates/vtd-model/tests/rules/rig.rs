@@ -61,12 +61,17 @@ impl Rig {
     /// A unit with translation on in scalable mode, an empty root table and a queue of 256-bit descriptors.
     pub(crate) fn scalable(builder: UnitConfigBuilder) -> Self {
         let mut rig = Self::new(builder);
-        rig.wide = true;
-        rig.write64(offset::IQA, QUEUE | 1 << 11 | 1);
+        rig.wide();
         rig.command(|c| c.with_qie(true));
         rig.set_root(rig.root | 1 << 10);
         rig.command(|c| c.with_te(true));
         rig
+    }
+
+    /// Descriptors have 256 bits from the next time that the queue is enabled.
+    pub(crate) fn wide(&mut self) {
+        self.wide = true;
+        self.write64(offset::IQA, QUEUE | 1 << 11 | 1);
     }
 
     /// As [`Self::legacy`], with 4-level tables for the NIC; answers the top table.

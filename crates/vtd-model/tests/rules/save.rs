@@ -77,7 +77,8 @@ fn a_unit_reloaded_at_every_step_behaves_as_one_that_was_not() {
 
 #[test]
 fn outstanding_drains_and_device_invalidations_are_asked_for_again() {
-    let mut rig = Rig::legacy(spec().two_phase_waits(true).device_tlb(true));
+    let mut rig = Rig::new(spec().two_phase_waits(true).device_tlb(true));
+    rig.enable_queue();
     rig.submit(&[
         descriptor::IOTLB_GLOBAL,
         descriptor::wait_status(STATUS, 1),
@@ -114,8 +115,8 @@ fn bytes_of_another_kind_form_or_unit_are_refused() {
     assert_eq!(restore(&saved), None);
     assert_eq!(restore(b"ELF"), Some(RestoreError::NotAUnit));
     let mut newer = saved.clone();
-    newer[4] = 2;
-    assert_eq!(restore(&newer), Some(RestoreError::Version(2)));
+    newer[4] = 3;
+    assert_eq!(restore(&newer), Some(RestoreError::Version(3)));
     assert_eq!(
         restore(&saved[..saved.len() - 1]),
         Some(RestoreError::Truncated(saved.len() - 1))
