@@ -85,6 +85,11 @@ pub struct WalkReport {
 }
 
 impl WalkReport {
+    /// Lookups by which entries that were kept helped a memory request.
+    pub(crate) const fn translation_hits(&self) -> u64 {
+        self.context.hits + self.pasid.hits + self.iotlb.hits + self.paging.hits
+    }
+
     /// Adds what another translation did.
     pub fn add(&mut self, other: &Self) {
         self.reads.add(&other.reads);

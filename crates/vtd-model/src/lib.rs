@@ -107,8 +107,8 @@ pub use latched::Latched;
 pub use qemu::QemuVersion;
 pub use registers::AccessWidth;
 pub use request::{Fault, Request, RequestKind, Translation};
-pub use sanitizer::{Finding, NoCache, Rule};
-pub use translate::{Outcome, inspect, translate};
+pub use sanitizer::{Finding, NoCache, Rule, Use};
+pub use translate::{DirectPage, DirectWalker, Outcome, inspect, translate};
 pub use unit::{
     DESCRIPTORS_PER_WRITE, DeviceInvalidation, DrainToken, EventMessage, EventSource, PasidScope, RestoreError, Unit,
 };

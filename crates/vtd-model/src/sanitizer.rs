@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 
-use iommu_types::{HostPhys, SourceId};
+use iommu_types::{HostPhys, Perms, SourceId};
 
 use crate::cache::{
     AddressSpaceTag, CachedContext, CachedInterrupt, CachedPage, CachedPasid, CachedTable, Invalidation, Stamp,
@@ -149,57 +149,77 @@ impl Sanitizer {
     pub(crate) const fn lost(&self) -> u64 {
         self.lost
     }
+}
 
-    /// Compares an answer that caches helped with to that of a fresh walk.
-    pub(crate) fn judge(
-        &mut self,
-        request: &Request,
-        used: &Result<Translation, Fault>,
-        fresh: &Result<Translation, Fault>,
-    ) {
-        let host = |answer: &Result<Translation, Fault>| answer.ok().filter(|t| !t.perms.is_none()).map(|t| t.phys);
-        let rule = match (used, fresh) {
-            (Ok(used), Ok(fresh)) if used.perms.is_none() && fresh.perms.is_none() => return,
-            (Ok(used), Ok(fresh)) if used.phys == fresh.phys && fresh.perms.contains(used.perms) => return,
-            (Ok(used), Ok(_)) if used.perms.is_none() => Rule::StaleFault,
-            (Ok(_), Ok(fresh)) if fresh.perms.is_none() => Rule::OpenWindow,
+/// How a request was answered with the help of translations that were kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It went to a host address, with these rights; without rights it was told that there is nothing.
+    Answered(HostPhys, Perms),
+    /// It was blocked.
+    Blocked,
+}
+
+impl Use {
+    /// The use that an answer of [`crate::translate()`] is.
+    #[must_use]
+    pub const fn of(answer: &Result<Translation, Fault>) -> Self {
+        match answer {
+            Ok(translation) => Self::Answered(translation.phys, translation.perms),
+            Err(_) => Self::Blocked,
+        }
+    }
+
+    fn host(self) -> Option<HostPhys> {
+        match self {
+            Self::Answered(phys, perms) => (!perms.is_none()).then_some(phys),
+            Self::Blocked => None,
+        }
+    }
+
+    /// Compares the use with a fresh walk.
+    pub(crate) fn judge(self, request: &Request, fresh: &Result<Translation, Fault>) -> Option<Finding> {
+        let rule = match (self, fresh) {
+            (Self::Answered(_, perms), Ok(fresh)) if perms.is_none() && fresh.perms.is_none() => return None,
+            (Self::Answered(phys, perms), Ok(fresh)) if phys == fresh.phys && fresh.perms.contains(perms) => {
+                return None;
+            }
+            (Self::Answered(_, perms), Ok(_)) if perms.is_none() => Rule::StaleFault,
+            (Self::Answered(..), Ok(fresh)) if fresh.perms.is_none() => Rule::OpenWindow,
             // The page is the same, but permits less.
-            (Ok(used), Ok(fresh)) if used.phys == fresh.phys => Rule::OpenWindow,
-            (Ok(_), Ok(_)) => Rule::StaleTranslation,
-            (Ok(_), Err(fault)) if fault.condition.is_some_and(is_absent) => Rule::OpenWindow,
-            (Ok(_), Err(_)) => Rule::StaleTranslation,
-            (Err(_), Ok(_)) => Rule::StaleFault,
-            (Err(_), Err(_)) => return,
+            (Self::Answered(phys, _), Ok(fresh)) if phys == fresh.phys => Rule::OpenWindow,
+            (Self::Answered(..), Ok(_)) => Rule::StaleTranslation,
+            (Self::Answered(..), Err(fault)) if fault.condition.is_some_and(is_absent) => Rule::OpenWindow,
+            (Self::Answered(..), Err(_)) => Rule::StaleTranslation,
+            (Self::Blocked, Ok(_)) => Rule::StaleFault,
+            (Self::Blocked, Err(_)) => return None,
         };
-        self.report(Finding {
+        Some(Finding {
             request: Some(*request),
-            used: host(used),
-            fresh: host(fresh),
+            used: self.host(),
+            fresh: Self::of(fresh).host(),
             ..Finding::of(rule)
-        });
+        })
     }
 }
 
-impl Sanitizer {
-    /// Compares what a cached interrupt remapping entry made of an interrupt with what the table says now.
-    pub(crate) fn judge_interrupt(
-        &mut self,
-        request: &InterruptRequest,
-        used: &Result<Interrupt, Fault>,
-        fresh: &Result<Interrupt, Fault>,
-    ) {
-        let rule = match (used, fresh) {
-            (Ok(used), Ok(fresh)) if used == fresh => return,
-            (Ok(_), Err(fault)) if fault.condition.is_some_and(is_absent) => Rule::OpenWindow,
-            (Ok(_), _) => Rule::StaleInterrupt,
-            (Err(_), Ok(_)) => Rule::StaleFault,
-            (Err(_), Err(_)) => return,
-        };
-        self.report(Finding {
-            interrupt: Some(*request),
-            ..Finding::of(rule)
-        });
-    }
+/// Compares what a cached interrupt remapping entry made of an interrupt with what the table says now.
+pub(crate) fn judge_interrupt(
+    request: &InterruptRequest,
+    used: &Result<Interrupt, Fault>,
+    fresh: &Result<Interrupt, Fault>,
+) -> Option<Finding> {
+    let rule = match (used, fresh) {
+        (Ok(used), Ok(fresh)) if used == fresh => return None,
+        (Ok(_), Err(fault)) if fault.condition.is_some_and(is_absent) => Rule::OpenWindow,
+        (Ok(_), _) => Rule::StaleInterrupt,
+        (Err(_), Ok(_)) => Rule::StaleFault,
+        (Err(_), Err(_)) => return None,
+    };
+    Some(Finding {
+        interrupt: Some(*request),
+        ..Finding::of(rule)
+    })
 }
 
 /// Conditions of an entry that is gone, or permits less than it did: an unmap that is not yet invalidated.

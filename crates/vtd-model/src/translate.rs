@@ -3,6 +3,7 @@
 //! [`translate`] changes nothing but the caches it is given and, where tables ask for it, their accessed and dirty
 //! flags. Any number of threads can run it over one [`Latched`] state.
 
+mod direct;
 mod first_stage;
 mod flags;
 mod legacy;
@@ -23,6 +24,8 @@ use crate::counters::WalkReport;
 use crate::latched::Latched;
 use crate::request::{Fault, Request, RequestKind, Translation};
 use crate::sanitizer::NoCache;
+
+pub use direct::{DirectPage, DirectWalker};
 
 /// Bytes of the write that is an interrupt request.
 const INTERRUPT_BYTES: u64 = 4;
@@ -62,13 +65,33 @@ where
     M: SystemMemory,
     C: TranslationCache,
 {
-    run(latched, config, memory, cache, request, false)
+    let mut report = WalkReport::default();
+    let result = answer(latched, config, memory, cache, request, &mut report);
+    Outcome { result, report }
+}
+
+/// [`translate`] with the report added to one that is kept anyway.
+pub(crate) fn answer<M, C>(
+    latched: &Latched,
+    config: &UnitConfig,
+    memory: &M,
+    cache: &mut C,
+    request: &Request,
+    report: &mut WalkReport,
+) -> Result<Translation, Fault>
+where
+    M: SystemMemory,
+    C: TranslationCache,
+{
+    run(latched, config, memory, cache, request, report, false)
 }
 
 /// What tables alone would answer at this moment: no cache is asked, none is filled, no flag is set in any table. For
 /// explaining and checking.
 pub fn inspect<M: SystemMemory>(latched: &Latched, config: &UnitConfig, memory: &M, request: &Request) -> Outcome {
-    run(latched, config, memory, &mut NoCache, request, true)
+    let mut report = WalkReport::default();
+    let result = run(latched, config, memory, &mut NoCache, request, &mut report, true);
+    Outcome { result, report }
 }
 
 fn run<M, C>(
@@ -77,8 +100,9 @@ fn run<M, C>(
     memory: &M,
     cache: &mut C,
     request: &Request,
+    report: &mut WalkReport,
     keeps_tables_unchanged: bool,
-) -> Outcome
+) -> Result<Translation, Fault>
 where
     M: SystemMemory,
     C: TranslationCache,
@@ -91,19 +115,14 @@ where
         cache,
         request,
         stamp,
-        report: WalkReport::default(),
+        report,
         fault_processing_disabled: false,
         second_stage_only: false,
         keeps_tables_unchanged,
     };
-    let result = walk
-        .run()
+    walk.run()
         .and_then(|answer| walk.outside_protected(answer))
-        .or_else(|stop| walk.answer(stop));
-    Outcome {
-        result,
-        report: walk.report,
-    }
+        .or_else(|stop| walk.answer(stop))
 }
 
 /// One translation under way.
@@ -114,7 +133,7 @@ struct Walk<'a, M, C> {
     cache: &'a mut C,
     request: &'a Request,
     stamp: Stamp,
-    report: WalkReport,
+    report: &'a mut WalkReport,
     /// FPD in any structure read so far.
     fault_processing_disabled: bool,
     /// Only second-stage tables translate the request.

@@ -25,8 +25,8 @@ use crate::interrupt::{Interrupt, InterruptRequest, remap_interrupt};
 use crate::latched::Latched;
 use crate::registers::{AccessWidth, RegisterFile, split};
 use crate::request::{Fault, Request, Translation};
-use crate::sanitizer::{Finding, NoCache, Rule, Sanitizer};
-use crate::translate::{inspect, translate};
+use crate::sanitizer::{Finding, NoCache, Rule, Sanitizer, Use, judge_interrupt};
+use crate::translate::{answer, inspect};
 
 pub use device::{DeviceInvalidation, PasidScope};
 pub use drain::DrainToken;
@@ -233,16 +233,15 @@ impl<C: TranslationCache> Unit<C> {
     /// # Errors
     /// [`Fault`] says why the request must not proceed and what its sender sees.
     pub fn dma<M: SystemMemory>(&mut self, memory: &M, request: &Request) -> Result<Translation, Fault> {
-        let outcome = translate(&self.latched, &self.config, memory, &mut self.cache, request);
         self.counters.requests += 1;
-        self.counters.walks.add(&outcome.report);
-        let report = &outcome.report;
-        let helped = report.context.hits + report.pasid.hits + report.iotlb.hits + report.paging.hits;
-        if let Some(sanitizer) = self.sanitizer.as_mut().filter(|_| helped > 0) {
-            let fresh = inspect(&self.latched, &self.config, memory, request);
-            sanitizer.judge(request, &outcome.result, &fresh.result);
+        let walks = &mut self.counters.walks;
+        let hits = walks.translation_hits();
+        let result = answer(&self.latched, &self.config, memory, &mut self.cache, request, walks);
+        if self.sanitizer.is_some() && walks.translation_hits() != hits {
+            let finding = self.judge(memory, request, &Use::of(&result));
+            self.report(finding);
         }
-        outcome.result.inspect_err(|fault| self.log(fault))
+        result.inspect_err(|fault| self.log(fault))
     }
 
     /// Answers an interrupt request, fills the interrupt entry cache, logs a fault.
@@ -253,11 +252,41 @@ impl<C: TranslationCache> Unit<C> {
         let outcome = remap_interrupt(&self.latched, &self.config, memory, &mut self.cache, request);
         self.counters.interrupts += 1;
         self.counters.walks.add(&outcome.report);
-        if let Some(sanitizer) = self.sanitizer.as_mut().filter(|_| outcome.report.interrupt.hits > 0) {
-            let fresh = remap_interrupt(&self.latched, &self.config, memory, &mut NoCache, request);
-            sanitizer.judge_interrupt(request, &outcome.result, &fresh.result);
+        if self.sanitizer.is_some() && outcome.report.interrupt.hits > 0 {
+            let finding = self.judge_interrupt(memory, request, &outcome.result);
+            self.report(finding);
         }
         outcome.result.inspect_err(|fault| self.log(fault))
+    }
+
+    /// What the sanitizer thinks of a use of translations that were kept, as the tables stand now: compares it with a fresh
+    /// walk that sets no bits. `None` if nothing is wrong, or without a sanitizer. For embedders that keep translations
+    /// themselves; nothing is reported yet ([`Self::report`]), since software may have changed the tables meanwhile.
+    #[must_use]
+    pub fn judge<M: SystemMemory>(&self, memory: &M, request: &Request, used: &Use) -> Option<Finding> {
+        self.sanitizer.as_ref()?;
+        let fresh = inspect(&self.latched, &self.config, memory, request);
+        used.judge(request, &fresh.result)
+    }
+
+    /// As [`Self::judge`], of an interrupt that went by an entry that was kept.
+    #[must_use]
+    pub fn judge_interrupt<M: SystemMemory>(
+        &self,
+        memory: &M,
+        request: &InterruptRequest,
+        used: &Result<Interrupt, Fault>,
+    ) -> Option<Finding> {
+        self.sanitizer.as_ref()?;
+        let fresh = remap_interrupt(&self.latched, &self.config, memory, &mut NoCache, request);
+        judge_interrupt(request, used, &fresh.result)
+    }
+
+    /// Keeps a finding for [`Self::take_finding`].
+    pub fn report(&mut self, finding: Option<Finding>) {
+        if let (Some(sanitizer), Some(finding)) = (self.sanitizer.as_mut(), finding) {
+            sanitizer.report(finding);
+        }
     }
 
     /// The next broken rule that the sanitizer saw ([`crate::UnitConfigBuilder::sanitizer`]).

@@ -27,37 +27,49 @@ use crate::sanitizer::Rule;
 /// cache entry a few times at most (the page sizes), and touches memory twice at most (fetch, status).
 pub const DESCRIPTORS_PER_WRITE: u32 = 4096;
 
+/// Words that a fetch of several descriptors reads.
+const BATCH_WORDS: usize = 16;
+const BATCH_BYTES: u64 = 8 * BATCH_WORDS as u64;
+/// Descriptors in it: at most so many, if they have 128 bits.
+const BATCH_MAX: u32 = BATCH_WORDS as u32 / 2;
+
 impl<C: TranslationCache> Unit<C> {
     /// Processes the queue as far as one register write may; asynchronous profiles leave it to [`Unit::step`].
     pub(super) fn run_queue<M: SystemMemory>(&mut self, memory: &M) {
         if self.is_asynchronous() {
             return;
         }
-        for _ in 0..DESCRIPTORS_PER_WRITE {
-            if !self.step_queue(memory) {
-                return;
-            }
+        let mut left = DESCRIPTORS_PER_WRITE;
+        while left > 0 {
+            let batched = if left < BATCH_MAX { 0 } else { self.run_batch(memory) };
+            let done = match batched {
+                0 if !self.step_queue(memory) => return,
+                0 => 1,
+                done => done,
+            };
+            left = left.saturating_sub(done);
         }
+    }
+
+    /// Head and tail, if there is a descriptor between them and the queue runs.
+    fn pending(&self) -> Option<(u64, InvalidationQueueTail)> {
+        let status = self.fault_status();
+        if !self.status().qies() || status.iqe() || status.ite() || self.drain.awaited.is_some() {
+            return None;
+        }
+        let head = InvalidationQueueHead::new_with_raw_value(self.registers.get64(offset::IQH)).byte_offset();
+        let tail = InvalidationQueueTail::new_with_raw_value(self.registers.get64(offset::IQT));
+        (head != tail.byte_offset()).then_some((head, tail))
     }
 
     /// Processes one descriptor (VT-d §6.5.2); false if there is none, or the queue has stopped.
     pub(super) fn step_queue<M: SystemMemory>(&mut self, memory: &M) -> bool {
-        let status = self.fault_status();
-        if !self.status().qies() || status.iqe() || status.ite() || self.drain.awaited.is_some() {
+        let Some((head, tail)) = self.pending() else {
             return false;
-        }
-        let head = InvalidationQueueHead::new_with_raw_value(self.registers.get64(offset::IQH)).byte_offset();
-        let tail = InvalidationQueueTail::new_with_raw_value(self.registers.get64(offset::IQT));
-        if head == tail.byte_offset() {
-            return false;
-        }
+        };
         match self.descriptor(memory, head, tail) {
             Ok(true) => {
-                self.counters.descriptors += 1;
-                let next = head + self.queue.dw().bytes();
-                let next = if next >= self.queue.byte_len() { 0 } else { next };
-                let next = InvalidationQueueHead::DEFAULT.with_byte_offset(next);
-                self.registers.set64(offset::IQH, next.raw_value());
+                self.advance(head, 1);
                 true
             }
             // The descriptor at the head waits for the embedder: a drain, or device-TLBs. Only a drain that was asked
@@ -70,13 +82,59 @@ impl<C: TranslationCache> Unit<C> {
         }
     }
 
-    /// Checks, fetches and carries out the descriptor at `head`. `Ok(false)` leaves it there to be looked at again.
-    fn descriptor<M: SystemMemory>(
-        &mut self,
-        memory: &M,
-        head: u64,
-        tail: InvalidationQueueTail,
-    ) -> Result<bool, QueueError> {
+    /// Takes `count` descriptors from `head` on out of the queue.
+    fn advance(&mut self, head: u64, count: u32) {
+        self.counters.descriptors += u64::from(count);
+        let next = head + u64::from(count) * self.queue.dw().bytes();
+        let next = if next >= self.queue.byte_len() { 0 } else { next };
+        let next = InvalidationQueueHead::DEFAULT.with_byte_offset(next);
+        self.registers.set64(offset::IQH, next.raw_value());
+    }
+
+    /// Processes the descriptors at the head that need nothing but the caches, with one fetch for several of them, as
+    /// hardware may. Tells how many; whatever else is at the head is left to [`Self::step_queue`].
+    fn run_batch<M: SystemMemory>(&mut self, memory: &M) -> u32 {
+        let Some((head, tail)) = self.pending() else { return 0 };
+        let Ok(wide) = self.check_queue(tail) else { return 0 };
+        // Software owns what is behind the tail.
+        let end = if head < tail.byte_offset() {
+            tail.byte_offset()
+        } else {
+            self.queue.byte_len()
+        };
+        if end.saturating_sub(head) < BATCH_BYTES {
+            return 0;
+        }
+        let at = self.queue.base().checked_add(head);
+        let Some(Ok(words)) = at.map(|at| memory.read_words::<BATCH_WORDS>(at)) else {
+            return 0;
+        };
+        let mut done = 0;
+        if wide {
+            let (descriptors, _) = words.as_chunks::<4>();
+            for [low, high, rest @ ..] in descriptors {
+                if self.cache_descriptor([*low, *high], *rest == [0, 0], wide) != Some(Ok(())) {
+                    break;
+                }
+                done += 1;
+            }
+        } else {
+            let (descriptors, _) = words.as_chunks::<2>();
+            for words in descriptors {
+                if self.cache_descriptor(*words, true, wide) != Some(Ok(())) {
+                    break;
+                }
+                done += 1;
+            }
+        }
+        if done > 0 {
+            self.advance(head, done);
+        }
+        done
+    }
+
+    /// Whether the queue can go on with this tail: its descriptors' width if so.
+    fn check_queue(&self, tail: InvalidationQueueTail) -> Result<bool, QueueError> {
         let (queue, ecap) = (self.queue, self.config.extended_capability());
         // IQT first (VT-d §11.4.9.2): it is checked when it is written.
         if tail.byte_offset() >= queue.byte_len() {
@@ -95,49 +153,68 @@ impl<C: TranslationCache> Unit<C> {
             _ if wide && !ecap.smts() && !ecap.adms() => return Err(QueueError::INVALID_WIDTH),
             _ => {}
         }
-        let at = queue.base().checked_add(head).ok_or(QueueError::FETCH_FAILED)?;
+        Ok(wide)
+    }
+
+    /// Checks, fetches and carries out the descriptor at `head`. `Ok(false)` leaves it there to be looked at again.
+    fn descriptor<M: SystemMemory>(
+        &mut self,
+        memory: &M,
+        head: u64,
+        tail: InvalidationQueueTail,
+    ) -> Result<bool, QueueError> {
+        let wide = self.check_queue(tail)?;
+        let at = self.queue.base().checked_add(head).ok_or(QueueError::FETCH_FAILED)?;
         let words = if wide {
             memory.read_words::<4>(at)
         } else {
             memory.read_words::<2>(at).map(|[low, high]| [low, high, 0, 0])
         };
         let [low, high, rest @ ..] = words.map_err(|_| QueueError::FETCH_FAILED)?;
-        let kind = DescriptorType::of(low);
-        let legacy = self.latched.root.ttm() == TranslationTableMode::Legacy;
-        if kind.needs_256_bits() && (legacy || !wide) {
-            return Err(QueueError::INVALID_TYPE);
+        let (words, upper_clear) = ([low, high], rest == [0, 0]);
+        if let Some(done) = self.cache_descriptor(words, upper_clear, wide) {
+            return done.map(|()| true);
         }
-        let words = [low, high];
-        let upper_clear = rest == [0, 0];
-        match kind {
+        let device_tlbs = self.config.extended_capability().dt();
+        match DescriptorType::of(low) {
+            DescriptorType::DEVICE_TLB if device_tlbs => {
+                self.device_descriptor(DeviceTlbInvalidation::from_words(words), upper_clear)
+            }
+            DescriptorType::PASID_DEVICE_TLB if device_tlbs => {
+                self.pasid_device_descriptor(PasidDeviceTlbInvalidation::from_words(words), upper_clear)
+            }
+            DescriptorType::WAIT => self.wait_descriptor(memory, WaitDescriptor::from_words(words), upper_clear),
+            _ => Err(QueueError::INVALID_TYPE),
+        }
+    }
+
+    /// Carries out a descriptor that needs nothing but the unit's own caches; `None` if it is of another type. An error
+    /// has changed nothing.
+    #[inline]
+    fn cache_descriptor(&mut self, words: [u64; 2], upper_clear: bool, wide: bool) -> Option<Result<(), QueueError>> {
+        let [low, _] = words;
+        let kind = DescriptorType::of(low);
+        if kind.needs_256_bits() && (!wide || self.latched.root.ttm() == TranslationTableMode::Legacy) {
+            return Some(Err(QueueError::INVALID_TYPE));
+        }
+        let done = match kind {
             DescriptorType::CONTEXT_CACHE => {
-                self.context_descriptor(ContextCacheInvalidation::from_words(words), upper_clear)?;
+                self.context_descriptor(ContextCacheInvalidation::from_words(words), upper_clear)
             }
-            DescriptorType::IOTLB => self.iotlb_descriptor(IotlbDescriptor::from_words(words), upper_clear)?,
-            DescriptorType::DEVICE_TLB if ecap.dt() => {
-                self.drain_needed = true;
-                return self.device_descriptor(DeviceTlbInvalidation::from_words(words), upper_clear);
-            }
+            DescriptorType::IOTLB => self.iotlb_descriptor(IotlbDescriptor::from_words(words), upper_clear),
             DescriptorType::PASID_IOTLB => {
-                self.pasid_iotlb_descriptor(PasidIotlbInvalidation::from_words(words), upper_clear)?;
+                self.pasid_iotlb_descriptor(PasidIotlbInvalidation::from_words(words), upper_clear)
             }
             DescriptorType::PASID_CACHE => {
-                self.pasid_cache_descriptor(PasidCacheInvalidation::from_words(words), upper_clear)?;
+                self.pasid_cache_descriptor(PasidCacheInvalidation::from_words(words), upper_clear)
             }
-            DescriptorType::PASID_DEVICE_TLB if ecap.dt() => {
-                self.drain_needed = true;
-                return self.pasid_device_descriptor(PasidDeviceTlbInvalidation::from_words(words), upper_clear);
+            DescriptorType::INTERRUPT_ENTRY if self.config.extended_capability().ir() => {
+                self.interrupt_descriptor(InterruptEntryInvalidation::from_words(words), upper_clear)
             }
-            DescriptorType::INTERRUPT_ENTRY if ecap.ir() => {
-                self.interrupt_descriptor(InterruptEntryInvalidation::from_words(words), upper_clear)?;
-            }
-            DescriptorType::WAIT => {
-                return self.wait_descriptor(memory, WaitDescriptor::from_words(words), upper_clear);
-            }
-            _ => return Err(QueueError::INVALID_TYPE),
-        }
-        self.drain_needed = true;
-        Ok(true)
+            _ => return None,
+        };
+        self.drain_needed |= done.is_ok();
+        Some(done)
     }
 
     /// VT-d §6.5.2.1.
@@ -220,6 +297,7 @@ impl<C: TranslationCache> Unit<C> {
         // PFSID is reserved without ECAP.DIT.
         check(d.pfsid() == 0 || self.config.extended_capability().dit())?;
         let (first, order) = d.range();
+        self.drain_needed = true;
         Ok(self.send_device_invalidation(d.source(), None, first, order))
     }
 
@@ -237,6 +315,7 @@ impl<C: TranslationCache> Unit<C> {
         } else {
             PasidScope::One(d.pasid())
         };
+        self.drain_needed = true;
         Ok(self.send_device_invalidation(d.source(), Some(scope), first, order))
     }
 

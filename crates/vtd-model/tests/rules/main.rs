@@ -8,6 +8,7 @@
 
 mod caches;
 mod commands;
+mod direct;
 mod drains;
 mod fault_log;
 mod hostile;
