@@ -13,7 +13,7 @@ if test -d /modules; then
   depmod
 fi
 
-# Sends a file: send NAME PATH
+# Sends a file: send NAME PATH. A name may have spaces.
 send() {
   echo "file $1"
   gzip -c "$2" | base64
@@ -25,7 +25,7 @@ run() {
   name=$1
   shift
   "$@" > /out 2> /err
-  echo "ended $name $?"
+  echo "ended $? $name"
   send "$name" /out
   if test -s /err; then
     send "$name.err" /err

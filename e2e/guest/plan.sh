@@ -1,17 +1,39 @@
-# Puts the functions named in /functions on vfio-pci, in the way that our tool prints.
+# Gives one endpoint of every group to user space in the way that our tool prints, and takes all of them back.
+drivers() {
+  for f in /sys/bus/pci/devices/*; do
+    driver=none
+    test -e $f/driver && driver=$(readlink $f/driver)
+    echo "${f##*/} ${driver##*/}"
+  done
+}
+
+# The first function of a group that is no bridge (class 06).
+endpoint_of() {
+  for f in $1/devices/*; do
+    grep -q "^0x06" $f/class || { echo ${f##*/}; return; }
+  done
+}
+
 facts
-for f in $(cat /functions); do
-  run "plan-$f" iommu plan "$f" --format shell
-  cp /out /plan
-  run "execution-$f" sh /plan
-  cd /sys/bus/pci/devices/$f
-  if test -e driver; then
-    driver=$(readlink driver)
-    echo "driver $f ${driver##*/}"
-  fi
-  cd /
-  run "check-$f" iommu check "$f" --json
+run drivers.before drivers
+chosen=
+for g in /sys/kernel/iommu_groups/*; do
+  f=$(endpoint_of $g)
+  test -n "$f" && chosen="$chosen $f"
 done
+for f in $chosen; do
+  # The way back leads to what is there now.
+  run "back $f" iommu plan $f --format sysfs --undo
+  cp /out /back-$f
+  run "plan $f" iommu plan $f --format sysfs
+  cp /out /plan
+  run "execution $f" sh /plan
+done
+run drivers.planned drivers
 ls /dev/vfio > /out
 send nodes /out
+for f in $chosen; do
+  run "retreat $f" sh /back-$f
+done
+run drivers.after drivers
 finish

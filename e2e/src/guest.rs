@@ -49,7 +49,7 @@ const COMMON: &str = include_str!("../guest/common.sh");
 pub enum Script {
     /// What the kernel and our tool make of the machine.
     Record,
-    /// To put the functions listed in the file `/functions` on vfio-pci, as our tool says.
+    /// To give one endpoint of every group to user space as our tool says, and to take it back.
     Plan,
 }
 

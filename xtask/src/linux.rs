@@ -104,7 +104,7 @@ fn compare(kernel: Selection, share: Share, seed: u64) -> Outcome {
 }
 
 /// Tests besides the comparison of generated machines.
-const ALSO: usize = 1;
+const ALSO: usize = 2;
 
 /// What guests need, unpacked and built.
 #[derive(Debug)]

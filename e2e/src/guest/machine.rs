@@ -80,6 +80,14 @@ impl Machine {
         build.finish(names.join(", "))
     }
 
+    /// A machine with the arrangements of these names. Names that it does not know are left out.
+    #[must_use]
+    pub fn named(names: &[&str], seed: u64) -> Self {
+        let number = |name: &&str| SHAPES.iter().position(|(known, _)| known == name);
+        let shapes: Vec<usize> = names.iter().filter_map(number).collect();
+        Self::of_shapes(&shapes, seed)
+    }
+
     /// A machine in which about `functions` functions grew at random.
     #[must_use]
     pub fn grown(functions: usize, seed: u64) -> Self {

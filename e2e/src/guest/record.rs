@@ -43,8 +43,6 @@ pub struct Record {
     pub files: BTreeMap<String, Vec<u8>>,
     /// How commands ended.
     pub statuses: BTreeMap<String, i32>,
-    /// The driver of a function, where the script tells it.
-    pub drivers: BTreeMap<Bdf, String>,
     /// The kernel's messages about it, without the time in front.
     pub messages: Vec<String>,
 }
@@ -91,7 +89,12 @@ impl Record {
                 }
                 continue;
             }
-            let mut words = line.split(' ');
+            // Names may have spaces.
+            if let Some(name) = line.strip_prefix("file ") {
+                section = Section::File(name.to_owned(), String::new());
+                continue;
+            }
+            let mut words = line.splitn(3, ' ');
             match (words.next().unwrap_or_default(), words.next(), words.next()) {
                 ("kernel", Some(release), None) => release.clone_into(&mut record.release),
                 ("root", Some(bus), None) => record.roots.push(root(bus).ok_or_else(unreadable)?),
@@ -112,14 +115,9 @@ impl Record {
                     section = Section::Table;
                     repeats = false;
                 }
-                ("file", Some(name), None) => section = Section::File(name.to_owned(), String::new()),
-                ("ended", Some(name), Some(status)) => {
+                ("ended", Some(status), Some(name)) => {
                     let status = status.parse().map_err(|_| unreadable())?;
                     record.statuses.insert(name.to_owned(), status);
-                }
-                ("driver", Some(function), Some(name)) => {
-                    let function = function.parse().map_err(|_| unreadable())?;
-                    record.drivers.insert(function, name.to_owned());
                 }
                 ("messages", None, None) => section = Section::Messages,
                 ("*", None, None) => repeats = true,
@@ -262,12 +260,11 @@ mod tests {
         table DMAR\r\n\
         00000 44 4d 41 52\r\n\
         00004\r\n\
-        ended greeting 3\r\n\
-        file greeting\r\n\
+        ended 3 the greeting\r\n\
+        file the greeting\r\n\
         H4sIAAAAAAAAA8tIzcnJ\r\n\
         5wIAIDA6NgYAAAA=\r\n\
         .\r\n\
-        driver 0000:00:03.0 vfio-pci\r\n\
         messages\r\n\
         [    0.274453] DMAR: Host address width 48\r\n\
         == end\r\n";
@@ -284,10 +281,9 @@ mod tests {
         assert_eq!(record.read32("00:04.0".parse().unwrap(), 0), Some(u32::MAX));
         assert_eq!(record.groups[&function], 7);
         assert_eq!(record.table.as_deref(), Some(&b"DMAR"[..]));
-        assert_eq!(record.statuses["greeting"], 3);
-        assert_eq!(record.text("greeting"), "hello\n");
+        assert_eq!(record.statuses["the greeting"], 3);
+        assert_eq!(record.text("the greeting"), "hello\n");
         assert_eq!(record.text("nothing"), "");
-        assert_eq!(record.drivers[&function], "vfio-pci");
         assert_eq!(record.messages, ["DMAR: Host address width 48"]);
         assert_eq!(record.version(), Some(LinuxVersion::new(6, 12)));
         assert_eq!(record.roots[1], BusId::new(Segment(0), 0x40));
@@ -301,7 +297,10 @@ mod tests {
         let gap = CONSOLE.replace("*\r\n", "");
         assert_eq!(Record::read(&gap).unwrap_err(), Malformed::Line("00030 02".to_owned()));
         let torn = CONSOLE.replace("5wIAIDA6", "5wIAIDA7");
-        assert_eq!(Record::read(&torn).unwrap_err(), Malformed::File("greeting".to_owned()));
+        assert_eq!(
+            Record::read(&torn).unwrap_err(),
+            Malformed::File("the greeting".to_owned())
+        );
         let noise = CONSOLE.replace("group 7", "group x");
         assert!(matches!(Record::read(&noise), Err(Malformed::Line(_))));
     }

@@ -10,9 +10,14 @@
 //! often every named shape is built, each time with other details, `PORTCULLIS_GUEST_TREES` how many machines grow
 //! at random, and `PORTCULLIS_GUEST_SEED` what all of them are made from.
 
-#![expect(clippy::expect_used, reason = "a test reports by panicking, its helpers too")]
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test reports by panicking, its helpers too"
+)]
 
 mod groups;
+mod plan;
 mod states;
 mod tool;
 
