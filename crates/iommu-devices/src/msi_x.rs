@@ -134,6 +134,16 @@ impl MsiXTable {
         }
     }
 
+    /// Offers each pending vector to `deliver`, masked or not; those for which it says true are pending no more. For
+    /// platforms that keep table and masks on their own side ([`crate::Bus::raise`]).
+    pub fn offer(&mut self, mut deliver: impl FnMut(u16) -> bool) {
+        for (pending, vector) in self.pending.iter_mut().zip(0u16..) {
+            if *pending && deliver(vector) {
+                *pending = false;
+            }
+        }
+    }
+
     /// Takes the next message that is pending and not masked, lowest vector first. To be called only while the function
     /// delivers ([`crate::ConfigSpace::msi_x_delivers`]); ends after as many calls as there are vectors.
     pub fn take_due(&mut self) -> Option<MsiMessage> {

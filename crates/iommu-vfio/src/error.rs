@@ -33,6 +33,16 @@ pub enum Errno {
     Enospc,
     /// A sum passes the end of the address space.
     Eoverflow,
+    /// Not allowed for this user.
+    Eacces,
+    /// An address that is not mapped in the process.
+    Efault,
+    /// A file that is not open.
+    Ebadf,
+    /// A request that is not known.
+    Enotty,
+    /// Another one, by its number on Linux.
+    Other(i32),
 }
 
 impl Errno {
@@ -50,6 +60,34 @@ impl Errno {
             Self::Einval => "EINVAL",
             Self::Enospc => "ENOSPC",
             Self::Eoverflow => "EOVERFLOW",
+            Self::Eacces => "EACCES",
+            Self::Efault => "EFAULT",
+            Self::Ebadf => "EBADF",
+            Self::Enotty => "ENOTTY",
+            Self::Other(_) => "an error of another kind",
+        }
+    }
+
+    /// The error with this number on Linux.
+    #[cfg(target_os = "linux")]
+    #[must_use]
+    pub const fn from_raw(raw: i32) -> Self {
+        match raw {
+            libc::EPERM => Self::Eperm,
+            libc::ENOENT => Self::Enoent,
+            libc::EIO => Self::Eio,
+            libc::ENOMEM => Self::Enomem,
+            libc::EBUSY => Self::Ebusy,
+            libc::EEXIST => Self::Eexist,
+            libc::ENODEV => Self::Enodev,
+            libc::EINVAL => Self::Einval,
+            libc::ENOSPC => Self::Enospc,
+            libc::EOVERFLOW => Self::Eoverflow,
+            libc::EACCES => Self::Eacces,
+            libc::EFAULT => Self::Efault,
+            libc::EBADF => Self::Ebadf,
+            libc::ENOTTY => Self::Enotty,
+            other => Self::Other(other),
         }
     }
 }
@@ -328,6 +366,61 @@ pub enum VfioError {
         /// Size of the region in bytes; 0 if there is none.
         size: u64,
     },
+    /// Dirty pages were asked for while nobody notes them.
+    #[error("dirty pages are not noted; call start_dirty_tracking first")]
+    NotTracking,
+    /// Dirty pages are told in the smallest pages only.
+    #[error("dirty pages of {page_size:#x} bytes cannot be told; ask for pages of {granule:#x} bytes")]
+    BitmapPageSize {
+        /// Bytes of a page that was asked for.
+        page_size: u64,
+        /// Bytes of a page that can be told.
+        granule: u64,
+    },
+    /// A bitmap that is too long.
+    #[error("a bitmap for {size:#x} bytes from {iova} is longer than {longest:#x} bytes; ask for less at a time")]
+    BitmapTooLong {
+        /// The first address.
+        iova: Iova,
+        /// How many bytes.
+        size: u64,
+        /// The longest bitmap in bytes.
+        longest: u64,
+    },
+    /// A user may not have so much memory pinned.
+    #[error(
+        "{range} cannot be pinned for devices: {wanted:#x} bytes more than the {limit:#x} that the user may have pinned; \
+         raise the limit (RLIMIT_MEMLOCK, `ulimit -l`) or map less"
+    )]
+    PinLimit {
+        /// What was asked for.
+        range: AddrRange<Iova>,
+        /// Bytes that were asked for.
+        wanted: u64,
+        /// Bytes that the user may have pinned.
+        limit: u64,
+    },
+    /// The process gets no memory.
+    #[error("the process gets no {bytes:#x} bytes of memory ({why}); ask for less, or for smaller pages")]
+    NoMemory {
+        /// Bytes that were asked for.
+        bytes: u64,
+        /// What the kernel said.
+        why: String,
+    },
+    /// There are no interrupt vectors left, or no files for them.
+    #[error("no vectors are left for the interrupts of {0}; close devices or use fewer interrupts")]
+    NoVectors(Bdf),
+    /// The kernel refused a request, and no rule that this crate knows says why.
+    #[error("{what}: the kernel answers {errno}; {advice}")]
+    Kernel {
+        /// What was asked for.
+        what: String,
+        /// What it answered.
+        errno: Errno,
+        /// What to do.
+        advice: &'static str,
+    },
     /// There is no way to reset the function alone.
     #[error("{0} has no function level reset; reset the bus above it, with everything on it")]
     NoReset(Bdf),
@@ -381,7 +474,9 @@ impl VfioError {
             Self::Overflow { .. } => Errno::Eoverflow,
             Self::Exists { .. } => Errno::Eexist,
             Self::TooManyMappings { .. } => Errno::Enospc,
-            Self::OutOfMemory(_) => Errno::Enomem,
+            Self::OutOfMemory(_) | Self::PinLimit { .. } | Self::NoMemory { .. } => Errno::Enomem,
+            Self::NoVectors(_) => Errno::Enospc,
+            Self::Kernel { errno, .. } => *errno,
             Self::Unconfirmed { .. } | Self::Map { .. } | Self::Unmap { .. } | Self::Interrupts { .. } => Errno::Eio,
             Self::OtherPlatform(_)
             | Self::NoGroupAttached
@@ -395,6 +490,9 @@ impl VfioError {
             | Self::Bisects { .. }
             | Self::InterruptCount { .. }
             | Self::OutsideRegion { .. }
+            | Self::NotTracking
+            | Self::BitmapPageSize { .. }
+            | Self::BitmapTooLong { .. }
             | Self::NoReset(_) => Errno::Einval,
         }
     }

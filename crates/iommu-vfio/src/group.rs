@@ -4,8 +4,10 @@ use std::fmt;
 
 use iommu_types::Bdf;
 
+use crate::backend::Backend;
 use crate::error::VfioError;
 use crate::platform::{Driver, GroupInfo, Platform};
+use crate::software::Software;
 
 /// The number of a group on its platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,61 +68,75 @@ pub struct Viable;
 ///
 /// Dropping it closes it.
 #[derive(Debug)]
-pub struct Group<S> {
-    pub(crate) handle: GroupHandle,
+pub struct Group<S, B: Backend = Software> {
+    pub(crate) handle: B::Group,
     _state: S,
 }
 
-impl<S> Group<S> {
+impl<S, B: Backend> Group<S, B> {
     /// Its number.
     #[must_use]
-    pub const fn id(&self) -> GroupId {
-        self.handle.id
+    pub fn id(&self) -> GroupId {
+        B::group_id(&self.handle)
     }
+}
 
+impl<S> Group<S, Software> {
     /// Its members and the reasons for them.
     #[must_use]
     pub fn info(&self) -> GroupInfo {
-        self.handle.platform.group(self.handle.id).unwrap_or(GroupInfo {
-            id: self.handle.id,
+        self.handle.0.info()
+    }
+}
+
+impl<B: Backend> Group<Viable, B> {
+    /// A group that was checked before.
+    pub(crate) const fn viable_again(handle: B::Group) -> Self {
+        Self { handle, _state: Viable }
+    }
+}
+
+impl<B: Backend> Group<Opened, B> {
+    /// Opens group `id` of `backend`. It can be open once.
+    ///
+    /// # Errors
+    /// [`VfioError::NoGroup`], [`VfioError::GroupOpen`]; on Linux also [`VfioError::NoVfioDriver`].
+    pub fn open(backend: &B, id: GroupId) -> Result<Self, VfioError> {
+        backend.open(id).map(Self::opened)
+    }
+
+    pub(crate) const fn opened(handle: B::Group) -> Self {
+        Self { handle, _state: Opened }
+    }
+
+    /// Checks that the group can be given to a user: every endpoint is on a VFIO driver or on none, one at least
+    /// is on a VFIO driver, a unit translates the DMA of each, and nobody can forge interrupts. (Linux tells the last
+    /// two when an IOMMU is chosen.)
+    ///
+    /// # Errors
+    /// [`Refused`] with [`VfioError::NotViable`], [`VfioError::NoVfioDriver`], [`VfioError::NotContained`] or
+    /// [`VfioError::UnsafeInterrupts`].
+    pub fn viable(self) -> Result<Group<Viable, B>, Refused<Self>> {
+        match B::check_viable(&self.handle) {
+            Ok(()) => Ok(Group::viable_again(self.handle)),
+            Err(cause) => Err(Refused { cause, object: self }),
+        }
+    }
+}
+
+impl GroupHandle {
+    pub(crate) fn info(&self) -> GroupInfo {
+        self.platform.group(self.id).unwrap_or(GroupInfo {
+            id: self.id,
             members: Vec::new(),
             reasons: Vec::new(),
             uncertain: true,
         })
     }
-}
 
-impl Group<Viable> {
-    /// A group that was checked before.
-    pub(crate) fn viable_again(handle: GroupHandle) -> Self {
-        Self { handle, _state: Viable }
-    }
-}
-
-impl Group<Opened> {
-    pub(crate) fn opened(handle: GroupHandle) -> Self {
-        Self { handle, _state: Opened }
-    }
-
-    /// Checks that the group can be given to a user: every endpoint is on a VFIO driver or on none, one at least
-    /// is on a VFIO driver, a unit translates the DMA of each, and nobody can forge interrupts.
-    ///
-    /// # Errors
-    /// [`Refused`] with [`VfioError::NotViable`], [`VfioError::NoVfioDriver`], [`VfioError::NotContained`] or
-    /// [`VfioError::UnsafeInterrupts`].
-    pub fn viable(self) -> Result<Group<Viable>, Refused<Self>> {
-        match self.check() {
-            Ok(()) => Ok(Group {
-                handle: self.handle,
-                _state: Viable,
-            }),
-            Err(cause) => Err(Refused { cause, object: self }),
-        }
-    }
-
-    fn check(&self) -> Result<(), VfioError> {
-        let platform = &self.handle.platform;
-        let group = self.handle.id;
+    pub(crate) fn check(&self) -> Result<(), VfioError> {
+        let platform = &self.platform;
+        let group = self.id;
         let endpoints = endpoints(platform, &self.info());
         for member in &endpoints {
             if platform.driver(*member) == Driver::Host {

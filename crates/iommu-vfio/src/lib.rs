@@ -67,17 +67,25 @@
 //! memory is host memory of the machine, not of this process. Groups are formed once: there is no hot-plug.
 #![forbid(unsafe_code)]
 
+mod backend;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod container;
 mod device;
+mod dirty;
 mod error;
 mod group;
 mod host;
 mod memory;
 mod platform;
+mod rules;
+mod software;
 mod user;
 
+pub use backend::{Backend, DeviceBackend, DirtyInfo, DmaMemory, InterruptKind, RegionInfo, Type1Info};
 pub use container::{Container, MAX_MAPPINGS, MappingInfo, NoIommu, Type1};
 pub use device::Device;
+pub use dirty::{DirtyBitmap, LONGEST_BITMAP};
 pub use error::{Errno, Uncontained, VfioError};
 pub use group::{Group, GroupId, Opened, Refused, Viable};
 pub use host::HostSpace;
@@ -86,4 +94,6 @@ pub use platform::{
     AcsStep, BringUp, Driver, DriverUnit, Fault, FaultDrain, FaultedAccess, GroupInfo, Platform, PlatformError,
     PlatformOptions, RegionOutcome, RegionStep, UnitStep,
 };
+pub use software::{SoftDevice, SoftGroup, SoftSpace, Software};
 pub use user::UserId;
+pub use vmm_sys_util::eventfd::EventFd;

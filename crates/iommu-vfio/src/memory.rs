@@ -48,6 +48,13 @@ impl UserMemory {
         self.pages.extents()
     }
 
+    /// The words of the memory, if all of them lie side by side in this process.
+    pub(crate) fn words(&self) -> Option<&[iommu_types::sync::AtomicU64]> {
+        let [extent] = self.extents() else { return None };
+        let words = self.platform.machine().memory().words(extent.first(), self.len())?;
+        (u64::try_from(words.len()).ok()? * 8 == self.len()).then_some(words)
+    }
+
     /// Where byte `offset` lies in host memory.
     #[must_use]
     pub fn at(&self, offset: u64) -> Option<HostPhys> {

@@ -17,6 +17,7 @@ pub use self::fault::{Fault, FaultDrain, FaultedAccess};
 use crate::error::{Uncontained, VfioError};
 use crate::group::{Group, GroupHandle, GroupId, Opened};
 use crate::memory::UserMemory;
+use crate::software::{Events, SoftGroup};
 use crate::user::{PageOwners, UserId};
 
 /// A unit of the machine in the driver's hands.
@@ -108,6 +109,8 @@ pub(crate) struct Shared {
     groups: Groups,
     report: BringUp,
     pub(crate) options: PlatformOptions,
+    /// Interrupts that are counted in eventfds.
+    pub(crate) events: Arc<Events>,
     state: Mutex<State>,
 }
 
@@ -196,16 +199,20 @@ impl Platform {
     /// # Errors
     /// [`VfioError::NoGroup`], [`VfioError::GroupOpen`].
     pub fn open_group(&self, id: GroupId) -> Result<Group<Opened>, VfioError> {
+        self.open_handle(id).map(|handle| Group::opened(SoftGroup(handle)))
+    }
+
+    pub(crate) fn open_handle(&self, id: GroupId) -> Result<GroupHandle, VfioError> {
         if self.group(id).is_none() {
             return Err(VfioError::NoGroup(id));
         }
         if !self.state().open.insert(id) {
             return Err(VfioError::GroupOpen(id));
         }
-        Ok(Group::opened(GroupHandle {
+        Ok(GroupHandle {
             platform: self.clone(),
             id,
-        }))
+        })
     }
 
     /// What drives `function` now.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use iommu_types::SourceId;
 use vtd_model::Interrupt;
@@ -86,10 +86,22 @@ impl fmt::Display for Arrival {
     }
 }
 
+/// Who is told of an interrupt when it arrives; true takes it.
+type Listener = Box<dyn Fn(&Arrival) -> bool + Send + Sync>;
+
 /// The interrupts that arrived, oldest first.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Sink {
     arrivals: Mutex<VecDeque<Arrival>>,
+    listener: OnceLock<Listener>,
+}
+
+impl fmt::Debug for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sink")
+            .field("arrivals", &self.arrivals)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Sink {
@@ -97,7 +109,15 @@ impl Sink {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sets who is told; false if somebody is told already.
+    pub(crate) fn listen(&self, listener: Listener) -> bool {
+        self.listener.set(listener).is_ok()
+    }
+
     pub(crate) fn push(&self, arrival: Arrival) {
+        if self.listener.get().is_some_and(|listener| listener(&arrival)) {
+            return;
+        }
         let mut arrivals = self.lock();
         if arrivals.len() == KEPT {
             arrivals.pop_front();

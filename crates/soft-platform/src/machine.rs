@@ -252,6 +252,13 @@ impl Machine {
         self.shared.interrupts.take()
     }
 
+    /// Tells `listener` of each interrupt when it arrives, by the thread that delivers it; one for which it says true
+    /// is not kept for [`Self::take_interrupts`]. It must not access the machine, whose locks may be held. Set once;
+    /// false if there is a listener already.
+    pub fn listen_to_interrupts(&self, listener: impl Fn(&Arrival) -> bool + Send + Sync + 'static) -> bool {
+        self.shared.interrupts.listen(Box::new(listener))
+    }
+
     /// Takes the requests that the platform stopped since the last call, oldest first.
     #[must_use]
     pub fn take_platform_blocks(&self) -> Vec<PlatformBlock> {

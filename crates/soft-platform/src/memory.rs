@@ -275,6 +275,17 @@ impl MachineMemory {
         })
     }
 
+    /// The words of memory from `at`, a multiple of 8, on: as many of `bytes` as lie side by side in this process, which
+    /// holds to the end of each 2 MiB counted from the start of a range of memory. `None` where there is no memory.
+    ///
+    /// For drivers that reach their buffers by reference, as they would through a mapping; the words stay where they are
+    /// as long as the machine exists.
+    #[must_use]
+    pub fn words(&self, at: HostPhys, bytes: u64) -> Option<&[AtomicU64]> {
+        let (region, offset) = self.region(at)?;
+        region.words(offset, usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+
     /// The node of the memory at `at`; `None` where there is no memory.
     #[must_use]
     pub fn node_of(&self, at: HostPhys) -> Option<NodeId> {

@@ -284,6 +284,7 @@ impl VirtioBlk {
 
     /// Sends what is pending, as far as it may be sent.
     fn send_messages(&mut self, bus: &dyn Bus) {
+        self.queues.messages.offer(|vector| bus.raise(vector));
         if self.config.msi_x_delivers() {
             while let Some(message) = self.queues.messages.take_due() {
                 if let Err(error) = self.dma_write(bus, message.address, &message.data.to_le_bytes()) {

@@ -8,9 +8,13 @@ use vtd_driver::{DomainOptions, IoasPending, Requester};
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
 use super::{MAX_MAPPINGS, MappingInfo};
+use crate::dirty::DirtyBitmap;
 use crate::error::{Uncontained, VfioError};
 use crate::group::{Group, GroupHandle, GroupId, Refused, Viable};
+use crate::memory::UserMemory;
 use crate::platform::{Owner, Platform, Space};
+use crate::rules;
+use crate::software::SoftGroup;
 use crate::user::{NotYours, UserId};
 
 /// The runs of host memory behind a mapping: what has to stay reserved until devices cannot reach it.
@@ -47,6 +51,8 @@ pub(crate) struct State {
     /// Unmaps that no unit confirmed; their memory stays pinned for ever.
     unconfirmed: Vec<IoasPending<Runs>>,
     attached: bool,
+    /// Dirty pages are asked for.
+    tracking: bool,
 }
 
 #[derive(Debug)]
@@ -59,7 +65,7 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
-    pub(super) fn new(platform: Platform, user: UserId) -> Self {
+    pub(crate) fn new(platform: Platform, user: UserId) -> Self {
         Self {
             platform,
             user,
@@ -73,9 +79,9 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn add_group(&self, group: Group<Viable>) -> Result<(), Refused<Group<Viable>>> {
+    fn add_group(&self, group: Group<Viable>) -> Result<(), Refused<Group<Viable>>> {
         let id = group.id();
-        let same = std::sync::Arc::ptr_eq(&group.handle.platform.shared, &self.platform.shared);
+        let same = std::sync::Arc::ptr_eq(&group.handle.0.platform.shared, &self.platform.shared);
         let claimed = if same {
             self.platform.claim(id, Owner::User(self.user))
         } else {
@@ -95,7 +101,10 @@ impl Inner {
                 requester: self.platform.requester(function),
             })
             .collect();
-        let Group { handle, .. } = group;
+        let Group {
+            handle: SoftGroup(handle),
+            ..
+        } = group;
         self.state().groups.insert(
             id,
             InGroup {
@@ -106,7 +115,7 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn attach_all(&self) -> Result<(), VfioError> {
+    pub(crate) fn attach_all(&self) -> Result<(), VfioError> {
         let mut state = self.state();
         if state.groups.is_empty() {
             return Err(VfioError::NoGroupAttached);
@@ -124,11 +133,15 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn join(&self, group: Group<Viable>) -> Result<(), Refused<Group<Viable>>> {
+    pub(crate) fn join(&self, group: Group<Viable>) -> Result<(), Refused<Group<Viable>>> {
         let id = group.id();
         // Taking the group in and out again must give the caller the same group back.
         self.add_group(group)?;
         let mut state = self.state();
+        if !state.attached {
+            // Attached with the others, when an IOMMU is chosen.
+            return Ok(());
+        }
         match self.attach_group(&mut state, id) {
             Ok(()) => Ok(()),
             Err(cause) => {
@@ -138,7 +151,7 @@ impl Inner {
                 match group {
                     Some(InGroup { _handle: handle, .. }) => Err(Refused {
                         cause,
-                        object: Group::viable_again(handle),
+                        object: Group::viable_again(SoftGroup(handle)),
                     }),
                     // Nobody else can have taken it out: the state was locked.
                     None => Ok(()),
@@ -204,7 +217,7 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn leave(&self, id: GroupId) -> Result<(), VfioError> {
+    pub(crate) fn leave(&self, id: GroupId) -> Result<(), VfioError> {
         let mut state = self.state();
         let group = state.groups.get(&id).ok_or(VfioError::NoGroup(id))?;
         if group.members.iter().any(|member| state.open.contains(&member.function)) {
@@ -228,7 +241,7 @@ impl Inner {
             .any(|group| group.members.iter().any(|member| member.function == function))
     }
 
-    pub(super) fn valid_ranges(&self) -> Vec<AddrRange<Iova>> {
+    pub(crate) fn valid_ranges(&self) -> Vec<AddrRange<Iova>> {
         self.valid(&self.state())
     }
 
@@ -244,7 +257,7 @@ impl Inner {
         valid
     }
 
-    pub(super) fn mappings(&self) -> Vec<MappingInfo> {
+    pub(crate) fn mappings(&self) -> Vec<MappingInfo> {
         let state = self.state();
         let info = |mapping: &Mapping| MappingInfo {
             range: mapping.range,
@@ -254,21 +267,47 @@ impl Inner {
         state.mappings.values().map(info).collect()
     }
 
-    /// The checks of MAP_DMA that need no lock, in VFIO's order.
-    pub(super) fn check_map(
-        &self,
-        iova: Iova,
-        size: u64,
-        other: &[(&'static str, u64)],
-        perms: Perms,
-    ) -> Result<AddrRange<Iova>, VfioError> {
-        if perms.is_none() {
-            return Err(VfioError::NoRights { iova });
-        }
-        check_range(iova, size, other)
+    pub(crate) fn mapping_count(&self) -> usize {
+        self.state().mappings.len()
     }
 
-    pub(super) fn map(&self, range: AddrRange<Iova>, runs: Runs, perms: Perms) -> Result<(), VfioError> {
+    pub(crate) fn dma_map(
+        &self,
+        iova: Iova,
+        memory: &UserMemory,
+        offset: u64,
+        size: u64,
+        perms: Perms,
+    ) -> Result<(), VfioError> {
+        let range = rules::check_map(iova, size, PAGE_SIZE, &[("offset", offset)], perms)?;
+        let runs = memory.runs(offset, size)?;
+        self.map(range, runs, perms)
+    }
+
+    pub(super) fn dma_map_phys(&self, iova: Iova, phys: HostPhys, size: u64, perms: Perms) -> Result<(), VfioError> {
+        let range = rules::check_map(iova, size, PAGE_SIZE, &[("host address", phys.raw())], perms)?;
+        let overflow = VfioError::Overflow { iova, size };
+        let run = AddrRange::from_base_len(phys, size).ok_or(overflow)?;
+        self.map(range, vec![run], perms)
+    }
+
+    pub(crate) fn track_dirty(&self, on: bool) {
+        self.state().tracking = on;
+    }
+
+    pub(crate) fn dirty(&self, iova: Iova, size: u64, page_size: u64) -> Result<DirtyBitmap, VfioError> {
+        self.state().dirty(iova, size, page_size)
+    }
+
+    pub(crate) fn unmap_dirty(&self, iova: Iova, size: u64) -> Result<(u64, DirtyBitmap), VfioError> {
+        let mut state = self.state();
+        let bitmap = state.dirty(iova, size, PAGE_SIZE)?;
+        let keys = state.keys_in(rules::check_range(iova, size, PAGE_SIZE, &[])?);
+        let bytes = self.remove(&mut state, &keys)?;
+        Ok((bytes, bitmap))
+    }
+
+    fn map(&self, range: AddrRange<Iova>, runs: Runs, perms: Perms) -> Result<(), VfioError> {
         let mut state = self.state();
         if let Some(existing) = state.overlapping(range) {
             return Err(VfioError::Exists { range, existing });
@@ -349,26 +388,15 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn unmap(&self, iova: Iova, size: u64) -> Result<u64, VfioError> {
-        let range = check_range(iova, size, &[])?;
+    pub(crate) fn unmap(&self, iova: Iova, size: u64) -> Result<u64, VfioError> {
+        let range = rules::check_range(iova, size, PAGE_SIZE, &[])?;
         let mut state = self.state();
-        // Version 2: no bisecting, neither at the start nor at the end.
-        for edge in [range.first(), range.last()] {
-            if let Some(mapping) = state.at(edge)
-                && !range.covers(mapping)
-            {
-                return Err(VfioError::Bisects { range, mapping });
-            }
-        }
-        let keys: Vec<Iova> = state
-            .mappings
-            .range(range.first()..=range.last())
-            .map(|(key, _)| *key)
-            .collect();
+        rules::check_whole(range, |at| state.at(at))?;
+        let keys = state.keys_in(range);
         self.remove(&mut state, &keys)
     }
 
-    pub(super) fn unmap_all(&self) -> Result<u64, VfioError> {
+    pub(crate) fn unmap_all(&self) -> Result<u64, VfioError> {
         let mut state = self.state();
         let keys: Vec<Iova> = state.mappings.keys().copied().collect();
         self.remove(&mut state, &keys)
@@ -417,7 +445,7 @@ impl Inner {
         first.map_or(Ok(bytes), Err)
     }
 
-    pub(super) fn close(&self) -> Result<(), VfioError> {
+    pub(crate) fn close(&self) -> Result<(), VfioError> {
         let state = self.state();
         let busy = state
             .groups
@@ -469,6 +497,25 @@ impl State {
         mapping.range.contains(at).then_some(mapping.range)
     }
 
+    /// The mappings that start in `range`.
+    fn keys_in(&self, range: AddrRange<Iova>) -> Vec<Iova> {
+        let inside = self.mappings.range(range.first()..=range.last());
+        inside.map(|(key, _)| *key).collect()
+    }
+
+    /// Which pages may have been written. Type 1 without help of a device's driver cannot look: every page that devices
+    /// can reach counts, whatever they may do with it.
+    fn dirty(&self, iova: Iova, size: u64, page_size: u64) -> Result<DirtyBitmap, VfioError> {
+        let range = rules::check_dirty(iova, size, page_size, PAGE_SIZE, self.tracking)?;
+        let mut bitmap = DirtyBitmap::clean(iova, size, page_size)?;
+        rules::check_whole(range, |at| self.at(at))?;
+        for (first, mapping) in self.mappings.range(range.first()..=range.last()) {
+            let page = first.offset_from(iova).unwrap_or(0) / page_size;
+            bitmap.mark(page, mapping.range.page_count());
+        }
+        Ok(bitmap)
+    }
+
     fn overlapping(&self, range: AddrRange<Iova>) -> Option<AddrRange<Iova>> {
         let (_, mapping) = self.mappings.range(..=range.last()).next_back()?;
         mapping.range.overlaps(range).then_some(mapping.range)
@@ -485,24 +532,6 @@ impl State {
             })
         })
     }
-}
-
-/// Size and alignment, in VFIO's order; `other` are further values that must be aligned.
-fn check_range(iova: Iova, size: u64, other: &[(&'static str, u64)]) -> Result<AddrRange<Iova>, VfioError> {
-    if size == 0 {
-        return Err(VfioError::Empty { iova });
-    }
-    let own = [("size", size), ("iova", iova.raw())];
-    for (what, value) in own.iter().chain(other) {
-        if !value.is_multiple_of(PAGE_SIZE) {
-            return Err(VfioError::Misaligned {
-                what,
-                value: *value,
-                granule: PAGE_SIZE,
-            });
-        }
-    }
-    AddrRange::from_base_len(iova, size).ok_or(VfioError::Overflow { iova, size })
 }
 
 /// Reserved memory as input addresses: it is identity-mapped.

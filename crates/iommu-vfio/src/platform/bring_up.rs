@@ -11,6 +11,8 @@ use soft_platform::{Machine, UnitInfo, UnitRegisters};
 use vtd_driver::{ApicMode, Blocked, InterruptOptions, ReservedRegion, Unit, UnitOptions};
 use vtd_spec::register::{RootTableAddress, offset};
 
+use crate::software::Events;
+
 use super::{DriverUnit, Platform, PlatformError, PlatformOptions, Shared, State, requester};
 
 /// Base class of display controllers, and class and subclass of USB controllers: their reserved regions serve
@@ -176,6 +178,10 @@ pub(super) fn platform(machine: Machine, options: PlatformOptions) -> Result<Pla
     }
     report.regions = regions;
     let groups: Groups = group(&topology, options.rules);
+    let events = Arc::new(Events::default());
+    let heard = events.clone();
+    // A machine that was brought up before keeps its first listener: interrupts then only show as arrivals.
+    let _ = machine.listen_to_interrupts(move |arrival| heard.arrived(arrival));
     Ok(Platform {
         shared: Arc::new(Shared {
             machine: machine.clone(),
@@ -184,6 +190,7 @@ pub(super) fn platform(machine: Machine, options: PlatformOptions) -> Result<Pla
             groups,
             report,
             options,
+            events,
             state: Mutex::new(State::default()),
         }),
     })

@@ -107,6 +107,14 @@ impl Region {
         chunk.as_flattened().get((offset % CHUNK_BYTES) / 8)
     }
 
+    /// The words from byte `offset`, a multiple of 8, committed: as many of `bytes` as the region and the chunk have.
+    pub(super) fn words(&self, offset: usize, bytes: usize) -> Option<&[AtomicU64]> {
+        let count = self.limit(offset, bytes) / 8;
+        let chunk = self.commit(offset / CHUNK_BYTES)?;
+        let first = (offset % CHUNK_BYTES) / 8;
+        chunk.as_flattened().get(first..first + count)
+    }
+
     /// Copies memory at byte `offset` to `into`, up to the end of the region or of the chunk, whichever comes
     /// first; tells how many bytes that were.
     pub(super) fn read(&self, offset: usize, into: &mut [u8]) -> usize {
