@@ -186,6 +186,13 @@ impl Function {
         self.physical_function.is_some()
     }
 
+    /// Whether its requests carry the requester ID of a function that is not known: its domain is none of the
+    /// firmware's, so it is behind a function of another domain.
+    #[must_use]
+    pub fn has_unknown_requester(&self) -> bool {
+        self.real_dma.is_none() && self.bdf.segment.firmware().is_none()
+    }
+
     /// Base class and subclass.
     #[must_use]
     pub fn class_code(&self) -> u16 {

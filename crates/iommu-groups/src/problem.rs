@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use iommu_types::{Bdf, DevFn};
+use iommu_types::{Bdf, DevFn, Segment};
 
 use crate::pci::PortType;
 use crate::topology::{BusId, BusNumbers};
@@ -108,6 +108,12 @@ pub enum Problem {
         /// Which function.
         function: Bdf,
     },
+    /// A domain that only the operating system knows, whose functions send their requests through a function of
+    /// another one (a VMD), and nobody said through which: they count as one group.
+    RequesterNotKnown {
+        /// The domain.
+        segment: Segment,
+    },
     /// A listed function does not answer: it sleeps, or the reader may not see it. It is kept, with everything
     /// about it unknown.
     NoAnswer {
@@ -194,6 +200,11 @@ impl fmt::Display for Problem {
             Self::AliasesNotKnown { function } => write!(
                 f,
                 "{function}: it also uses requester IDs that only its registers tell; supply them as facts"
+            ),
+            Self::RequesterNotKnown { segment } => write!(
+                f,
+                "domain {segment}: its functions use the requester ID of a function outside it, and which is not known; \
+                 they are treated as one group, to which that function belongs too"
             ),
             Self::NoAnswer { function } => write!(
                 f,

@@ -2,7 +2,7 @@
 
 use core::fmt;
 
-use iommu_types::{Bdf, SourceId};
+use iommu_types::{Bdf, Segment, SourceId};
 
 use crate::acs::Lack;
 use crate::topology::{AliasVia, BusId};
@@ -70,6 +70,12 @@ pub enum Reason {
     Below,
     /// The bus numbers of the two bridges contradict each other.
     Contested,
+    /// Both are in a domain whose requests carry the requester ID of one function outside it (a VMD), and which
+    /// is not known.
+    UnknownRequester {
+        /// The domain.
+        segment: Segment,
+    },
     /// No bridge is known to lead to their bus.
     NoWayUp {
         /// The bus.
@@ -89,7 +95,7 @@ impl Reason {
             Self::SharedAlias { first, second, .. } => {
                 matches!(first, AliasVia::UnknownBridge(_)) || matches!(second, AliasVia::UnknownBridge(_))
             }
-            Self::Contested | Self::NoWayUp { .. } => true,
+            Self::Contested | Self::NoWayUp { .. } | Self::UnknownRequester { .. } => true,
             Self::SharedBus { .. }
             | Self::SwitchMember { .. }
             | Self::SwitchUpstream { .. }
@@ -162,6 +168,10 @@ impl fmt::Display for Hop {
                 "{from} is below {to}, and requests of the others in the group can go there"
             ),
             Reason::Contested => f.write_str("their bus numbers contradict each other, so it is not known who answers"),
+            Reason::UnknownRequester { segment } => write!(
+                f,
+                "all requests from domain {segment} carry the requester ID of one function outside it, and which is not known"
+            ),
             Reason::NoWayUp { bus } => write!(f, "no bridge is known to lead to their bus {bus}"),
         }
     }

@@ -87,6 +87,7 @@ pub enum AcsControl {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Functions whose requests carry the requester ID of another: (function, the other). Children of a VMD.
+    /// Functions in domains above ffff need it: such a domain is behind a function of another one.
     pub real_dma: Vec<(Bdf, Bdf)>,
     /// Further requester IDs that functions use, on their own bus.
     pub aliases: Vec<(Bdf, DevFn)>,
@@ -245,6 +246,16 @@ impl Topology {
         let is_ari = self.get(first).is_some_and(|first| first.ari.is_present())
             && self.parent(own).is_some_and(|port| port.ari_forwarding);
         if is_ari { first } else { own }
+    }
+
+    /// The function whose requester ID requests of the one at `bdf` carry, and whose unit translates them: itself,
+    /// the VMD it is behind, or `None` if it is behind a function that is not known.
+    #[must_use]
+    pub fn requester(&self, bdf: Bdf) -> Option<Bdf> {
+        match self.get(bdf).and_then(|f| f.real_dma) {
+            Some(real) => Some(real),
+            None => bdf.segment.firmware().map(|_| bdf),
+        }
     }
 
     /// Whether resetting the bus above the function at `bdf` resets it and nothing else.

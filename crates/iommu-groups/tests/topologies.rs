@@ -448,6 +448,57 @@ fn children_of_a_vmd_share_its_requester_id_and_group() {
 }
 
 #[test]
+fn a_domain_above_ffff_is_one_group_until_it_is_known_what_it_is_behind() {
+    let mut machine = Machine::new()
+        .with("00:0e.0", Space::new(0x8086, 0x467f).express(INTEGRATED))
+        .with("00:06.0", endpoint())
+        .with("10000:00:06.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
+        .with("10000:01:00.0", endpoint());
+    machine.roots.push(BusId::of(bdf("10000:00:06.0")));
+    let behind = |real: &str| Facts {
+        real_dma: ["10000:00:06.0", "10000:01:00.0"]
+            .map(|child| (bdf(child), bdf(real)))
+            .into(),
+        ..Facts::default()
+    };
+    for rules in [Rules::Linux(LinuxVersion::LATEST), Rules::Strict] {
+        // Nothing said.
+        let topology = machine.scan();
+        assert_eq!(
+            topology.problems(),
+            [Problem::RequesterNotKnown {
+                segment: Segment(0x1_0000)
+            }]
+        );
+        assert_eq!(topology.requester(bdf("10000:01:00.0")), None);
+        let groups = group(&topology, rules);
+        assert_eq!(
+            partition(&groups),
+            "00:06.0 | 00:0e.0 | 10000:00:06.0 10000:01:00.0",
+            "{rules:?}"
+        );
+        assert!(groups.of(bdf("10000:01:00.0")).unwrap().uncertain);
+        assert!(!groups.of(bdf("00:06.0")).unwrap().uncertain);
+        // The VMD said, and in the list or not. A number of segment 0 is no number of the domain.
+        let topology = Topology::scan_with(&machine, &machine.roots, &behind("00:0e.0"));
+        assert_eq!(topology.problems(), []);
+        assert_eq!(topology.requester(bdf("10000:01:00.0")), Some(bdf("00:0e.0")));
+        assert_eq!(topology.requester(bdf("00:06.0")), Some(bdf("00:06.0")));
+        assert_eq!(
+            partition(&group(&topology, rules)),
+            "00:06.0 | 00:0e.0 10000:00:06.0 10000:01:00.0",
+            "{rules:?}"
+        );
+        let topology = Topology::scan_with(&machine, &machine.roots, &behind("00:0d.0"));
+        assert_eq!(
+            partition(&group(&topology, rules)),
+            "00:06.0 | 00:0e.0 | 10000:00:06.0 10000:01:00.0",
+            "{rules:?}"
+        );
+    }
+}
+
+#[test]
 fn virtual_functions_take_the_way_of_their_physical_function() {
     let machine = Machine::new()
         .with("00:01.0", root_port(1, 2).acs(ACS_CAP, ACS_ON).ari_forwarding())

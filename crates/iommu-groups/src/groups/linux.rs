@@ -8,6 +8,8 @@ use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
 
+use iommu_types::{Bdf, Segment};
+
 use super::{Draft, LinuxVersion, Rules};
 use crate::acs::Lack;
 use crate::function::{DevFnSet, Function};
@@ -29,8 +31,20 @@ struct Linux<'t> {
     path: Vec<Option<(usize, Lack)>>,
     /// Functions by the bus their requester ID names.
     on_bus: BTreeMap<BusId, Vec<usize>>,
+    /// The first of the functions that send their requests through another that is not in the topology, by that
+    /// one; or by segment where it is not known.
+    behind: BTreeMap<Behind, usize>,
     /// The group of each function that has one already.
     group: Vec<Option<usize>>,
+}
+
+/// What requests go through that this topology does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Behind {
+    /// This function, which is not listed.
+    Absent(Bdf),
+    /// One that is not known, for this whole domain.
+    Unknown(Segment),
 }
 
 impl<'t> Linux<'t> {
@@ -51,8 +65,15 @@ impl<'t> Linux<'t> {
         for (index, f) in topology.functions().iter().enumerate() {
             on_bus.entry(BusId::of(f.bdf)).or_default().push(index);
         }
+        let mut behind = BTreeMap::new();
+        for (index, f) in topology.functions().iter().enumerate() {
+            if let Some(key) = hidden_requester(topology, f) {
+                behind.entry(key).or_insert(index);
+            }
+        }
         Self {
             topology,
+            behind,
             group: vec![None; lack.len()],
             lack,
             path,
@@ -99,6 +120,9 @@ impl<'t> Linux<'t> {
                 return Some((step.at, self.alias_reason(step.at, reason)));
             }
         }
+        if let Some(found) = self.hidden_group(start) {
+            return Some(found);
+        }
         let mut at = steps.last().map_or(start, |step| step.at);
         // 2. Up to where requests are safe from peers.
         while let Some(bridge) = self.topology.function(at).and_then(|f| f.parent) {
@@ -118,6 +142,23 @@ impl<'t> Linux<'t> {
         }
         // 4. Functions of the same device that are not isolated, and those that alias them.
         self.slot_group(at, &mut seen)
+    }
+
+    /// The group of those behind the same function, where the function itself cannot have one. In Linux it always
+    /// has: this is for machines of which only a part is known.
+    fn hidden_group(&self, index: usize) -> Option<Found> {
+        let key = hidden_requester(self.topology, self.topology.function(index)?)?;
+        let first = *self.behind.get(&key)?;
+        self.has_group(first)?;
+        let reason = match key {
+            Behind::Absent(real) => Reason::SharedAlias {
+                source: real.source,
+                first: AliasVia::RealDma(real),
+                second: AliasVia::RealDma(real),
+            },
+            Behind::Unknown(segment) => Reason::UnknownRequester { segment },
+        };
+        Some((first, reason))
     }
 
     /// A bridge that Linux joins although the requester ID is not its own gets an honest reason.
@@ -185,6 +226,14 @@ impl<'t> Linux<'t> {
             }
         }
         None
+    }
+}
+
+/// What a function's requests go through, if that is not in the topology.
+fn hidden_requester(topology: &Topology, f: &Function) -> Option<Behind> {
+    match f.real_dma {
+        Some(real) => topology.get(real).is_none().then_some(Behind::Absent(real)),
+        None => f.has_unknown_requester().then_some(Behind::Unknown(f.bdf.segment)),
     }
 }
 

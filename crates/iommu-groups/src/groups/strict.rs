@@ -33,6 +33,7 @@ pub(super) fn group(topology: &Topology) -> Draft {
         strict.bus(*id, bus);
     }
     strict.contested();
+    strict.unknown_requesters();
     strict.finish()
 }
 
@@ -248,6 +249,18 @@ impl<'t> Strict<'t> {
                 if self.topology.function(index).is_some_and(Function::is_bridge) {
                     self.join_below(index, Reason::Below);
                 }
+            }
+        }
+    }
+
+    /// Functions of a domain that is behind a function nobody knows share its requester ID.
+    fn unknown_requesters(&mut self) {
+        let mut first: BTreeMap<Segment, usize> = BTreeMap::new();
+        for (index, f) in self.topology.functions().iter().enumerate() {
+            if f.has_unknown_requester() {
+                let segment = f.bdf.segment;
+                let leader = *first.entry(segment).or_insert(index);
+                self.join(leader, index, Reason::UnknownRequester { segment });
             }
         }
     }

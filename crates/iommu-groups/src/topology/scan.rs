@@ -413,6 +413,17 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
                 None => self.out.problems.push(Problem::NoSuchFunction { function: *bdf }),
             }
         }
+        let without: BTreeSet<_> = self
+            .out
+            .functions
+            .iter()
+            .filter(|f| f.has_unknown_requester())
+            .map(|f| f.bdf.segment)
+            .collect();
+        let problems = without
+            .into_iter()
+            .map(|segment| Problem::RequesterNotKnown { segment });
+        self.out.problems.extend(problems);
         if facts.acs == AcsControl::Enabled {
             for f in self.out.functions.iter_mut().filter(|f| f.layout != Layout::CardBus) {
                 if let Presence::Present(state) = &mut f.acs {
