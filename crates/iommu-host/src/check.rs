@@ -224,7 +224,12 @@ fn reserved(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BT
             let mut doubt = None;
             for rmrr in table.rmrrs() {
                 for bdf in members.iter().copied() {
-                    match rmrr.applies_to(bdf, &buses) {
+                    // Behind a VMD the VMD is what tables name.
+                    let Some(requester) = topology.requester(bdf) else {
+                        doubt = doubt.or(Some((bdf, rmrr.offset())));
+                        continue;
+                    };
+                    match rmrr.applies_to(requester, &buses) {
                         Applies::No => {}
                         Applies::Yes { at } if is_relaxable(machine, bdf) == Some(false) => {
                             let text = format!(

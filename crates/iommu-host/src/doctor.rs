@@ -1,11 +1,11 @@
 //! Whether the IOMMU works, and if not, who turned it off: judged by what is in effect, never by the command line alone.
 
-use acpi_dmar::lint::{self, Machine as LintMachine};
 use acpi_dmar::{Dmar, Owner, Severity, TableFlags};
 
 use crate::buses::Buses;
 use crate::item::{Answer, Item};
 use crate::knowledge::{Knowledge, Obstacle};
+use crate::lint;
 use crate::log::{BootEvent, IrqMode};
 use crate::machine::Machine;
 
@@ -301,7 +301,7 @@ fn identity(machine: &Machine) -> Option<Item> {
 fn lint_findings(machine: &Machine) -> Option<Item> {
     const QUESTION: &str = "is the firmware's table sound?";
     let bytes = machine.dmar.known()?;
-    let report = lint::lint_bytes(bytes, &LintMachine::default());
+    let report = lint::judge(bytes, machine, &machine.topology());
     let errors = report
         .findings
         .iter()
@@ -326,13 +326,32 @@ fn coverage(machine: &Machine) -> Option<Item> {
     let table = Dmar::inspect(machine.dmar.known()?).ok()?;
     let topology = machine.topology();
     let buses = Buses(&topology);
+    let requester = |f: &iommu_groups::Function| topology.requester(f.bdf);
     let uncovered: Vec<String> = topology
         .functions()
         .iter()
-        .filter(|f| matches!(table.owner(f.bdf, &buses), Owner::NotCovered))
+        .filter(|f| requester(f).is_some_and(|at| matches!(table.owner(at, &buses), Owner::NotCovered)))
         .map(|f| f.bdf.to_string())
         .collect();
-    Some(if uncovered.is_empty() {
+    let open: Vec<String> = topology
+        .functions()
+        .iter()
+        .filter(|f| requester(f).is_none())
+        .map(|f| f.bdf.to_string())
+        .collect();
+    Some(if uncovered.is_empty() && !open.is_empty() {
+        Item::hard(
+            "coverage",
+            QUESTION,
+            Answer::Unknown,
+            format!(
+                "not known what {} functions are behind: {}",
+                open.len(),
+                open.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(" ")
+            ),
+        )
+        .advise("take a snapshot on that machine with `iommu snapshot`, or add the output of `dmesg` to the listing")
+    } else if uncovered.is_empty() {
         Item::soft(
             "coverage",
             QUESTION,

@@ -24,6 +24,7 @@
 //! | [`doctor`] | whether the IOMMU works, and who turned it off |
 //! | [`check`] | whether functions can be given to a guest |
 //! | [`plan`] | the commands that give them to a guest, and those that take them back |
+//! | [`lint`] | what is wrong with the DMAR table, by all that is known of the machine |
 //! | [`caps`] | what the capability registers say (VT-d §11.4.2 CAP_REG, §11.4.3 ECAP_REG) |
 //! | [`snapshot`] | writing a snapshot, scrubbed or not |
 //!
@@ -52,8 +53,7 @@
 //! # What it does not do
 //!
 //! It decides nothing about groups (`iommu-groups` does), changes nothing on any machine, and never unpacks an archive
-//! to disk. Functions in PCI domains above ffff, as below a VMD, are named but not judged: their domain does not fit a
-//! segment. Tables and registers of AMD's and Arm's IOMMUs are not decoded.
+//! to disk. Tables and registers of AMD's and Arm's IOMMUs are not decoded.
 #![forbid(unsafe_code)]
 
 pub mod blame;
@@ -65,15 +65,18 @@ pub mod doctor;
 mod item;
 mod kmsg;
 mod knowledge;
+pub mod lint;
 mod listing;
 pub mod log;
 mod machine;
 mod pci_ids;
 pub mod plan;
+mod platform;
 pub mod snapshot;
 mod sysfs;
 mod tar;
 mod tree;
+mod vmd;
 
 pub use buses::Buses;
 pub use config::ConfigSpace;
@@ -81,4 +84,5 @@ pub use item::{Answer, Item, overall};
 pub use knowledge::{Knowledge, Obstacle};
 pub use machine::{KernelGroup, Machine, OpenError, Origin, PciFunction, ReservedRegion, Unit};
 pub use pci_ids::PciIds;
+pub use platform::Platform;
 pub use tar::ArchiveError;

@@ -17,6 +17,8 @@ use crate::config::ConfigSpace;
 use crate::knowledge::{Knowledge, Obstacle};
 use crate::log::{self, BootEvent, Log};
 use crate::machine::{self, KernelGroup, Machine, Origin, PciFunction, Unit};
+use crate::platform::Platform;
+use crate::vmd;
 use header::Header;
 use words::Words;
 
@@ -38,35 +40,27 @@ pub(crate) fn read(bytes: &[u8]) -> Machine {
     let bytes = bytes.get(..log::MAX_BYTES).unwrap_or(bytes);
     let mut drafts: BTreeMap<Bdf, Draft> = BTreeMap::new();
     let mut current: Option<Bdf> = None;
-    let (mut wide_domains, mut odd_hex) = (Vec::new(), 0usize);
+    let mut odd_hex = 0usize;
     for line in bytes.split(|byte| *byte == b'\n') {
         let line = String::from_utf8_lossy(line.get(..MAX_LINE).unwrap_or(line));
         let line = line.trim_end();
-        if let Some(found) = header::parse(line) {
-            match found {
-                Ok(header) => {
-                    current = (drafts.len() < MAX_FUNCTIONS || drafts.contains_key(&header.bdf)).then_some(header.bdf);
-                    if current.is_some() {
-                        let bdf = header.bdf;
-                        match drafts.get_mut(&bdf) {
-                            // Two listings in one file (`lspci` and `lspci -vvv`): the fuller header counts.
-                            Some(draft) => draft.header.complete(header),
-                            None => {
-                                drafts.insert(
-                                    bdf,
-                                    Draft {
-                                        header,
-                                        words: Words::default(),
-                                        hex: ConfigSpace::default(),
-                                    },
-                                );
-                            }
-                        }
+        if let Some(header) = header::parse(line) {
+            current = (drafts.len() < MAX_FUNCTIONS || drafts.contains_key(&header.bdf)).then_some(header.bdf);
+            if current.is_some() {
+                let bdf = header.bdf;
+                match drafts.get_mut(&bdf) {
+                    // Two listings in one file (`lspci` and `lspci -vvv`): the fuller header counts.
+                    Some(draft) => draft.header.complete(header),
+                    None => {
+                        drafts.insert(
+                            bdf,
+                            Draft {
+                                header,
+                                words: Words::default(),
+                                hex: ConfigSpace::default(),
+                            },
+                        );
                     }
-                }
-                Err(name) => {
-                    wide_domains.push(name);
-                    current = None;
                 }
             }
             continue;
@@ -87,7 +81,7 @@ pub(crate) fn read(bytes: &[u8]) -> Machine {
         }
     }
     let log = log::read(bytes);
-    assemble(drafts, wide_domains, odd_hex, log, bytes)
+    assemble(drafts, odd_hex, log, bytes)
 }
 
 /// `1f0: 00 11 …`: up to 16 bytes at an offset.
@@ -115,13 +109,7 @@ const SHOW_NUMBERS: Obstacle = Obstacle::NotShown("list with `lspci -nnvvv` or `
 const SHOW_VERBOSE: Obstacle = Obstacle::NotShown("list with `lspci -nnvvv`, as root");
 const SHOW_SYSFS: Obstacle = Obstacle::NotShown("take a snapshot on that machine with `iommu snapshot`");
 
-fn assemble(
-    drafts: BTreeMap<Bdf, Draft>,
-    wide_domains: Vec<String>,
-    odd_hex: usize,
-    log: Log,
-    bytes: &[u8],
-) -> Machine {
+fn assemble(drafts: BTreeMap<Bdf, Draft>, odd_hex: usize, log: Log, bytes: &[u8]) -> Machine {
     let mut notes = Vec::new();
     if odd_hex > 0 {
         notes.push(format!("{odd_hex} hex lines are damaged and were left out"));
@@ -169,6 +157,7 @@ fn assemble(
                 driver: shown(draft.words.driver, verbose),
                 node: shown(draft.words.node.map(NodeId), verbose),
                 physical_function: None,
+                real_dma: None,
                 interfaces: Vec::new(),
                 disks: Vec::new(),
                 boot_display: Knowledge::Unknown(SHOW_SYSFS),
@@ -188,6 +177,7 @@ fn assemble(
                 .to_owned(),
         );
     }
+    vmd::resolve(&mut functions, Some(&log));
     let groups = groups(&functions, &log);
     let text = String::from_utf8_lossy(bytes);
     let boot_parameters = log
@@ -222,7 +212,7 @@ fn assemble(
         origin: Origin::Listing,
         functions,
         root_buses: None,
-        wide_domains,
+        wide_domains: Vec::new(),
         groups,
         units: units(&log),
         other_iommus: Vec::new(),
@@ -232,6 +222,7 @@ fn assemble(
         } else {
             Knowledge::Unknown(SHOW_ACPI)
         },
+        platform: Platform::from_text(&SHOW_ACPI, &log, |signature| acpidump::table(&text, signature)),
         boot_parameters: unknown(boot_parameters),
         kernel: unknown(kernel),
         log: if log.records.is_empty() && log.unread_count == 0 {

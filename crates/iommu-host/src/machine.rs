@@ -12,6 +12,7 @@ use crate::config::ConfigSpace;
 use crate::knowledge::Knowledge;
 use crate::listing;
 use crate::log::{BootEvent, Log};
+use crate::platform::Platform;
 use crate::snapshot;
 use crate::sysfs;
 use crate::tar::{self, ArchiveError};
@@ -50,6 +51,8 @@ pub struct PciFunction {
     pub node: Knowledge<NodeId>,
     /// The physical function, of a virtual one.
     pub physical_function: Option<Bdf>,
+    /// The function whose requester ID its requests carry, of one behind a VMD.
+    pub real_dma: Option<Bdf>,
     /// Network interfaces it provides.
     pub interfaces: Vec<String>,
     /// Disks it provides.
@@ -154,7 +157,7 @@ pub struct Machine {
     pub functions: BTreeMap<Bdf, PciFunction>,
     /// Buses that no bridge leads to, where the system says so.
     pub root_buses: Option<Vec<BusId>>,
-    /// Functions in PCI domains above ffff (below a VMD), by name: their numbers do not fit a segment.
+    /// Functions that the system lists under names that are no PCI addresses.
     pub wide_domains: Vec<String>,
     /// The groups of the running kernel, by number.
     pub groups: Knowledge<BTreeMap<u32, KernelGroup>>,
@@ -166,6 +169,8 @@ pub struct Machine {
     pub dmar: Knowledge<Vec<u8>>,
     /// Whether there is an IVRS table: the machine has an AMD IOMMU.
     pub ivrs: Knowledge<()>,
+    /// What firmware and processor say besides.
+    pub platform: Platform,
     /// The kernel's command line.
     pub boot_parameters: Knowledge<String>,
     /// The kernel's release, as `uname -r` prints it.
@@ -252,14 +257,16 @@ impl Machine {
     /// The release of the kernel, as far as grouping rules depend on it; the newest if it is not known.
     #[must_use]
     pub fn linux_version(&self) -> LinuxVersion {
-        let parse = |release: &String| {
-            let mut parts = release.split(['.', '-', '+']);
-            Some(LinuxVersion::new(
-                parts.next()?.parse().ok()?,
-                parts.next()?.parse().ok()?,
-            ))
-        };
-        self.kernel.known().and_then(parse).unwrap_or(LinuxVersion::LATEST)
+        self.release().unwrap_or(LinuxVersion::LATEST)
+    }
+
+    /// The release of the kernel, if it is known.
+    pub(crate) fn release(&self) -> Option<LinuxVersion> {
+        let mut parts = self.kernel.known()?.split(['.', '-', '+']);
+        Some(LinuxVersion::new(
+            parts.next()?.parse().ok()?,
+            parts.next()?.parse().ok()?,
+        ))
     }
 
     /// The rules of its kernel.
@@ -292,8 +299,14 @@ impl Machine {
             .values()
             .filter_map(|f| Some((f.bdf, f.physical_function?)))
             .collect();
+        let real_dma = self
+            .functions
+            .values()
+            .filter_map(|f| Some((f.bdf, f.real_dma?)))
+            .collect();
         let facts = Facts {
             virtual_functions,
+            real_dma,
             amd_iommu: self.ivrs.known().is_some() || self.other_iommus.iter().any(|name| name.starts_with("ivhd")),
             acs,
             ..Facts::default()

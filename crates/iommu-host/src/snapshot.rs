@@ -10,6 +10,7 @@ mod scrub;
 use std::path::Path;
 
 use crate::knowledge::{Knowledge, Obstacle};
+use crate::platform::{CPUINFO, CPUINFO_HEAD, NAMESPACE};
 use crate::sysfs::{DEVICES, GROUPS, LOGS, MAX_TABLE, PARAMETERS, TABLES, UNITS};
 use crate::tar;
 use crate::tree::{Archive, Entry, Missing, Tree, joined};
@@ -50,7 +51,7 @@ const FUNCTION_LINKS: [&str; 3] = ["driver", "iommu_group", "physfn"];
 /// Files of a unit.
 const UNIT_FILES: [&str; 6] = ["address", "cap", "ecap", "version", "domains_supported", "domains_used"];
 /// Tables of the firmware that say something about DMA.
-const ACPI_TABLES: [&str; 6] = ["DMAR", "IVRS", "MCFG", "SRAT", "APIC", "HPET"];
+const ACPI_TABLES: [&str; 8] = ["DMAR", "IVRS", "MCFG", "SRAT", "APIC", "HPET", "HPET1", "HPET2"];
 /// Other files.
 const FILES: [&str; 6] = [
     "proc/cmdline",
@@ -152,6 +153,17 @@ impl Taker {
         }
         for path in FILES {
             self.file(path);
+        }
+        // Every processor says the same.
+        let processor = self.tree.head(CPUINFO, CPUINFO_HEAD).map(|bytes| {
+            let text = String::from_utf8_lossy(&bytes);
+            let line = text.lines().find(|line| line.starts_with("address sizes"));
+            line.map(|line| format!("{line}\n").into_bytes()).unwrap_or_default()
+        });
+        self.put(CPUINFO, processor);
+        for device in self.names(NAMESPACE) {
+            let at = self.link(&format!("{NAMESPACE}/{device}"));
+            self.file(&format!("{at}/path"));
         }
         self.filtered("proc/self/mounts", |line| {
             line.starts_with("/dev/")

@@ -12,7 +12,9 @@ use crate::knowledge::{Knowledge, Obstacle};
 use crate::listing;
 use crate::log::{self, Log};
 use crate::machine::{self, KernelGroup, Machine, Origin, PciFunction, ReservedRegion, Unit};
+use crate::platform::Platform;
 use crate::tree::Tree;
+use crate::vmd;
 
 /// Bytes of an ACPI table.
 pub(crate) const MAX_TABLE: usize = 1 << 20;
@@ -49,6 +51,7 @@ pub(crate) fn read(tree: &Tree, origin: Origin) -> Machine {
             Err(_) => notes.push(format!("{DEVICES}/{name} is no PCI address")),
         }
     }
+    let log = kernel_log(tree, &origin);
     let interfaces = owners(tree, "sys/class/net");
     let disks = owners(tree, "sys/block");
     let hierarchy = Hierarchy::of(&places);
@@ -66,8 +69,8 @@ pub(crate) fn read(tree: &Tree, origin: Origin) -> Machine {
             f.disks.push(name);
         }
     }
+    vmd::resolve(&mut functions, log.known());
     let roots: BTreeSet<BusId> = places.values().filter_map(|place| place.root).collect();
-    let log = kernel_log(tree, &origin);
     let (units, other_iommus) = units(tree, log.known());
     let groups = groups(tree, &functions);
     Machine {
@@ -79,6 +82,7 @@ pub(crate) fn read(tree: &Tree, origin: Origin) -> Machine {
         other_iommus,
         dmar: acpi_table(tree, "DMAR"),
         ivrs: acpi_table(tree, "IVRS").map(|_| ()),
+        platform: Platform::read(tree, log.known()),
         boot_parameters: tree.text("proc/cmdline"),
         kernel: kernel_release(tree),
         log,
@@ -99,6 +103,8 @@ struct Place {
     root: Option<BusId>,
     /// The bridge right above it.
     parent: Option<Bdf>,
+    /// The function that the root bus is behind: a VMD.
+    behind: Option<Bdf>,
 }
 
 impl Place {
@@ -106,8 +112,7 @@ impl Place {
         let folder = format!("{DEVICES}/{name}");
         let mut place = Self {
             folder,
-            root: None,
-            parent: None,
+            ..Self::default()
         };
         let Knowledge::Known(target) = tree.link(&place.folder) else {
             return place;
@@ -115,7 +120,8 @@ impl Place {
         for part in target.split('/') {
             if let Some(root) = part.strip_prefix("pci").and_then(root_bus) {
                 place.root = Some(root);
-                place.parent = None;
+                // A root bus inside another function's folder: everything on it goes through that function.
+                place.behind = place.parent.take().or(place.behind);
             } else if part != name
                 && let Ok(above) = part.parse()
             {
@@ -204,6 +210,7 @@ fn function(tree: &Tree, bdf: Bdf, place: &Place, hierarchy: &Hierarchy) -> PciF
             Err(_) => Knowledge::Absent,
         }),
         physical_function,
+        real_dma: place.behind,
         interfaces: Vec::new(),
         disks: Vec::new(),
         boot_display: tree.text(&at("boot_vga")).map(|text| text == "1"),
@@ -398,7 +405,7 @@ fn unit(tree: &Tree, name: String) -> Unit {
 }
 
 /// A table of the firmware. Containers hide the folder, which says nothing about the table.
-fn acpi_table(tree: &Tree, name: &str) -> Knowledge<Vec<u8>> {
+pub(crate) fn acpi_table(tree: &Tree, name: &str) -> Knowledge<Vec<u8>> {
     match tree.read(&format!("{TABLES}/{name}"), MAX_TABLE) {
         Knowledge::Absent if !tree.has(TABLES) => Knowledge::Unknown(Obstacle::NotIncluded(format!("/{TABLES}"))),
         other => other,

@@ -184,6 +184,17 @@ impl Tree {
         }
     }
 
+    /// The first bytes of a file, at most `limit`; what follows is left out.
+    pub(crate) fn head(&self, path: &str, limit: usize) -> Knowledge<Vec<u8>> {
+        match self {
+            Self::Folder(root) => read_head(&root.join(path), path, limit),
+            Self::Archive(_) => self.read(path, usize::MAX).map(|mut bytes| {
+                bytes.truncate(limit);
+                bytes
+            }),
+        }
+    }
+
     /// A short text file without the blanks around it.
     pub(crate) fn text(&self, path: &str) -> Knowledge<String> {
         self.read(path, 1 << 16)
@@ -275,14 +286,22 @@ fn refused<T>(path: &str, why: &std::io::Error) -> Knowledge<T> {
 }
 
 fn read_file(file: &Path, path: &str, limit: usize) -> Knowledge<Vec<u8>> {
+    // Sizes that sysfs states are not to be trusted, so one byte more is asked for.
+    match read_head(file, path, limit.saturating_add(1)) {
+        Knowledge::Known(bytes) if bytes.len() > limit => {
+            Knowledge::Unknown(Obstacle::TooLarge(format!("/{path}"), limit))
+        }
+        other => other,
+    }
+}
+
+fn read_head(file: &Path, path: &str, limit: usize) -> Knowledge<Vec<u8>> {
     let opened = match std::fs::File::open(file) {
         Ok(opened) => opened,
         Err(why) => return refused(path, &why),
     };
     let mut bytes = Vec::new();
-    // Sizes that sysfs states are not to be trusted, so one byte more is asked for.
-    match opened.take(limit as u64 + 1).read_to_end(&mut bytes) {
-        Ok(_) if bytes.len() > limit => Knowledge::Unknown(Obstacle::TooLarge(format!("/{path}"), limit)),
+    match opened.take(limit as u64).read_to_end(&mut bytes) {
         Ok(_) => Knowledge::Known(bytes),
         Err(why) => refused(path, &why),
     }

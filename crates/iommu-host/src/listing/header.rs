@@ -61,19 +61,13 @@ const VENDORS: [(&str, u16); 4] = [
 const NO_VENDOR: u16 = 0xfffe;
 const NO_DEVICE: u16 = 0xfffe;
 
-/// Reads a line; `None` if it is no such line, an error with the name if its domain does not fit a segment.
-pub(super) fn parse(line: &str) -> Option<Result<Header, String>> {
+/// Reads a line; `None` if it is no such line.
+pub(super) fn parse(line: &str) -> Option<Header> {
     let (name, rest) = line.split_once(' ')?;
     if !(7..=16).contains(&name.len()) || !name.contains('.') || rest.is_empty() {
         return None;
     }
-    let Ok(bdf) = name.parse::<Bdf>() else {
-        let (domain, tail) = name.split_once(':')?;
-        let wide = (5..=8).contains(&domain.len())
-            && domain.bytes().all(|b| b.is_ascii_hexdigit())
-            && tail.parse::<iommu_types::SourceId>().is_ok();
-        return wide.then(|| Err(name.to_owned()));
-    };
+    let bdf = name.parse::<Bdf>().ok()?;
     let (class_text, name_text) = rest.split_once(": ")?;
     let mut header = Header {
         bdf,
@@ -91,7 +85,7 @@ pub(super) fn parse(line: &str) -> Option<Result<Header, String>> {
         header.class = Some(class);
         let ids = name_text.split(' ').next().unwrap_or_default();
         (header.vendor, header.device) = pair(ids).unzip();
-        return Some(Ok(header));
+        return Some(header);
     }
     header.class = class_text
         .rsplit_once('[')
@@ -112,7 +106,7 @@ pub(super) fn parse(line: &str) -> Option<Result<Header, String>> {
             .find(|(name, _)| name_text.starts_with(name))
             .map(|(_, id)| *id);
     }
-    Some(Ok(header))
+    Some(header)
 }
 
 /// `8086:a110`.
@@ -186,7 +180,7 @@ mod tests {
     use super::*;
 
     fn ok(line: &str) -> Header {
-        parse(line).expect("a header").expect("fits")
+        parse(line).expect("a header")
     }
 
     #[test]
@@ -215,11 +209,9 @@ mod tests {
     }
 
     #[test]
-    fn wide_domains_are_named_and_other_lines_are_not_headers() {
-        assert_eq!(
-            parse("10000:e1:00.0 Non-Volatile memory controller: Intel Corporation X"),
-            Some(Err("10000:e1:00.0".to_owned()))
-        );
+    fn wide_domains_are_read_and_other_lines_are_not_headers() {
+        let wide = ok("10000:e1:00.0 Non-Volatile memory controller: Intel Corporation X");
+        assert_eq!(wide.bdf.segment.0, 0x1_0000);
         for line in [
             "00: 86 80 41 46",
             "\tSubsystem: Intel Corporation [8086:2015]",

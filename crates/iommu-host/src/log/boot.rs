@@ -1,6 +1,6 @@
 //! Lines about how the machine started: units, table contents, groups, complaints about firmware.
 
-use iommu_types::{AddrRange, HostPhys};
+use iommu_types::{AddrRange, Bdf, HostPhys, Segment};
 use vtd_spec::register::{Capability, ExtendedCapability};
 
 use super::cursor::{Cursor, fit};
@@ -26,6 +26,13 @@ pub enum BootEvent {
     TableFound {
         /// Length in bytes.
         length: u32,
+    },
+    /// `BIOS-e820: [mem 0x…-0x…] reserved`: a range of the firmware's memory map.
+    Memory {
+        /// The range.
+        range: AddrRange<HostPhys>,
+        /// What it is: `usable`, `reserved`, `ACPI data`, …
+        kind: String,
     },
     /// `IOMMU enabled`: the command line asks for it, no more.
     Asked,
@@ -115,6 +122,13 @@ pub enum BootEvent {
         /// The error number, without its sign.
         error: u32,
     },
+    /// A PCI domain of its own is behind a function (a VMD): its requests carry that function's requester ID.
+    DomainBehind {
+        /// The domain.
+        domain: Segment,
+        /// The function.
+        function: Bdf,
+    },
     /// A reserved region is mapped for a device.
     IdentityMap {
         /// The device.
@@ -164,6 +178,8 @@ pub(super) fn read_boot(text: &str) -> Option<BootEvent> {
         "Linux version",
         "ommand line:",
         "ACS",
+        "vmd ",
+        "BIOS-e820",
     ]
     .iter()
     .any(|word| text.contains(word))
@@ -191,6 +207,14 @@ fn table(text: &str) -> Option<BootEvent> {
         at.hex()?;
         let length = at.hex().and_then(fit)?;
         return Some(BootEvent::TableFound { length });
+    }
+    if let Some(mut at) = Cursor::after(text, "BIOS-e820: [mem ") {
+        let first = at.hex()?;
+        at.literal("-")?;
+        let range = AddrRange::new(HostPhys::new(first), HostPhys::new(at.hex()?))?;
+        at.literal("]")?;
+        let kind = at.0.trim().to_owned();
+        return Some(BootEvent::Memory { range, kind });
     }
     if let Some(mut at) = Cursor::after(text, "Host address width ") {
         return at.decimal().and_then(fit).map(BootEvent::HostAddressWidth);
@@ -334,6 +358,22 @@ fn device(text: &str) -> Option<BootEvent> {
         let device = name_before(text, ": D")?;
         return Some(BootEvent::Ineligible { device });
     }
+    if let Some(mut at) = Cursor::after(text, ": PCI host bridge to bus ")
+        && text.starts_with("vmd ")
+    {
+        let domain = at.hex().and_then(fit).map(Segment)?;
+        at.literal(":")?;
+        let function = name_before(text, ": PCI host")?.parse().ok()?;
+        return Some(BootEvent::DomainBehind { domain, function });
+    }
+    if let Some(event) = quirk(text) {
+        return Some(event);
+    }
+    None
+}
+
+/// Quirks of ports that the kernel applied.
+fn quirk(text: &str) -> Option<BootEvent> {
     if text.contains("Intel SPT PCH root port ACS workaround enabled") {
         let device = name_before(text, ": Intel SPT")?;
         return Some(BootEvent::WideAcsEnabled { device });

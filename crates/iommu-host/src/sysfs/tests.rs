@@ -14,6 +14,7 @@ fn tree(entries: &[(&str, &str)]) -> Tree {
 }
 
 const PORT: &str = "sys/devices/pci0000:00/0000:00:06.0";
+const VMD: &str = "sys/devices/pci0000:00/0000:00:0e.0";
 const DISK: &str = "sys/devices/pci0000:00/0000:00:06.0/0000:04:00.0";
 
 fn machine() -> Machine {
@@ -27,7 +28,27 @@ fn machine() -> Machine {
             "sys/bus/pci/devices/0000:04:00.0".to_owned(),
             "-> ../../../devices/pci0000:00/0000:00:06.0/0000:04:00.0",
         ),
-        ("sys/bus/pci/devices/10000:e1:00.0".to_owned(), "-> ../../../devices/x"),
+        (
+            "sys/bus/pci/devices/0000:00:0e.0".to_owned(),
+            "-> ../../../devices/pci0000:00/0000:00:0e.0",
+        ),
+        (
+            "sys/bus/pci/devices/10000:e1:00.0".to_owned(),
+            "-> ../../../devices/pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0/10000:e1:00.0",
+        ),
+        (
+            "sys/bus/pci/devices/10000:e0:06.0".to_owned(),
+            "-> ../../../devices/pci0000:00/0000:00:0e.0/pci10000:e0/10000:e0:06.0",
+        ),
+        (path(VMD, "vendor"), "0x8086\n"),
+        (path(VMD, "device"), "0x467f\n"),
+        (path(VMD, "class"), "0x010400\n"),
+        (path(VMD, "pci10000:e0/10000:e0:06.0/vendor"), "0x8086\n"),
+        (path(VMD, "pci10000:e0/10000:e0:06.0/device"), "0x464d\n"),
+        (path(VMD, "pci10000:e0/10000:e0:06.0/class"), "0x060400\n"),
+        (path(VMD, "pci10000:e0/10000:e0:06.0/10000:e1:00.0/vendor"), "0x144d\n"),
+        (path(VMD, "pci10000:e0/10000:e0:06.0/10000:e1:00.0/device"), "0xa80a\n"),
+        (path(VMD, "pci10000:e0/10000:e0:06.0/10000:e1:00.0/class"), "0x010802\n"),
         (path(PORT, "vendor"), "0x8086\n"),
         (path(PORT, "device"), "0x464d\n"),
         (path(PORT, "class"), "0x060400\n"),
@@ -99,8 +120,10 @@ fn functions_come_with_driver_group_disk_and_place() {
     assert_eq!(disk.identity, Knowledge::Known((0x144d, 0xa80a)));
     assert_eq!(disk.node, Knowledge::Absent);
     assert_eq!(disk.disks, ["nvme0n1"]);
-    assert_eq!(machine.wide_domains, ["10000:e1:00.0"]);
-    assert_eq!(machine.root_buses, Some(vec![BusId::new(Segment(0), 0)]));
+    assert_eq!(
+        machine.root_buses,
+        Some(vec![BusId::new(Segment(0), 0), BusId::new(Segment(0x1_0000), 0xe0)])
+    );
     let topology = machine.topology();
     assert_eq!(
         topology.parent(disk.bdf).map(|f| f.bdf.to_string()),
@@ -108,6 +131,22 @@ fn functions_come_with_driver_group_disk_and_place() {
     );
     // Capabilities are in configuration space, which this snapshot lacks.
     assert!(topology.get(disk.bdf).is_some_and(|f| f.port.is_unknown()));
+}
+
+#[test]
+fn functions_behind_a_vmd_keep_their_domain_and_use_its_requester_id() {
+    let machine = machine();
+    let (vmd, disk) = ("0000:00:0e.0", "10000:e1:00.0");
+    let at = |text: &str| text.parse::<Bdf>().expect("valid");
+    assert_eq!(machine.functions.get(&at(disk)).expect("there").real_dma, Some(at(vmd)));
+    assert_eq!(machine.functions.get(&at(vmd)).expect("there").real_dma, None);
+    let topology = machine.topology();
+    assert_eq!(topology.problems(), []);
+    assert_eq!(topology.requester(at(disk)), Some(at(vmd)));
+    assert_eq!(topology.parent(at(disk)).expect("there").bdf, at("10000:e0:06.0"));
+    let groups = iommu_groups::group(&topology, machine.linux_rules());
+    assert_eq!(groups.together(at(disk), at(vmd)), Some(true));
+    assert_eq!(groups.together(at("0000:04:00.0"), at(vmd)), Some(false));
 }
 
 #[test]
