@@ -12,7 +12,8 @@ use iommu_pagetable::{Config, Levels, MapError, PageTable, SecondStage, UnmapErr
 use iommu_testkit::SparseMemory;
 use iommu_types::sync::{AtomicU64, Ordering};
 use iommu_types::{
-    AddrRange, AddressSpace, HostPhys, Iova, OutOfFrames, Perms, SystemMemory, TableFrame, TableMemory, UnmapRefused,
+    AddrRange, AddressSpace, HostPhys, Iova, OutOfFrames, Perms, Piece, SystemMemory, TableFrame, TableMemory,
+    UnmapRefused,
 };
 
 use crate::pagetable::Arena;
@@ -108,11 +109,18 @@ impl AddressSpace for Space {
             .map_err(Refused::Map)
     }
 
+    fn map_pieces(&self, base: Iova, pieces: &[Piece], perms: Perms) -> Result<(), (usize, Refused)> {
+        self.table
+            .map_pieces(&self.memory, base, pieces, perms)
+            .map_err(|(done, error)| (done, Refused::Map(error)))
+    }
+
     #[inline]
     fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<Pending<L>, UnmapRefused<Refused, L>> {
         match self.table.unmap(&self.memory, range, UnmapRules::STRICT) {
             Ok(unmapped) => Ok(Pending {
-                range: unmapped.range(),
+                // Nothing is cut: it is what was asked for.
+                range,
                 frames: unmapped.into_frames(),
                 lease,
             }),

@@ -10,13 +10,12 @@
 use alloc::vec::Vec;
 
 use iommu_iova::{AllocError, CachedAllocator, CoreCache, IovaAllocator, IovaRequest, IovaSpace, Lease, SpaceError};
-use iommu_types::{AddrRange, BusError, HostPhys, Iova, PAGE_SHIFT, PAGE_SIZE, Perms, SystemMemory};
+use iommu_types::{AddrRange, BusError, HostPhys, Iova, PAGE_SHIFT, PAGE_SIZE, Perms, Piece, SystemMemory};
 use spin::Mutex;
 use thiserror::Error;
 
 use crate::backend::{Backend, Kind, When};
 use crate::device::{Buffer, Device};
-use crate::layout::Piece;
 
 /// The largest window: 1 GiB.
 pub const MAX_WINDOW: u64 = 1 << 30;

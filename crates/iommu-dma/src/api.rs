@@ -5,15 +5,16 @@ mod copies;
 use alloc::vec::Vec;
 
 use iommu_iova::IovaRequest;
+use iommu_types::omission::{Step, kept};
 use iommu_types::sync::{AtomicUsize, Ordering};
-use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, SystemMemory};
+use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, Piece, SystemMemory};
 
 use crate::backend::{Backend, Kind, When};
 use crate::bounce::BouncePool;
 use crate::counters::Counters;
 use crate::device::{Buffer, Device, Direction, DmaSegment, Trust};
 use crate::error::DmaError;
-use crate::layout::{Layout, Piece, SegmentList, Segments, round_up};
+use crate::layout::{Layout, SegmentList, Segments, round_up};
 use crate::mapping::{Bounce, Mapping, Unconfirmed, UnmapError};
 
 /// The DMA interface over a [`Backend`], with memory to copy in and, if given, a pool to copy through.
@@ -119,6 +120,9 @@ where
     ///
     /// # Errors
     /// [`DmaError`]; the device can reach nothing of it then.
+    // Inlined, so that a mapping is written where the caller keeps it: copied while it is on its way to memory, it
+    // stalls a processor for longer than all the rest takes.
+    #[inline(always)]
     pub fn map(
         &self,
         core: &mut DmaCore<B::Core>,
@@ -135,15 +139,11 @@ where
         if !self.backend.translates(device, &buffers) || buffer.phys.page().checked_add(pages - 1).is_none() {
             return self.map_sg(core, device, &buffers, direction);
         }
-        // The usual case, without any list: one piece, one segment, no copy.
-        let piece = Piece {
-            offset: 0,
-            phys: buffer.phys.page(),
-            len: pages,
-        };
+        // The usual case, without any list: one run, one segment, no copy.
         let request = IovaRequest::bytes(pages).below(device.mask);
         let request = if device.low_first { request.low_first() } else { request };
-        let Ok((base, held)) = self.backend.map(&mut core.inner, request, &[piece], direction.perms()) else {
+        let (page, perms) = (buffer.phys.page(), direction.perms());
+        let Some((base, held)) = self.backend.map_run(&mut core.inner, request, page, pages, perms) else {
             // The longer way has the reason, or another way out.
             return self.map_sg(core, device, &buffers, direction);
         };
@@ -160,7 +160,8 @@ where
             len: buffer.len,
             when: When::Later,
         };
-        Ok(Self::count(core, mapping))
+        Self::count(core, &mapping);
+        Ok(mapping)
     }
 
     /// Lets a device use a list of buffers, once.
@@ -192,7 +193,8 @@ where
             self.map_untranslated(core, device, buffers, direction)?
         };
         core.counters.buffers += u64::try_from(buffers.len()).unwrap_or(0);
-        Ok(Self::count(core, mapping))
+        Self::count(core, &mapping);
+        Ok(mapping)
     }
 
     /// Lets a device use memory for long, at the same time as the processor (a coherent mapping): rings, mailboxes.
@@ -245,7 +247,8 @@ where
                 when: When::Now,
             }
         };
-        Ok(Self::count(core, mapping))
+        Self::count(core, &mapping);
+        Ok(mapping)
     }
 
     /// Gives `len` bytes from byte `from` of a mapping to the processor: what the device wrote becomes visible.
@@ -351,13 +354,12 @@ where
         Ok(())
     }
 
-    fn count(core: &mut DmaCore<B::Core>, mapping: Mapping<B>) -> Mapping<B> {
+    fn count(core: &mut DmaCore<B::Core>, mapping: &Mapping<B>) {
         let counters = &mut core.counters;
         counters.maps += 1;
         counters.bytes += mapping.len;
         counters.segments += u64::try_from(mapping.segments().len()).unwrap_or(0);
         counters.iovas += u64::from(mapping.held.is_some());
-        mapping
     }
 
     /// One block of translated addresses for all buffers.
@@ -413,26 +415,54 @@ where
                 return Err(error);
             }
         };
-        let mut segments = Segments::new(device);
-        let mut layout = Layout::new(device.boundary);
-        for buffer in buffers {
-            let room = round_up(buffer.phys.page_offset() + buffer.len).unwrap_or(u64::MAX);
-            // The same sums as above, which had a result; the block lies inside the address space.
-            let offset = layout.place(room).unwrap_or(0) + buffer.phys.page_offset();
-            segments.push(base.checked_add(offset).unwrap_or(base), buffer.len);
-        }
+        let segments = match joined(device, buffers, len) {
+            Some(head) => SegmentList::One(DmaSegment {
+                address: base.checked_add(head).unwrap_or(base),
+                len,
+            }),
+            None => Self::segments(device, buffers, base),
+        };
         let bounced = !prepared.bounces.is_empty();
         Ok(Mapping {
-            segments: segments.finish(),
+            segments,
             direction,
             held: Some(held),
             bounces: prepared.bounces,
             len,
-            when: if bounced || device.trust == Trust::Untrusted {
+            when: if bounced || (device.trust == Trust::Untrusted && kept(Step::UntrustedStrict)) {
                 When::Now
             } else {
                 When::Later
             },
         })
     }
+    /// What the device is told of a block that begins at `base`.
+    fn segments(device: &Device, buffers: &[Buffer], base: Iova) -> SegmentList {
+        let mut segments = Segments::new(device);
+        let mut layout = Layout::new(device.boundary);
+        for buffer in buffers {
+            let room = round_up(buffer.phys.page_offset() + buffer.len).unwrap_or(u64::MAX);
+            // The same sums as when the block was laid out, which had a result; it lies inside the address space.
+            let offset = layout.place(room).unwrap_or(0) + buffer.phys.page_offset();
+            segments.push(base.checked_add(offset).unwrap_or(base), buffer.len);
+        }
+        segments.finish()
+    }
+}
+
+/// Where the only segment of a block begins, if it is certain without looking at addresses that there is only one:
+/// buffers meet on page boundaries, and no limit is reached.
+fn joined(device: &Device, buffers: &[Buffer], len: u64) -> Option<u64> {
+    let (first, rest) = buffers.split_first()?;
+    if device.boundary != u64::MAX || len > device.max_segment {
+        return None;
+    }
+    // Offsets in their pages of all ends where two buffers meet: joined by "or", since usually all of them are zero.
+    let mut met = 0;
+    let mut end = first.phys.raw().wrapping_add(first.len);
+    for buffer in rest {
+        met |= end | buffer.phys.raw();
+        end = buffer.phys.raw().wrapping_add(buffer.len);
+    }
+    (met & (PAGE_SIZE - 1) == 0).then_some(first.phys.page_offset())
 }

@@ -3,10 +3,9 @@
 use core::fmt;
 
 use iommu_iova::IovaRequest;
-use iommu_types::{Iova, Perms};
+use iommu_types::{HostPhys, Iova, Perms, Piece};
 
 use crate::device::{Buffer, Device};
-use crate::layout::Piece;
 
 /// What kind of protection and translation devices have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +82,18 @@ pub trait Backend {
         pieces: &[Piece],
         perms: Perms,
     ) -> Result<(Iova, Self::Held), Self::Error>;
+
+    /// Maps one run of `len` bytes of whole pages. `None` if that is not possible; [`Self::map`] then says why.
+    fn map_run(
+        &self,
+        core: &mut Self::Core,
+        request: IovaRequest,
+        phys: HostPhys,
+        len: u64,
+        perms: Perms,
+    ) -> Option<(Iova, Self::Held)> {
+        self.map(core, request, &[Piece { offset: 0, phys, len }], perms).ok()
+    }
 
     /// Removes a mapping.
     ///

@@ -3,11 +3,10 @@
 use core::convert::Infallible;
 
 use iommu_iova::IovaRequest;
-use iommu_types::{Iova, Perms};
+use iommu_types::{Iova, Perms, Piece};
 
 use crate::backend::{Backend, Kind, When};
 use crate::device::{Buffer, Device};
-use crate::layout::Piece;
 
 /// No IOMMU: devices use host addresses, and nothing keeps them from any of them.
 ///

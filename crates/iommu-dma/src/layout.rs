@@ -2,20 +2,9 @@
 
 use alloc::vec::Vec;
 
-use iommu_types::{HostPhys, Iova, PAGE_SIZE};
+use iommu_types::{Iova, PAGE_SIZE};
 
 use crate::device::{Device, DmaSegment};
-
-/// A run of whole pages at a place in a block of I/O virtual addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    /// Bytes from the start of the block; a multiple of the page size.
-    pub offset: u64,
-    /// The first page.
-    pub phys: HostPhys,
-    /// Length in bytes; a multiple of the page size.
-    pub len: u64,
-}
 
 /// Lays buffers out one behind the other, each widened to whole pages, and padded so that none that is shorter than
 /// the device's boundary crosses it (driver rule: the block is aligned to its own size, so offsets tell).

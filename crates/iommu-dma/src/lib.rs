@@ -87,6 +87,6 @@ pub use counters::Counters;
 pub use device::{Buffer, Device, Direction, DmaSegment, Trust};
 pub use direct::{Direct, NotTranslated};
 pub use error::DmaError;
-pub use layout::Piece;
+pub use iommu_types::Piece;
 pub use mapping::{Mapping, Unconfirmed, UnmapError};
 pub use translated::{Invalidation, Leased, Translated, TranslatedCore, TranslatedError, TranslatedStuck};

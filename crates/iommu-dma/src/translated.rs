@@ -4,12 +4,11 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use iommu_iova::{AllocError, IovaAllocator, IovaRequest, Lease};
-use iommu_types::{AddrRange, AddressSpace, Iova, Perms};
+use iommu_types::{AddrRange, AddressSpace, HostPhys, Iova, Perms, Piece};
 use thiserror::Error;
 
 use crate::backend::{Backend, Kind, When};
 use crate::device::{Buffer, Device};
-use crate::layout::Piece;
 
 /// When the hardware is told about an unmap, chosen for each address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -132,20 +131,62 @@ where
             return Ok(());
         }
         core.invalidations += 1;
-        let queue = core::mem::take(&mut core.queue);
         let mut kept = Vec::new();
-        let (iovas, iova) = (&self.iovas, &mut core.iova);
+        let TranslatedCore { iova, queue, .. } = core;
         let done = self.space.flush_all(
-            queue.into_iter(),
+            queue.drain(..),
             |lease| {
                 if let Some(lease) = lease {
-                    iovas.free(iova, lease);
+                    self.iovas.free(iova, lease);
                 }
             },
             |pending| kept.push(pending),
         );
-        core.queue = kept;
+        queue.append(&mut kept);
         done.map_err(TranslatedError::Space)
+    }
+
+    /// Maps several pieces, or one that leaves holes, at the addresses of a lease.
+    fn map_list(
+        &self,
+        core: &mut TranslatedCore<S, A>,
+        lease: Lease,
+        pieces: &[Piece],
+        perms: Perms,
+    ) -> Result<(Iova, Leased), TranslatedError<S::Error>> {
+        let (base, len) = (lease.iova(), lease.range().len().unwrap_or(0));
+        let Some(parts) = parts(base, len, pieces) else {
+            self.iovas.free(&mut core.iova, lease);
+            return Err(TranslatedError::NoMemory { pieces: pieces.len() });
+        };
+        if let Err((done, error)) = self.space.map_pieces(base, pieces, perms) {
+            self.undo(core, lease, pieces.get(..done).unwrap_or(pieces));
+            return Err(TranslatedError::Space(error));
+        }
+        Ok((base, Leased { lease, parts }))
+    }
+
+    /// Takes a mapping back of which only these pieces were made.
+    #[cold]
+    fn undo(&self, core: &mut TranslatedCore<S, A>, lease: Lease, mapped: &[Piece]) {
+        if mapped.is_empty() {
+            // The addresses are as good as before.
+            self.iovas.free(&mut core.iova, lease);
+            return;
+        }
+        let base = lease.iova();
+        let ranges = mapped
+            .iter()
+            .filter_map(|piece| AddrRange::from_base_len(base.checked_add(piece.offset)?, piece.len));
+        let stuck = TranslatedStuck {
+            mapped: ranges.collect(),
+            lease: Some(lease),
+            pending: Vec::new(),
+        };
+        if let Err(stuck) = self.advance(core, stuck) {
+            // Neither the addresses nor the table pages come back: a leak, and nothing worse.
+            drop(stuck);
+        }
     }
 
     /// Carries an unmap as far as it goes: removes what is mapped, has it confirmed, frees the addresses.
@@ -243,35 +284,27 @@ where
     ) -> Result<(Iova, Leased), Self::Error> {
         let request = request.below(self.space.aperture().last());
         let lease = self.iovas.allocate(&mut core.iova, request)?;
-        let (base, len) = (lease.iova(), lease.range().len().unwrap_or(0));
-        let Some(parts) = parts(base, len, pieces) else {
-            self.iovas.free(&mut core.iova, lease);
-            return Err(TranslatedError::NoMemory { pieces: pieces.len() });
-        };
-        for (done, piece) in pieces.iter().enumerate() {
-            // The pieces lie inside the lease, so the sum does not overflow; the lease's start could not map twice.
-            let iova = base.checked_add(piece.offset).unwrap_or(base);
-            if let Err(error) = self.space.map(iova, piece.phys, piece.len, perms) {
-                let mapped = pieces.iter().take(done);
-                let mapped = mapped.filter_map(|p| AddrRange::from_base_len(base.checked_add(p.offset)?, p.len));
-                let undo = TranslatedStuck {
-                    lease: Some(lease),
-                    mapped: mapped.collect(),
-                    pending: Vec::new(),
-                };
-                if undo.mapped.is_empty() {
-                    // Nothing was mapped: the addresses are as good as before.
-                    if let Some(lease) = undo.lease {
-                        self.iovas.free(&mut core.iova, lease);
-                    }
-                } else if let Err(stuck) = self.advance(core, undo) {
-                    // Neither the addresses nor the table pages come back: a leak, and nothing worse.
-                    drop(stuck);
-                }
-                return Err(TranslatedError::Space(error));
-            }
+        self.map_list(core, lease, pieces, perms)
+    }
+
+    #[inline(always)]
+    fn map_run(
+        &self,
+        core: &mut Self::Core,
+        request: IovaRequest,
+        phys: HostPhys,
+        len: u64,
+        perms: Perms,
+    ) -> Option<(Iova, Leased)> {
+        let request = request.below(self.space.aperture().last());
+        let lease = self.iovas.allocate(&mut core.iova, request).ok()?;
+        let base = lease.iova();
+        if self.space.map(base, phys, len, perms).is_err() {
+            self.undo(core, lease, &[]);
+            return None;
         }
-        Ok((base, Leased { lease, parts }))
+        let parts = Vec::new();
+        Some((base, Leased { lease, parts }))
     }
 
     fn unmap(&self, core: &mut Self::Core, held: Leased, when: When) -> Result<(), (Self::Error, TranslatedStuck<S>)> {

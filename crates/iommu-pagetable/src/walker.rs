@@ -1,11 +1,11 @@
 //! Many small operations, each near the one before.
 
 use iommu_types::sync::Ordering;
-use iommu_types::{AddrRange, HostPhys, Iova, Perms, Piece};
+use iommu_types::{AddrRange, HostPhys, Iova, PAGE_SIZE, PageSize, Perms, Piece};
 
 use crate::error::{MapError, UnmapError};
 use crate::format::Format;
-use crate::span::{Span, shift};
+use crate::span::{Span, index, shift};
 use crate::table::{Node, PageTable};
 use crate::unmap::UnmapRules;
 use crate::unmapped::Unmapped;
@@ -48,16 +48,24 @@ impl<F: Format, W: Word> PageTable<F, W> {
         perms: Perms,
     ) -> Result<(), (usize, MapError)> {
         let mut walker = self.walker(memory);
-        for (done, piece) in pieces.iter().enumerate() {
+        let mut done = 0;
+        while let Some((piece, _)) = pieces.get(done..).and_then(<[Piece]>::split_first) {
+            let (single, settled) = walker.map_pages(base, pieces.get(done..).unwrap_or(&[]), perms);
+            done += single;
+            settled.map_err(|error| (done, error))?;
+            if single > 0 {
+                continue;
+            }
+            // Longer than a page, or a table is missing, or not right.
             let (phys, len) = (piece.phys, piece.len);
-            let outside = || MapError::OutsideAperture {
+            let iova = base.checked_add(piece.offset).ok_or_else(|| MapError::OutsideAperture {
                 iova: base,
                 len,
                 aperture: self.aperture(),
-            };
-            let iova = base.checked_add(piece.offset).ok_or_else(outside);
+            });
             iova.and_then(|iova| walker.map(iova, phys, len, perms))
                 .map_err(|error| (done, error))?;
+            done += 1;
         }
         Ok(())
     }
@@ -81,6 +89,53 @@ impl<'a, F: Format, M: Tables> Walker<'a, F, M> {
             return self.table.settle(self.memory, span);
         }
         self.table.map(self.memory, iova, phys, len, perms)
+    }
+
+    /// Maps the pieces at the front that are single pages of one leaf table, as long as nothing is in their way. Tells
+    /// how many they were, and whether hardware sees them.
+    fn map_pages(&mut self, base: Iova, pieces: &[Piece], perms: Perms) -> (usize, Result<(), MapError>) {
+        let table = self.table;
+        let Some(first) = pieces.first() else {
+            return (0, Ok(()));
+        };
+        let start = base.raw().wrapping_add(first.offset);
+        if start > table.aperture().last().raw() || table.format.granted(perms).is_none() {
+            return (0, Ok(()));
+        }
+        let Some(node) = self.leaf_table(start) else {
+            return (0, Ok(()));
+        };
+        let last_phys = table.config.last_phys.raw();
+        let mut span = Span {
+            first: start,
+            last: start,
+        };
+        let mut done = 0;
+        for piece in pieces {
+            let (iova, phys) = (base.raw().wrapping_add(piece.offset), piece.phys.raw());
+            let near = (iova ^ start) >> shift(2) == 0;
+            let aligned = (iova | phys) & (PAGE_SIZE - 1) == 0 && piece.len == PAGE_SIZE;
+            // Aligned, so that the page ends before the sum can wrap.
+            if !near || !aligned || phys | (PAGE_SIZE - 1) > last_phys {
+                break;
+            }
+            let entry = node.entry(index(iova, 1));
+            if table.format.is_present(entry.load(Ordering::Relaxed)) {
+                break;
+            }
+            let leaf = table.format.leaf(piece.phys, PageSize::Size4K, perms);
+            entry.store(leaf, Ordering::Release);
+            span.first = span.first.min(iova);
+            span.last = span.last.max(iova);
+            done += 1;
+        }
+        if done > 0 && !table.config.coherent {
+            // One write-back for all of them: a cache line holds eight entries.
+            let (first, last) = span.indices(1);
+            table.walk(self.memory).write_back(node, first, last + 1 - first);
+            return (done, table.settle(self.memory, span));
+        }
+        (done, Ok(()))
     }
 
     /// As [`PageTable::unmap`].

@@ -2,14 +2,15 @@
 
 use alloc::vec::Vec;
 
-use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, SystemMemory};
+use iommu_types::omission::{Step, kept};
+use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, Piece, SystemMemory};
 
 use super::{DmaApi, DmaCore, Prepared};
 use crate::backend::{Backend, When};
 use crate::bounce::{MAX_RUN, Place, SLOT, copy, zero};
 use crate::device::{Buffer, Device, Direction, Trust};
 use crate::error::DmaError;
-use crate::layout::{Piece, Segments, round_up};
+use crate::layout::{Segments, round_up};
 use crate::mapping::{Bounce, Mapping, UnmapError};
 
 impl<B: Backend, M: SystemMemory> DmaApi<B, M>
@@ -35,7 +36,7 @@ where
             phys: buffer.phys.page(),
             len: pages,
         };
-        let trusted = device.trust == Trust::Trusted || !self.kind().isolates();
+        let trusted = device.trust == Trust::Trusted || !self.kind().isolates() || !kept(Step::UntrustedBounced);
         if trusted || (head == 0 && tail == 0) {
             prepared.pieces.push(direct);
             return Ok(());
