@@ -1,0 +1,191 @@
+//! The unit, shared by the connections of all functions.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use iommu_types::{Access, HostPhys, Iova, SourceId};
+use vtd_model::{AccessWidth, Counters, EventMessage, Fault, Finding, Request, Unit, UnitConfig};
+
+use crate::protocol::{DmaRange, Refusal};
+use crate::ram::Ram;
+use crate::report::{Journal, Report};
+
+/// Steps that one access may set off: as many descriptors as the longest queue has, and a wait behind each. What is left
+/// over goes on with the next access.
+const STEPS_MAX: usize = 1 << 17;
+
+/// What the unit sends by itself: interrupts.
+pub(crate) trait Outlet: Send {
+    /// Writes an interrupt message to the client.
+    fn interrupt(&self, message: EventMessage);
+}
+
+struct Core {
+    unit: Unit,
+    /// Memory of the unit's own connection: what its table walks see.
+    ram: Ram,
+    outlet: Option<Box<dyn Outlet>>,
+    journal: Journal,
+}
+
+/// One remapping unit in front of the memory that its client shares.
+///
+/// A translation and the copy that uses it happen under one lock, so no access can use what an invalidation has dropped.
+/// A request of a disk takes longer by orders of magnitude than that lock is held.
+pub struct Remapper {
+    config: UnitConfig,
+    core: Mutex<Core>,
+}
+
+impl std::fmt::Debug for Remapper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Remapper")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Remapper {
+    /// A unit after reset. What happens to it goes to `report`.
+    pub fn new(config: UnitConfig, report: Box<dyn Report>) -> Self {
+        Self {
+            config,
+            core: Mutex::new(Core {
+                unit: Unit::new(config),
+                ram: Ram::default(),
+                outlet: None,
+                journal: Journal::new(report),
+            }),
+        }
+    }
+
+    /// What the unit was built to do.
+    pub const fn config(&self) -> &UnitConfig {
+        &self.config
+    }
+
+    /// What the unit has done since its last reset.
+    pub fn counters(&self) -> Counters {
+        self.lock().unit.counters()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        // A panic elsewhere leaves the unit in a state that every other message could have left it in.
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn connect(&self, outlet: Box<dyn Outlet>) {
+        self.lock().outlet = Some(outlet);
+    }
+
+    /// The client is gone, and its memory with it.
+    pub(crate) fn disconnect(&self) {
+        let mut core = self.lock();
+        core.outlet = None;
+        core.ram.clear();
+    }
+
+    pub(crate) fn map(
+        &self,
+        range: DmaRange,
+        rights: (bool, bool),
+        file: Option<(std::os::fd::OwnedFd, u64)>,
+    ) -> Result<(), Refusal> {
+        self.lock().ram.map(range, rights.0, rights.1, file)
+    }
+
+    pub(crate) fn unmap(&self, range: DmaRange) -> Result<(), Refusal> {
+        self.lock().ram.unmap(range)
+    }
+
+    /// Reads a register.
+    pub fn read(&self, offset: u32, width: AccessWidth) -> u64 {
+        let mut core = self.lock();
+        let value = core.unit.read(offset, width);
+        core.journal.read(offset, width, value);
+        value
+    }
+
+    /// Writes a register and does what the write asks for.
+    pub fn write(&self, offset: u32, width: AccessWidth, value: u64) {
+        let mut core = self.lock();
+        core.journal.write(offset, width, value);
+        let Core { unit, ram, .. } = &mut *core;
+        unit.write(ram, offset, width, value);
+        core.settle();
+    }
+
+    /// Puts the unit into its state after reset. The client's memory stays mapped.
+    pub fn reset(&self) {
+        let mut core = self.lock();
+        core.unit = Unit::new(self.config);
+        core.journal.reset();
+    }
+
+    /// Translates as many of `len` bytes from `iova` on as one answer holds for, and lets `work` use the place: its address
+    /// and how many bytes. Nothing that concerns the translation is invalidated meanwhile.
+    pub(crate) fn access<R>(
+        &self,
+        source: SourceId,
+        iova: Iova,
+        len: u64,
+        access: Access,
+        work: impl FnOnce(HostPhys, u64) -> R,
+    ) -> Result<R, Fault> {
+        let mut core = self.lock();
+        let Core { unit, ram, journal, .. } = &mut *core;
+        let request = Request::new(source, iova, len, access);
+        let answer = unit.dma(ram, &request);
+        journal.dma(&request, &answer);
+        let done = match answer {
+            Ok(translation) => {
+                // The page holds the address, so the difference is below the page's length.
+                let left = (translation.page.last().raw() - iova.raw()).saturating_add(1);
+                Ok(work(translation.phys, left.min(len)))
+            }
+            Err(fault) => Err(fault),
+        };
+        core.settle();
+        done
+    }
+}
+
+impl Core {
+    /// Lets the unit finish what it began, and passes on what comes out of it.
+    fn settle(&mut self) {
+        for _ in 0..STEPS_MAX {
+            while let Some(message) = self.unit.take_message() {
+                self.journal.event(message);
+                if let Some(outlet) = &self.outlet {
+                    outlet.interrupt(message);
+                }
+            }
+            while let Some(what) = self.unit.take_device_invalidation() {
+                // No function keeps translations beyond one access, so every device-TLB is clean at once.
+                self.unit.complete_device_invalidation(&self.ram, what.source, what.tag);
+            }
+            while let Some(finding) = self.unit.take_finding() {
+                self.journal.finding(&finding);
+            }
+            if !self.unit.step(&self.ram) {
+                return;
+            }
+        }
+    }
+}
+
+/// The findings of the sanitizer, for those who only want them printed.
+pub(crate) fn describe(finding: &Finding) -> String {
+    let mut text = finding.rule.name().to_owned();
+    if let Some(request) = finding.request {
+        text.push_str(&format!(": {request}"));
+    }
+    if let Some(used) = finding.used {
+        text.push_str(&format!("; it went to {used}"));
+    }
+    if let Some(fresh) = finding.fresh {
+        text.push_str(&format!(", the tables lead to {fresh}"));
+    } else if finding.used.is_some() {
+        text.push_str(", the tables lead nowhere");
+    }
+    text
+}
