@@ -112,7 +112,8 @@ impl ApertureUnit {
                 .read(table.checked_add(page * ENTRY).ok_or(fault)?, &mut bytes)
                 .map_err(|_| fault)?;
             let entry = u32::from_le_bytes(bytes);
-            if let Some(place) = state.cache.get_mut(slot) {
+            // Only what translates is cached: a device that touched a free address must not spoil it for the next owner.
+            if let Some(place) = state.cache.get_mut(slot).filter(|_| decode(entry).is_some()) {
                 *place = Some((page, entry));
             }
             entry
