@@ -1,0 +1,78 @@
+//! What a server says while it runs: on standard error, so that the guest's console stays clean.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use iommu_serve::protocol::Refusal;
+use iommu_serve::{Notices, Report};
+use vtd_model::{Fault, Finding};
+
+/// Faults that are printed one by one; a guest can cause any number.
+const FAULTS_SHOWN: u64 = 64;
+/// Findings that are printed one by one.
+const FINDINGS_SHOWN: u64 = 256;
+
+#[derive(Debug, Default)]
+struct Counts {
+    faults: AtomicU64,
+    findings: AtomicU64,
+    refusals: AtomicU64,
+}
+
+/// Prints and counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Voice(Arc<Counts>);
+
+impl Voice {
+    /// Blocked requests so far.
+    pub(crate) fn faults(&self) -> u64 {
+        self.0.faults.load(Ordering::Relaxed)
+    }
+
+    /// Broken rules so far.
+    pub(crate) fn findings(&self) -> u64 {
+        self.0.findings.load(Ordering::Relaxed)
+    }
+
+    fn say(text: &str) {
+        // Where this cannot be written, nobody listens.
+        let _ = writeln!(anstream::stderr(), "iommu: {text}");
+    }
+}
+
+impl Report for Voice {
+    fn finding(&mut self, _: &Finding, text: &str, trace: &[String]) {
+        let number = self.0.findings.fetch_add(1, Ordering::Relaxed);
+        if number < FINDINGS_SHOWN {
+            Self::say(&format!("rule broken: {text}"));
+            for line in trace {
+                Self::say(&format!("    {line}"));
+            }
+        }
+    }
+
+    fn fault(&mut self, fault: &Fault) {
+        if self.0.faults.fetch_add(1, Ordering::Relaxed) < FAULTS_SHOWN {
+            Self::say(&format!("blocked: {fault}"));
+        }
+    }
+}
+
+impl Notices for Voice {
+    fn connected(&self, slot: &str) {
+        Self::say(&format!("{slot}: connected"));
+    }
+
+    fn ended(&self, slot: &str, why: Option<&str>) {
+        match why {
+            None => Self::say(&format!("{slot}: the client closed the connection")),
+            Some(why) => Self::say(&format!("{slot}: the connection ended: {why}")),
+        }
+    }
+
+    fn refused(&self, slot: &str, refusal: &Refusal) {
+        self.0.refusals.fetch_add(1, Ordering::Relaxed);
+        Self::say(&format!("{slot}: {refusal}"));
+    }
+}
