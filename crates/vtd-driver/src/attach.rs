@@ -4,23 +4,24 @@
 //! forgot the entry, so that a lost acknowledgement can never make an ID look free that is not.
 
 mod error;
+mod pasid;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use iommu_types::{AddrRange, DomainId, HostPhys, Iova, Pasid, Registers, SourceId};
+use iommu_types::omission::{Step, kept};
+use iommu_types::{AddrRange, DomainId, HostPhys, Pasid, Registers, SourceId};
 
-pub use self::error::{AttachError, DetachError};
+pub use self::error::{AtsRefusal, AttachError, DetachError};
 use crate::domain::DomainError;
 use crate::error::{HardwareError, Reachable, TableError, Unconfirmed};
 use crate::ids::DomainIds;
 use crate::invalidate::Invalidation;
-use crate::options::{DeviceTlb, PassThrough, Requester, TableMode};
-use crate::scalable::{MAX_PASIDS, NO_PASID};
+use crate::options::{AtsListing, DeviceTlb, PassThrough, Requester, TableMode};
 use crate::shared::{Host, Shared};
-use crate::space::{Space, Stages};
-use crate::structures::{Flags, Tables};
+use crate::space::{Holder, Space, Stages};
+use crate::structures::{ContextChange, Flags, Tables};
 
 /// The identifier with which units tag what they cache about entries that are not present (`VT-d §6.1`).
 const NOT_PRESENT: DomainId = DomainId(0);
@@ -60,8 +61,8 @@ struct Owner {
     target: Target,
     /// The requesters that were attached with this ID; none while it is only parked for its reserved regions.
     users: Vec<SourceId>,
-    /// The function may hold translations in a device-TLB.
-    device_tlb: bool,
+    /// The function that may hold translations in a device-TLB.
+    device_tlb: Option<DeviceTlb>,
     /// The entry is not present any more, and the unit has not confirmed yet that it forgot it.
     cleared: bool,
 }
@@ -138,8 +139,12 @@ impl Structures {
     ) -> Result<(), AttachError> {
         shared.require_health()?;
         let ids = requester.ids();
-        if device_tlb.is_some() && !(shared.capabilities.ecap.dt() && ids.len() == 1 && target.caches_in_devices()) {
-            return Err(AttachError::NoDeviceTlb);
+        if let Some(function) = device_tlb {
+            if !(shared.capabilities.ecap.dt() && ids.len() == 1 && target.caches_in_devices()) {
+                return Err(AttachError::NoDeviceTlb);
+            }
+            let requester = requester.rid;
+            permitted(function, shared.options.mode).map_err(|why| AttachError::AtsRefused { requester, why })?;
         }
         let fresh = self.claimable(requester, &ids, target)?;
         let mut new_bus = false;
@@ -151,7 +156,9 @@ impl Structures {
                 .map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
         }
         if let Target::Space(space) = target {
-            self.map_reserved(shared, requester.rid, &ids, space)?;
+            if kept(Step::ReservedThroughAttach) {
+                self.map_reserved(shared, requester.rid, &ids, space)?;
+            }
         }
         // IDs that are parked for their reserved regions leave there first.
         let parked: Vec<SourceId> = fresh
@@ -167,9 +174,13 @@ impl Structures {
         self.remove(shared, &parked)?;
         if let (Target::Space(space), Some(function)) = (target, device_tlb) {
             // Recorded before the function can ask for its first translation.
-            space.add_device_tlb(requester.rid, function);
+            space.add_holder(Holder {
+                source: requester.rid,
+                pasid: None,
+                function,
+            });
         }
-        self.publish(shared, &fresh, target, Some(requester.rid), device_tlb.is_some())?;
+        self.publish(shared, &fresh, target, Some(requester.rid), device_tlb)?;
         for id in ids.iter().filter(|id| !fresh.contains(id)) {
             if let Some(owner) = self.owners.get_mut(id) {
                 owner.users.push(requester.rid);
@@ -275,7 +286,7 @@ impl Structures {
         if new_bus {
             self.root_changed(shared)?;
         }
-        self.publish(shared, &free, &target, None, false)
+        self.publish(shared, &free, &target, None, None)
     }
 
     /// Makes the entries of `ids`, none of which is present, lead to `target`.
@@ -285,7 +296,7 @@ impl Structures {
         ids: &[SourceId],
         target: &Target,
         user: Option<SourceId>,
-        device_tlb: bool,
+        device_tlb: Option<DeviceTlb>,
     ) -> Result<(), AttachError> {
         let Some(&first) = ids.first() else { return Ok(()) };
         for &id in ids {
@@ -297,9 +308,13 @@ impl Structures {
             };
             let silent = self.silenced.contains(&id);
             self.owners.insert(id, owner);
-            self.tables.publish(shared, id, target, Flags { silent, device_tlb })?;
+            let flags = Flags {
+                silent,
+                device_tlb: device_tlb.is_some(),
+            };
+            self.tables.publish(shared, id, target, flags)?;
         }
-        let confirmed = if shared.capabilities.caching_mode() {
+        let confirmed = if shared.capabilities.caching_mode() && kept(Step::AbsentEntryForgotten) {
             // VT-d §6.1: the entry was cached as not present under identifier 0, translations under the
             // domain's own (rule D3).
             let forget = |&source: &SourceId| Invalidation::ContextDevice {
@@ -325,10 +340,10 @@ impl Structures {
         requester: &Requester,
     ) -> Result<(), DetachError> {
         let rid = requester.rid;
-        if self.owners.get(&rid).is_some_and(|owner| owner.device_tlb) {
+        if self.holds_device_tlb(rid) && kept(Step::AtsOffFirst) {
             return Err(DetachError::AtsOn { requester: rid });
         }
-        if self.pasids.range((rid, NO_PASID)..=(rid, Pasid::MAX)).next().is_some() {
+        if self.has_pasids(rid) {
             return Err(DetachError::PasidsAttached { requester: rid });
         }
         let ids = requester.ids();
@@ -356,7 +371,7 @@ impl Structures {
         if let Target::Space(space) = &target {
             self.release_identity(shared, space)?;
         }
-        for &id in &leaving {
+        for &id in leaving.iter().filter(|_| kept(Step::ReservedAfterDetach)) {
             if let Some(home) = self.homes.get(&id).cloned() {
                 self.park(shared, &[id], &home)
                     .map_err(|error| DetachError::ReservedBlocked {
@@ -372,24 +387,40 @@ impl Structures {
         Ok(())
     }
 
+    /// Whether the function may hold translations of its own.
+    fn holds_device_tlb(&self, rid: SourceId) -> bool {
+        self.owners.get(&rid).is_some_and(|owner| owner.device_tlb.is_some())
+    }
+
+    /// Whether [`Self::detach`] would get as far as needing ATS off: asked before that is done to the function.
+    pub(crate) fn may_turn_ats_off(&self, rid: SourceId) -> Result<(), DetachError> {
+        if !self.owners.get(&rid).is_some_and(|owner| owner.users.contains(&rid)) {
+            return Err(DetachError::NotAttached { requester: rid });
+        }
+        if self.has_pasids(rid) {
+            return Err(DetachError::PasidsAttached { requester: rid });
+        }
+        Ok(())
+    }
+
     /// Makes a function whose ATS was turned off forget its translations: what [`Self::detach`] waits for.
     pub(crate) fn empty_device_tlb<R: Registers, P: Host>(
         &mut self,
         shared: &Shared<R, P>,
         rid: SourceId,
     ) -> Result<(), DetachError> {
-        let Some(owner) = self.owners.get_mut(&rid).filter(|owner| owner.device_tlb) else {
+        let Some(owner) = self.owners.get_mut(&rid).filter(|owner| owner.device_tlb.is_some()) else {
             return Ok(());
         };
         let target = owner.target.clone();
         if let Target::Space(space) = &target {
             space
-                .empty_device_tlb(shared, rid)
+                .empty_holder(shared, rid, None)
                 .map_err(|cause| self.unconfirmed(rid, &target, cause))?;
-            space.remove_device_tlb(rid);
+            space.remove_holder(rid, None);
         }
         if let Some(owner) = self.owners.get_mut(&rid) {
-            owner.device_tlb = false;
+            owner.device_tlb = None;
         }
         Ok(())
     }
@@ -407,7 +438,7 @@ impl Structures {
             if self.tables.add(shared, source)? {
                 self.root_changed(shared)?;
             }
-            self.tables.silence(shared, source, silent)?;
+            self.tables.change(shared, source, ContextChange::Silent(silent))?;
             if silent {
                 self.silenced.insert(source);
             } else {
@@ -420,77 +451,13 @@ impl Structures {
         Ok(shared.invalidate(&batch)?)
     }
 
-    /// Sends requests of `rid` with `pasid` to `space`.
-    pub(crate) fn attach_pasid<R: Registers, P: Host>(
-        &mut self,
-        shared: &Shared<R, P>,
-        rid: SourceId,
-        pasid: Pasid,
-        space: &Arc<Space>,
-    ) -> Result<(), AttachError> {
-        shared.require_health()?;
-        let bits = u32::from(shared.capabilities.ecap.pasid_bits());
-        let usable = pasid != NO_PASID && pasid.raw() < MAX_PASIDS.min(1 << bits);
-        let attached = |owner: &&Owner| !owner.cleared && !owner.users.is_empty() && !owner.device_tlb;
-        let Tables::Scalable(tables) = &mut self.tables else {
-            return Err(AttachError::NoPasid { pasid });
-        };
-        if !usable || self.owners.get(&rid).filter(attached).is_none() {
-            return Err(AttachError::NoPasid { pasid });
-        }
-        if let Some(other) = self.pasids.get(&(rid, pasid)) {
-            return Err(AttachError::AlreadyAttached {
-                requester: rid,
-                domain: other.id,
-            });
-        }
-        let target = Target::Space(space.clone());
-        // Recorded before the entry is present, so that every flush from now on covers it.
-        space.add_pasid(pasid);
-        if let Err(error) = tables.publish_pasid(shared, rid, pasid, &target) {
-            space.remove_pasid(pasid);
-            return Err(error.into());
-        }
-        self.pasids.insert((rid, pasid), space.clone());
-        let confirmed = if shared.capabilities.caching_mode() {
-            shared.invalidate(&[
-                Invalidation::PasidCacheDomain(NOT_PRESENT),
-                Invalidation::IotlbDomain(space.id),
-            ])
-        } else {
-            shared.flush_write_buffer()
-        };
-        confirmed.map_err(|cause| self.unconfirmed(rid, &target, cause).into())
-    }
-
-    /// Blocks requests of `rid` with `pasid` (`VT-d §6.5.3.3`, PASID entry made not present).
-    pub(crate) fn detach_pasid<R: Registers, P: Host>(
-        &mut self,
-        shared: &Shared<R, P>,
-        rid: SourceId,
-        pasid: Pasid,
-    ) -> Result<(), DetachError> {
-        let (Tables::Scalable(tables), Some(space)) = (&self.tables, self.pasids.get(&(rid, pasid)).cloned()) else {
-            return Err(DetachError::NotAttached { requester: rid });
-        };
-        let domain = space.id;
-        tables.clear_pasid(shared, rid, pasid)?;
-        let translations = match space.stages {
-            Stages::Second { .. } => Invalidation::IotlbDomain(domain),
-            Stages::First { .. } | Stages::Nested { .. } => Invalidation::PasidIotlbAll { domain, pasid },
-        };
-        shared
-            .invalidate(&[Invalidation::PasidCacheEntry { domain, pasid }, translations])
-            .map_err(|cause| self.unconfirmed(rid, &Target::Space(space.clone()), cause))?;
-        tables.zero_pasid(shared, rid, pasid)?;
-        self.pasids.remove(&(rid, pasid));
-        space.remove_pasid(pasid);
-        Ok(())
-    }
-
     /// First half of taking an entry away: not present, nothing else changed.
     fn clear<R: Registers, P: Host>(&mut self, shared: &Shared<R, P>, id: SourceId) -> Result<(), TableError> {
-        self.tables.clear_present(shared, id)?;
+        if kept(Step::PresenceFirst) {
+            self.tables.change(shared, id, ContextChange::Absent)?;
+        } else {
+            self.tables.zero(shared, id)?;
+        }
         if let Some(owner) = self.owners.get_mut(&id) {
             owner.cleared = true;
         }
@@ -505,16 +472,20 @@ impl Structures {
         for &source in ids {
             if let Some(owner) = self.owners.get(&source) {
                 let domain = owner.target.id();
-                batch.push(Invalidation::ContextDevice { source, domain });
+                if kept(Step::ContextForgotten) {
+                    batch.push(Invalidation::ContextDevice { source, domain });
+                }
                 if !domains.contains(&domain) {
                     domains.push(domain);
                 }
             }
         }
-        if shared.options.mode == TableMode::Scalable {
+        if shared.options.mode == TableMode::Scalable && kept(Step::PasidCacheForgotten) {
             batch.extend(domains.iter().copied().map(Invalidation::PasidCacheDomain));
         }
-        batch.extend(domains.into_iter().map(Invalidation::IotlbDomain));
+        if kept(Step::TranslationsForgotten) {
+            batch.extend(domains.into_iter().map(Invalidation::IotlbDomain));
+        }
         if batch.is_empty() {
             Ok(())
         } else {
@@ -527,7 +498,7 @@ impl Structures {
         for &id in ids {
             self.tables.zero(shared, id)?;
             if self.silenced.contains(&id) {
-                self.tables.silence(shared, id, true)?;
+                self.tables.change(shared, id, ContextChange::Silent(true))?;
             }
             self.owners.remove(&id);
         }
@@ -536,7 +507,7 @@ impl Structures {
 
     /// A root entry became present.
     fn root_changed<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> Result<(), HardwareError> {
-        if shared.capabilities.caching_mode() {
+        if shared.capabilities.caching_mode() && kept(Step::AbsentEntryForgotten) {
             shared.invalidate_globally()
         } else {
             shared.flush_write_buffer()
@@ -552,10 +523,18 @@ impl Structures {
     }
 }
 
-/// `range` as addresses that a device issues.
-pub(crate) fn identity(range: AddrRange<HostPhys>) -> AddrRange<Iova> {
-    let pages = range.to_pages();
-    let first = Iova::new(pages.first().raw());
-    AddrRange::new(first, Iova::new(pages.last().raw()))
-        .unwrap_or(AddrRange::page_around(first, iommu_types::PageSize::Size4K))
+/// Whether firmware and policy let the function keep translations of its own (rules D12 and D24).
+fn permitted(function: DeviceTlb, mode: TableMode) -> Result<(), AtsRefusal> {
+    if !function.trusted && kept(Step::AtsNeedsTrust) {
+        return Err(AtsRefusal::NotTrusted);
+    }
+    match function.listed {
+        None if kept(Step::AtsListed) => Err(AtsRefusal::NotListed),
+        // Hardware uses ATS for it on its own then (VT-d §8.8).
+        Some(AtsListing::Integrated { required: true }) if mode == TableMode::Legacy && kept(Step::AtsListed) => {
+            Err(AtsRefusal::HardwareManaged)
+        }
+        _ if !function.page_aligned => Err(AtsRefusal::NotPageAligned),
+        _ => Ok(()),
+    }
 }

@@ -1,5 +1,6 @@
 //! What a unit can do, as far as the driver acts on it.
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{PageSize, Registers};
 use vtd_spec::Agaw;
 use vtd_spec::register::offset;
@@ -87,9 +88,21 @@ impl Capabilities {
         }
     }
 
+    /// The width that pass-through entries name: the largest that the unit supports (`VT-d §9.3`).
+    pub(crate) fn pass_through_agaw(&self) -> Option<Agaw> {
+        if kept(Step::PassThroughWidest) {
+            self.cap.largest_agaw()
+        } else {
+            Agaw::ALL.into_iter().find(|agaw| self.cap.supports_agaw(*agaw))
+        }
+    }
+
     /// The table depth for a domain that should translate `width` address bits: the smallest that suffices, or
     /// the largest there is (rule D15). `None` if the unit translates nothing.
     pub(crate) fn agaw_for(&self, width: u8) -> Option<Agaw> {
+        if !kept(Step::SupportedDepth) {
+            return Some(Agaw::Bits48);
+        }
         let fits = |agaw: &Agaw| agaw.width() >= width && self.cap.supports_agaw(*agaw);
         Agaw::ALL.into_iter().find(fits).or_else(|| self.cap.largest_agaw())
     }

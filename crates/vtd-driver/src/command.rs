@@ -7,6 +7,7 @@
 
 use core::fmt;
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{Clock, Registers};
 use vtd_spec::register::offset;
 use vtd_spec::register::{GlobalCommand, GlobalStatus, ProtectedMemoryEnable};
@@ -101,7 +102,14 @@ impl Shadow {
             Command::FlushWriteBuffer => (lasting, lasting.with_wbf(true)),
             Command::ProtectedMemory(on) => return protected_memory(registers, clock, on, limit_ns),
         };
-        registers.write32(offset::GCMD, write.raw_value());
+        let write = if kept(Step::OneCommand) {
+            write.raw_value()
+        } else {
+            // As if status could be written back.
+            let kept = registers.read32(offset::GSTS) & !(lasting.raw_value() & !next.raw_value());
+            kept | write.raw_value()
+        };
+        registers.write32(offset::GCMD, write);
         // What was commanded is the base of the next command, acknowledged or not.
         self.0 = next;
         let done = |status: GlobalStatus| match command {
@@ -112,7 +120,7 @@ impl Shadow {
             Command::SetRootTable => status.rtps(),
             Command::SetInterruptTable => status.irtps(),
             // The one status bit that is set *while* the command runs (rule D23).
-            Command::FlushWriteBuffer => !status.wbfs(),
+            Command::FlushWriteBuffer => !status.wbfs() || !kept(Step::WriteBufferWait),
             Command::ProtectedMemory(_) => true,
         };
         poll(clock, limit_ns, || match status(registers) {

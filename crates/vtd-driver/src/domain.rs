@@ -6,6 +6,7 @@ use core::mem::ManuallyDrop;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{
     AddrRange, AddressSpace, DomainId, HostPhys, Iova, OutOfFrames, Perms, Registers, TableFrame, UnmapRefused,
 };
@@ -16,6 +17,8 @@ use crate::error::{HardwareError, Reachable, Unconfirmed};
 use crate::ids::OutOfIds;
 use crate::invalidate::Invalidation;
 use crate::options::TableMode;
+use crate::owners::OwnerId;
+use crate::pages::{MAX_BLOCKS, Stale};
 use crate::shared::{Host, Shared};
 use crate::space::Space;
 
@@ -113,6 +116,16 @@ pub enum MapError {
         /// Length in bytes.
         len: u64,
     },
+    /// Somebody else owns the memory, or nobody that may give it to devices.
+    #[error("{range} of host memory is not {by}'s but {}'s; it is not mapped for its devices", of(.owner))]
+    ForeignPages {
+        /// The first pages that are not theirs.
+        range: AddrRange<HostPhys>,
+        /// Whose they are; `None` for the host's own.
+        owner: Option<OwnerId>,
+        /// For whom they were to be mapped.
+        by: OwnerId,
+    },
     /// The domain's tables are a guest's.
     #[error("the guest maps in its own tables; map in the parent domain")]
     GuestTables,
@@ -122,6 +135,20 @@ pub enum MapError {
     /// The unit did not confirm that it noticed the new entries. They were taken out again.
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
+}
+
+/// An owner, or the host itself, in an error message.
+fn of(owner: &Option<OwnerId>) -> impl fmt::Display {
+    struct Named(Option<OwnerId>);
+    impl fmt::Display for Named {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            match self.0 {
+                Some(owner) => owner.fmt(f),
+                None => f.write_str("the host"),
+            }
+        }
+    }
+    Named(*owner)
 }
 
 /// Nothing was unmapped.
@@ -219,6 +246,14 @@ impl<L> PendingFlush<L> {
         !self.leaf_only
     }
 
+    /// What the unit has to forget.
+    const fn stale(&self) -> Stale {
+        Stale {
+            range: self.range,
+            leaf_only: self.leaf_only,
+        }
+    }
+
     /// Frees the tables and takes the lease out. The caller has the unit's confirmation.
     fn confirmed<R: Registers, P: Host>(self, shared: &Shared<R, P>) -> L {
         for frame in self.frames {
@@ -310,16 +345,26 @@ impl<R: Registers, P: Host> Domain<R, P> {
     /// [`UnmapRefused`]; nothing changed then.
     pub fn prune<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<UnmapError, L>> {
         match self.space.prune(&self.shared, range) {
-            Ok(unlinked) => Ok(self.pending(range, unlinked.into_frames(), lease)),
+            Ok(unlinked) => {
+                let mut frames = unlinked.into_frames();
+                if !kept(Step::PrunedTablesFlushed) {
+                    frames.drain(..).for_each(|frame| self.shared.host.free(frame));
+                }
+                Ok(self.pending(range, frames, lease))
+            }
             Err(error) => Err(UnmapRefused { error, lease }),
         }
     }
 
-    fn pending<L>(&self, range: AddrRange<Iova>, frames: Vec<TableFrame>, lease: L) -> PendingFlush<L> {
+    fn pending<L>(&self, range: AddrRange<Iova>, mut frames: Vec<TableFrame>, lease: L) -> PendingFlush<L> {
+        let leaf_only = frames.is_empty() || !kept(Step::HintEarned);
+        if !kept(Step::TablesWait) {
+            frames.drain(..).for_each(|frame| self.shared.host.free(frame));
+        }
         PendingFlush {
             lease: ManuallyDrop::new(lease),
             range,
-            leaf_only: frames.is_empty(),
+            leaf_only,
             frames,
             serial: self.space.serial,
         }
@@ -334,28 +379,42 @@ impl<R: Registers, P: Host> Domain<R, P> {
         if pending.serial != self.space.serial {
             return Err((FlushError::OtherDomain, pending));
         }
-        match self.space.invalidate(&self.shared, pending.range, pending.leaf_only) {
+        if !kept(Step::LeaseWaits) {
+            return Ok(pending.confirmed(&self.shared));
+        }
+        match self.space.invalidate(&self.shared, &[pending.stale()]) {
             Ok(()) => Ok(pending.confirmed(&self.shared)),
             Err(cause) => Err((self.unconfirmed(pending.range, cause).into(), pending)),
         }
     }
 
-    /// Flushes many unmaps by one invalidation of the whole domain: for deferred unmapping.
+    /// Flushes many unmaps at once, for deferred unmapping: the pages of a few small ones behind one wait, the whole
+    /// domain for more.
     ///
     /// # Errors
-    /// As [`Self::flush`], with all tokens.
+    /// As [`Self::flush`], with all tokens; one of another domain keeps all of them.
     pub fn flush_all<L>(&self, pending: Vec<PendingFlush<L>>) -> Result<Vec<L>, (FlushError, Vec<PendingFlush<L>>)> {
-        let Some(first) = pending.first() else {
-            return Ok(Vec::new());
-        };
         if pending.iter().any(|token| token.serial != self.space.serial) {
             return Err((FlushError::OtherDomain, pending));
         }
-        let range = first.range;
-        match self.space.invalidate_all(&self.shared) {
+        match self.forget(&pending) {
             Ok(()) => Ok(pending.into_iter().map(|token| token.confirmed(&self.shared)).collect()),
-            Err(cause) => Err((self.unconfirmed(range, cause).into(), pending)),
+            Err(unconfirmed) => Err((unconfirmed.into(), pending)),
         }
+    }
+
+    /// Makes the unit forget what `pending`, all of this domain, stand for.
+    fn forget<L>(&self, pending: &[PendingFlush<L>]) -> Result<(), Unconfirmed> {
+        let Some(all) = pending.iter().map(PendingFlush::range).reduce(AddrRange::hull) else {
+            return Ok(());
+        };
+        let forgotten = if pending.len() <= MAX_BLOCKS {
+            let stale: Vec<Stale> = pending.iter().map(PendingFlush::stale).collect();
+            self.space.invalidate(&self.shared, &stale)
+        } else {
+            self.space.invalidate_all(&self.shared)
+        };
+        forgotten.map_err(|cause| self.unconfirmed(all, cause))
     }
 
     /// Whether a token is of this domain.
@@ -404,7 +463,13 @@ pub(crate) fn destroy<R: Registers, P: Host>(
         TableMode::Legacy => Invalidation::ContextDomain(id),
         TableMode::Scalable => Invalidation::PasidCacheDomain(id),
     };
-    if let Err(cause) = shared.invalidate(&[forget, Invalidation::IotlbDomain(id)]) {
+    let batch = [forget, Invalidation::IotlbDomain(id)];
+    let batch = if kept(Step::TranslationsForgotten) {
+        &batch[..]
+    } else {
+        &batch[..1]
+    };
+    if let Err(cause) = shared.invalidate(batch) {
         let reachable = Reachable::Range {
             domain: id,
             range: space.aperture,
@@ -440,5 +505,29 @@ impl<R: Registers, P: Host> AddressSpace for Domain<R, P> {
 
     fn flush<L>(&self, pending: PendingFlush<L>) -> Result<L, (SpaceError, PendingFlush<L>)> {
         Self::flush(self, pending).map_err(|(error, pending)| (error.into(), pending))
+    }
+
+    /// One invalidation serves all of them.
+    fn flush_all<L>(
+        &self,
+        pending: impl Iterator<Item = PendingFlush<L>>,
+        confirmed: impl FnMut(L),
+        mut kept: impl FnMut(PendingFlush<L>),
+    ) -> Result<(), SpaceError> {
+        let (own, foreign): (Vec<_>, Vec<_>) = pending.partition(|token| self.issued(token));
+        let foreign = if foreign.is_empty() {
+            Ok(())
+        } else {
+            foreign.into_iter().for_each(&mut kept);
+            Err(FlushError::OtherDomain.into())
+        };
+        match Self::flush_all(self, own) {
+            Ok(leases) => leases.into_iter().for_each(confirmed),
+            Err((error, own)) => {
+                own.into_iter().for_each(kept);
+                return Err(error.into());
+            }
+        }
+        foreign
     }
 }

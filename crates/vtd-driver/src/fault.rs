@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{DomainId, HostPhys, Registers, SourceId};
 use vtd_spec::register::{EventControl, FaultRecord, FaultStatus, offset};
 
@@ -114,13 +115,19 @@ impl<R: Registers, P: Host> Shared<R, P> {
                 let domain = lookup(&self.host, mode, root, record.source(), record.pasid());
                 let storm = watch.count(record.source(), self.host.now_ns(), self.options.fault_budget);
                 sink(FaultReport { record, domain, storm });
-                index = (index + 1) % count;
+                index += 1;
+                if index == count {
+                    if !kept(Step::RingWraps) {
+                        break;
+                    }
+                    index = 0;
+                }
             }
         }
         let status = self.note(fault_status(&self.registers))?;
         drained.overflowed = status.pfo();
         drained.more = status.ppf();
-        if status.pfo() && !status.ppf() {
+        if status.pfo() && !status.ppf() && kept(Step::OverflowCleared) {
             // Last, when every record is free: recording resumes with this write.
             self.registers
                 .write32(offset::FSTS, FaultStatus::DEFAULT.with_pfo(true).raw_value());
@@ -174,8 +181,10 @@ pub(crate) fn record<R: Registers>(
         return Ok(None);
     }
     let low = registers.read64(at);
-    let [_, clear] = FaultRecord::DEFAULT.with_f(true).to_words();
-    registers.write64(at + 8, clear);
+    if kept(Step::RecordsFreed) {
+        let [_, clear] = FaultRecord::DEFAULT.with_f(true).to_words();
+        registers.write64(at + 8, clear);
+    }
     Ok(Some(FaultRecord::from_words([low, high])))
 }
 

@@ -4,6 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use iommu_types::DomainId;
+use iommu_types::omission::{Step, kept};
 
 /// Which domain identifiers are in use.
 ///
@@ -29,13 +30,22 @@ pub(crate) struct OutOfIds {
 impl DomainIds {
     /// `count` identifiers, 0 reserved.
     pub(crate) fn new(count: u32) -> Self {
+        let count = if kept(Step::IdentifiersCounted) {
+            count
+        } else {
+            1 << u16::BITS
+        };
         let words = usize::try_from(count.div_ceil(u64::BITS)).unwrap_or(1);
         let mut ids = Self {
             used: vec![0; words],
             count,
             next: 1,
         };
-        ids.set(0, true);
+        if kept(Step::ZeroUnused) {
+            ids.set(0, true);
+        } else {
+            ids.next = 0;
+        }
         ids
     }
 
@@ -63,6 +73,7 @@ impl DomainIds {
             .chain(1..start.min(self.count))
             .find(|&id| !self.get(id));
         let id = free.ok_or(OutOfIds { count: self.count })?;
+        let id = if kept(Step::OwnIdentifier) { id } else { 1 };
         self.set(id, true);
         self.next = if id + 1 < self.count { id + 1 } else { 1 };
         u16::try_from(id)

@@ -4,6 +4,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use arbitrary_int::u4;
+use iommu_types::omission::{Step, kept};
 use iommu_types::sync::{Ordering, fence};
 use iommu_types::{FrameRequest, HostPhys, PAGE_SIZE, Registers, SourceId, TableFrame};
 use thiserror::Error;
@@ -67,7 +68,10 @@ pub enum InterruptSource {
 
 impl InterruptSource {
     /// `VT-d §9.9 (IRTE)`: SVT, SQ and SID.
-    const fn apply(self, entry: Irte) -> Irte {
+    fn apply(self, entry: Irte) -> Irte {
+        if !kept(Step::SourceChecked) {
+            return entry;
+        }
         match self {
             Self::Requester(source) => entry
                 .with_svt(SourceValidation::Requester)
@@ -297,7 +301,8 @@ impl<R: Registers, P: Host> Shared<R, P> {
             return Err(InterruptError::NoQueue);
         }
         let extended = options.mode == ApicMode::X2Apic;
-        if (extended && !ecap.eim()) || (!extended && ecap.eimer()) {
+        let offered = ecap.eim() || !kept(Step::ExtendedModeOffered);
+        if (extended && !offered) || (!extended && ecap.eimer()) {
             return Err(InterruptError::WrongMode(options.mode));
         }
         if !options.entries.is_power_of_two() || !(256..=0x1_0000).contains(&options.entries) {
@@ -325,12 +330,12 @@ impl<R: Registers, P: Host> Shared<R, P> {
             .with_s(u4::extract_u8(size, 0));
         self.registers.write64(offset::IRTA, address.raw_value());
         self.command(Command::SetInterruptTable)?;
-        if !self.capabilities.cap.esirtps() {
+        if !self.capabilities.cap.esirtps() && kept(Step::InterruptTableForgotten) {
             self.invalidate(&[Invalidation::InterruptsGlobal])?;
         }
         // Compatibility-format interrupts would go around every check.
         let passes = self.command.lock().compatibility_interrupts();
-        if passes {
+        if passes && kept(Step::CompatibilityBlocked) {
             self.command(Command::CompatibilityInterrupts(false))?;
         }
         self.command(Command::InterruptRemapping(true))?;
@@ -406,6 +411,9 @@ impl<R: Registers, P: Host> Shared<R, P> {
         self.write_back(at, Irte::BYTES);
         // The entry comes before the doorbell.
         fence(Ordering::SeqCst);
+        if !kept(Step::InterruptForgotten) {
+            return Ok(());
+        }
         self.invalidate(&[Invalidation::Interrupts { first: index, mask: 0 }])
             .map_err(|cause| {
                 let reachable = Reachable::Interrupts { first: index, count: 1 };

@@ -1,10 +1,11 @@
 //! Invalidation: what can be asked for, and the two ways to ask.
 
 use arbitrary_int::{u5, u6};
+use iommu_types::omission::{Step, kept};
 use iommu_types::{DomainId, Iova, Pasid, Registers, SourceId};
 use vtd_spec::descriptor::{
     ContextCacheInvalidation, DeviceTlbInvalidation, InterruptEntryInvalidation, IotlbInvalidation,
-    PasidCacheInvalidation, PasidIotlbInvalidation,
+    PasidCacheInvalidation, PasidDeviceTlbInvalidation, PasidIotlbInvalidation,
 };
 use vtd_spec::encoding::{
     ContextGranularity, InterruptGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
@@ -56,9 +57,10 @@ pub(crate) enum Invalidation {
         domain: DomainId,
         pasid: Pasid,
     },
-    /// Pages in the device-TLB of a function; `None` is everything.
+    /// Pages in the device-TLB of a function; `None` is everything. Under one PASID, or of requests without.
     DeviceTlb {
         source: SourceId,
+        pasid: Option<Pasid>,
         function: DeviceTlb,
         block: Option<Block>,
     },
@@ -136,29 +138,10 @@ impl Invalidation {
                 .to_words_256(),
             Self::DeviceTlb {
                 source,
+                pasid,
                 function,
                 block,
-            } => {
-                // VT-d §6.5.2.5: 0 stands for a depth of 32 and more; PFSID is reserved without throttling.
-                let depth = if function.queue_depth < 32 {
-                    function.queue_depth
-                } else {
-                    0
-                };
-                let physical = function.physical_function.unwrap_or(source);
-                let physical = if shared.capabilities.ecap.dit() {
-                    physical
-                } else {
-                    SourceId::from_raw(0)
-                };
-                let (address, order) = block.map_or((Iova::ZERO, u8::MAX), |block| (block.address, block.mask));
-                DeviceTlbInvalidation::DEFAULT
-                    .with_source(source)
-                    .with_physical_function(physical)
-                    .with_mip(u5::extract_u8(depth, 0))
-                    .with_range(address, order)
-                    .to_words_256()
-            }
+            } => device_tlb(source, pasid, function, block, shared.capabilities.ecap.dit()),
             Self::InterruptsGlobal => interrupt.with_g(InterruptGranularity::Global).to_words_256(),
             Self::Interrupts { first, mask } => interrupt
                 .with_g(InterruptGranularity::Index)
@@ -166,6 +149,45 @@ impl Invalidation {
                 .with_im(u5::extract_u8(mask, 0))
                 .to_words_256(),
         }
+    }
+}
+
+/// `VT-d §6.5.2.5`, `§6.5.2.6`; `throttled` is `ECAP_REG.DIT`.
+fn device_tlb(
+    source: SourceId,
+    pasid: Option<Pasid>,
+    function: DeviceTlb,
+    block: Option<Block>,
+    throttled: bool,
+) -> Words {
+    // 0 stands for a depth of 32 and more; PFSID is reserved without throttling.
+    let depth = if function.queue_depth < 32 {
+        function.queue_depth
+    } else {
+        0
+    };
+    let depth = u5::extract_u8(depth, 0);
+    let physical = function.physical_function.unwrap_or(source);
+    let physical = if throttled || !kept(Step::ThrottleOffered) {
+        physical
+    } else {
+        SourceId::from_raw(0)
+    };
+    let (address, order) = block.map_or((Iova::ZERO, u8::MAX), |block| (block.address, block.mask));
+    match pasid {
+        None => DeviceTlbInvalidation::DEFAULT
+            .with_source(source)
+            .with_physical_function(physical)
+            .with_mip(depth)
+            .with_range(address, order)
+            .to_words_256(),
+        Some(pasid) => PasidDeviceTlbInvalidation::DEFAULT
+            .with_source(source)
+            .with_pasid(pasid)
+            .with_physical_function(physical)
+            .with_mip(depth)
+            .with_range(address, order)
+            .to_words_256(),
     }
 }
 

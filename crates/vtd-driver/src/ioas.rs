@@ -7,6 +7,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::sync::{AtomicU64, Ordering};
 use iommu_types::{AddrRange, AddressSpace, HostPhys, Iova, PageSize, Perms, Registers, UnmapRefused};
 use spin::Mutex;
@@ -18,6 +19,7 @@ use crate::domain::{
     UnmapError,
 };
 use crate::options::Requester;
+use crate::owners::{Foreign, OwnerId, PageOwners};
 use crate::shared::Host;
 use crate::unit::{TakenOver, Unit};
 
@@ -60,6 +62,17 @@ impl Mapping {
     fn range(&self, iova: Iova) -> Option<AddrRange<Iova>> {
         AddrRange::from_base_len(iova, self.len)
     }
+
+    fn memory(&self) -> Option<AddrRange<HostPhys>> {
+        AddrRange::from_base_len(self.phys, self.len)
+    }
+}
+
+/// For whom a memory map is, and where to ask what is theirs.
+#[derive(Debug)]
+struct Owner {
+    id: OwnerId,
+    pages: Arc<PageOwners>,
 }
 
 struct State<R, P> {
@@ -75,9 +88,13 @@ struct State<R, P> {
 /// last device has left.
 ///
 /// Mapping and unmapping are serialised; for the fastest path on one unit use [`Domain`].
+///
+/// With [`Self::owned_by`] it maps only memory that was granted to its owner, which keeps one guest's devices off the
+/// pages of another and of the host. [`Domain`] asks nobody: what is mapped there is the kernel's own business.
 pub struct Ioas<R, P> {
     serial: u64,
     options: DomainOptions,
+    owner: Option<Owner>,
     state: Mutex<State<R, P>>,
 }
 
@@ -96,6 +113,8 @@ pub struct IoasPending<L> {
     range: AddrRange<Iova>,
     /// One for each unit that has not confirmed yet.
     parts: Vec<PendingFlush<()>>,
+    /// The memory that was mapped, which has an owner until the flush.
+    memory: Vec<AddrRange<HostPhys>>,
     serial: u64,
 }
 
@@ -123,10 +142,37 @@ impl<R: Registers, P: Host> Ioas<R, P> {
         Self {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             options,
+            owner: None,
             state: Mutex::new(State {
                 domains: Vec::new(),
                 mappings: BTreeMap::new(),
             }),
+        }
+    }
+
+    /// As [`Self::new`], for `owner`: only memory that `pages` say is theirs can be mapped.
+    #[must_use]
+    pub fn owned_by(options: DomainOptions, owner: OwnerId, pages: Arc<PageOwners>) -> Self {
+        Self {
+            owner: Some(Owner { id: owner, pages }),
+            ..Self::new(options)
+        }
+    }
+
+    /// Claims `memory` for a mapping.
+    fn pin(&self, memory: AddrRange<HostPhys>) -> Result<(), MapError> {
+        let Some(Owner { id, pages }) = &self.owner else {
+            return Ok(());
+        };
+        pages
+            .pin(*id, memory)
+            .map_err(|Foreign { range, owner }| MapError::ForeignPages { range, owner, by: *id })
+    }
+
+    /// No device can reach `memory` through one mapping less.
+    fn unpin(&self, memory: impl IntoIterator<Item = AddrRange<HostPhys>>) {
+        if let Some(Owner { pages, .. }) = &self.owner {
+            memory.into_iter().for_each(|range| pages.unpin(range));
         }
     }
 
@@ -186,7 +232,8 @@ impl<R: Registers, P: Host> Ioas<R, P> {
     /// Maps `len` bytes from `iova` to `phys` for every device.
     ///
     /// # Errors
-    /// [`MapError`] of the first unit that refused; nothing is mapped then.
+    /// [`MapError`] of the first unit that refused, [`MapError::ForeignPages`] if the memory is somebody else's;
+    /// nothing is mapped then.
     pub fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), MapError> {
         let mut state = self.state.lock();
         let mapping = Mapping { phys, len, perms };
@@ -198,13 +245,18 @@ impl<R: Registers, P: Host> Ioas<R, P> {
         if let Some(at) = state.first_overlap(range) {
             return Err(iommu_pagetable::MapError::Overlap { at }.into());
         }
+        let memory = mapping.memory().ok_or(misaligned)?;
+        self.pin(memory)?;
         for (done, domain) in state.domains.iter().enumerate() {
             if let Err(error) = domain.map(iova, phys, len, perms) {
-                state
-                    .domains
-                    .iter()
-                    .take(done)
-                    .try_for_each(|domain| undo(domain, range))?;
+                // All of them, also when one does not confirm; what is not confirmed to be gone is the error to report.
+                let undone = state.domains.iter().take(done).map(|domain| undo(domain, range));
+                let undone = undone.fold(Ok(()), Result::and);
+                // And stays with its owner.
+                if undone.is_ok() && !matches!(error, MapError::Unconfirmed(_)) {
+                    self.unpin([memory]);
+                }
+                undone?;
                 return Err(error);
             }
         }
@@ -245,6 +297,7 @@ impl<R: Registers, P: Host> Ioas<R, P> {
             lease: ManuallyDrop::new(lease),
             range,
             parts,
+            memory: found.values().filter_map(Mapping::memory).collect(),
             serial: self.serial,
         })
     }
@@ -261,6 +314,10 @@ impl<R: Registers, P: Host> Ioas<R, P> {
         let state = self.state.lock();
         let mut first = None;
         for part in core::mem::take(&mut pending.parts) {
+            if first.is_some() && !kept(Step::EveryUnitAsked) {
+                pending.parts.push(part);
+                continue;
+            }
             let flushed = match state.domains.iter().find(|domain| domain.issued(&part)) {
                 Some(domain) => domain.flush(part),
                 None => Err((FlushError::OtherDomain, part)),
@@ -271,9 +328,53 @@ impl<R: Registers, P: Host> Ioas<R, P> {
             }
         }
         match first {
-            None => Ok(ManuallyDrop::into_inner(pending.lease)),
+            None => Ok(self.confirmed(pending)),
             Some(error) => Err((error, pending)),
         }
+    }
+
+    /// Every unit has confirmed: the memory is its owner's alone, the lease the caller's.
+    fn confirmed<L>(&self, pending: IoasPending<L>) -> L {
+        self.unpin(pending.memory);
+        ManuallyDrop::into_inner(pending.lease)
+    }
+
+    /// As [`Self::flush`], of many unmaps at once: each unit is asked once for all of them.
+    ///
+    /// # Errors
+    /// The first error, with the tokens that stand for units that have not confirmed, and the leases of the others.
+    pub fn flush_all<L>(
+        &self,
+        mut pending: Vec<IoasPending<L>>,
+    ) -> (Vec<L>, Option<(FlushError, Vec<IoasPending<L>>)>) {
+        let state = self.state.lock();
+        let own = |token: &IoasPending<L>| token.serial == self.serial;
+        let mut first = (!pending.iter().all(own)).then_some(FlushError::OtherDomain);
+        for domain in &state.domains {
+            let (mut parts, mut whose) = (Vec::new(), Vec::new());
+            for (index, token) in pending.iter_mut().enumerate().filter(|(_, token)| own(token)) {
+                for part in token.parts.extract_if(.., |part| domain.issued(part)) {
+                    parts.push(part);
+                    whose.push(index);
+                }
+            }
+            if let Err((error, parts)) = domain.flush_all(parts) {
+                first.get_or_insert(error);
+                for (part, index) in parts.into_iter().zip(whose) {
+                    if let Some(token) = pending.get_mut(index) {
+                        token.parts.push(part);
+                    }
+                }
+            }
+        }
+        // A part of no domain is of one that was destroyed, and cannot be flushed any more.
+        let done = |token: &mut IoasPending<L>| own(token) && token.parts.is_empty();
+        let leases = pending
+            .extract_if(.., done)
+            .map(|token| self.confirmed(token))
+            .collect();
+        let kept = (!pending.is_empty()).then(|| (first.unwrap_or(FlushError::OtherDomain), pending));
+        (leases, kept)
     }
 
     /// Destroys the domains on all units.
@@ -288,6 +389,10 @@ impl<R: Registers, P: Host> Ioas<R, P> {
                 first.get_or_insert(cause);
                 state.domains.push(domain);
             }
+        }
+        if first.is_none() {
+            // Nothing leads there any more, on any unit.
+            self.unpin(state.mappings.values().filter_map(Mapping::memory));
         }
         drop(state);
         match first {
@@ -364,6 +469,24 @@ impl<R: Registers, P: Host> AddressSpace for Ioas<R, P> {
 
     fn flush<L>(&self, pending: IoasPending<L>) -> Result<L, (SpaceError, IoasPending<L>)> {
         Self::flush(self, pending).map_err(|(error, pending)| (error.into(), pending))
+    }
+
+    /// Each unit is asked once for all of them.
+    fn flush_all<L>(
+        &self,
+        pending: impl Iterator<Item = IoasPending<L>>,
+        confirmed: impl FnMut(L),
+        kept: impl FnMut(IoasPending<L>),
+    ) -> Result<(), SpaceError> {
+        let (leases, rest) = Self::flush_all(self, pending.collect());
+        leases.into_iter().for_each(confirmed);
+        match rest {
+            None => Ok(()),
+            Some((error, pending)) => {
+                pending.into_iter().for_each(kept);
+                Err(error.into())
+            }
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::attach::Target;
 use crate::error::TableError;
 use crate::shared::{Host, Shared};
 use crate::space::Stages;
-use crate::structures::{Entry, Flags, empty_page};
+use crate::structures::{ContextChange, Entry, Flags, empty_page};
 
 /// The root table and the context tables below it. They live as long as the unit is driven: a context table
 /// of a bus is not given back when its last device is detached.
@@ -71,25 +71,19 @@ impl LegacyTables {
         Ok(())
     }
 
-    pub(crate) fn clear_present<R: Registers, P: Host>(
+    pub(crate) fn change<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
         source: SourceId,
+        change: ContextChange,
     ) -> Result<(), TableError> {
         let context = self.context(&shared.host, source)?;
-        let [first, _] = ContextEntry::from_words(context.load()).with_p(false).to_words();
-        context.replace_first(shared, first);
-        Ok(())
-    }
-
-    pub(crate) fn silence<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        source: SourceId,
-        silent: bool,
-    ) -> Result<(), TableError> {
-        let context = self.context(&shared.host, source)?;
-        let [first, _] = ContextEntry::from_words(context.load()).with_fpd(silent).to_words();
+        let entry = ContextEntry::from_words(context.load());
+        let [first, _] = match change {
+            ContextChange::Absent => entry.with_p(false),
+            ContextChange::Silent(silent) => entry.with_fpd(silent),
+        }
+        .to_words();
         context.replace_first(shared, first);
         Ok(())
     }
@@ -118,7 +112,7 @@ fn context_entry<R: Registers, P: Host>(shared: &Shared<R, P>, target: &Target) 
         Target::PassThrough(_) => {
             // VT-d §9.3: for pass-through the width must be the largest that the unit supports.
             let entry = entry.with_tt(ContextTranslation::PassThrough);
-            let largest = shared.capabilities.cap.largest_agaw();
+            let largest = shared.capabilities.pass_through_agaw();
             largest.map_or(entry, |agaw| entry.with_agaw(agaw))
         }
     }

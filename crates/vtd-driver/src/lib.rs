@@ -100,6 +100,7 @@ mod ioas;
 mod legacy;
 mod nested;
 mod options;
+mod owners;
 mod pages;
 mod queue;
 mod quirks;
@@ -112,7 +113,7 @@ mod testing;
 mod unit;
 mod wait;
 
-pub use attach::{AttachError, DetachError};
+pub use attach::{AtsRefusal, AttachError, DetachError};
 pub use capabilities::Capabilities;
 pub use command::Command;
 pub use domain::{
@@ -127,7 +128,8 @@ pub use interrupt::{
 };
 pub use ioas::{Ioas, IoasPending, JoinError};
 pub use nested::NestedDomain;
-pub use options::{DeviceTlb, PassThrough, Requester, ReservedRegion, TableMode, UnitOptions};
+pub use options::{AtsListing, DeviceTlb, PassThrough, Requester, ReservedRegion, TableMode, UnitOptions};
+pub use owners::{OwnerId, OwnershipError, PageOwners};
 pub use quirks::{FunctionId, QUIRKS, Quirk, QuirkEffect, UnitQuirks, quirks_of};
 pub use shared::Host;
 pub use space::GuestTable;

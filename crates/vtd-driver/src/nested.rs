@@ -8,6 +8,7 @@ use iommu_types::{AddrRange, DomainId, Iova, Registers};
 
 use crate::domain::{NotDestroyed, destroy};
 use crate::error::{Reachable, Unconfirmed};
+use crate::pages::Stale;
 use crate::shared::{Host, Shared};
 use crate::space::Space;
 
@@ -43,7 +44,7 @@ impl<R: Registers, P: Host> NestedDomain<R, P> {
     pub fn invalidate(&self, range: AddrRange<Iova>, leaf_only: bool) -> Result<(), Unconfirmed> {
         let domain = self.space.id;
         self.space
-            .invalidate(&self.shared, range, leaf_only)
+            .invalidate(&self.shared, &[Stale { range, leaf_only }])
             .map_err(|cause| Unconfirmed {
                 reachable: Reachable::Range { domain, range },
                 cause,

@@ -1,5 +1,6 @@
 //! What the host tells the driver about a unit.
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{AddrRange, FrameRequest, HostPhys, NodeId, SourceId};
 
 use alloc::vec::Vec;
@@ -107,6 +108,9 @@ impl Requester {
 
     /// All IDs, each once, in ascending order.
     pub(crate) fn ids(&self) -> Vec<SourceId> {
+        if !kept(Step::EveryAlias) {
+            return Vec::from([self.rid]);
+        }
         let mut ids: Vec<SourceId> = self.aliases.iter().copied().chain([self.rid]).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -114,15 +118,37 @@ impl Requester {
     }
 }
 
-/// What the driver has to know of a function to keep its device-TLB clean.
+/// What the driver has to know of a function to let it keep translations, and to keep its device-TLB clean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceTlb {
     /// Invalidate queue depth of the function's ATS capability; 0 stands for 32.
     pub queue_depth: u8,
+    /// Page Aligned Request of the ATS capability: the function asks for whole pages. Others are refused.
+    pub page_aligned: bool,
+    /// The function's PASID capability is on. It cannot be switched on later: what happens to a function whose PASID
+    /// capability changes while its ATS is on is undefined (PCI Express, ATS and PASID capabilities).
+    pub pasid: bool,
     /// The physical function, if the requester is a virtual one.
     pub physical_function: Option<SourceId>,
+    /// Where the DMAR table allows ATS for the function; `None`, nowhere, is refused.
+    pub listed: Option<AtsListing>,
+    /// Whether the function is trusted: with ATS it says by itself which host addresses it was given (rule D24).
+    pub trusted: bool,
     /// Send each invalidation twice ([`crate::QuirkEffect::DeviceTlbTwice`]).
     pub twice: bool,
+}
+
+/// Where the DMAR table allows ATS for a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtsListing {
+    /// Below a root port that an ATSR structure names (`VT-d §8.5`).
+    RootPort,
+    /// It is an integrated endpoint of an SATC structure (`VT-d §8.8`).
+    Integrated {
+        /// ATC_REQUIRED: the endpoint does not work without ATS. In legacy mode it then uses ATS by itself, and
+        /// software must leave it alone.
+        required: bool,
+    },
 }
 
 impl From<SourceId> for Requester {

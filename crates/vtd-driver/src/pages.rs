@@ -1,6 +1,7 @@
 //! From an address range to page-selective invalidations.
 
-use iommu_types::{AddrRange, Iova, PAGE_SHIFT, PAGE_SIZE};
+use iommu_types::omission::{Step, kept};
+use iommu_types::{AddrRange, Iova, PAGE_SHIFT, PAGE_SIZE, PageSize};
 
 /// Most page-selective invalidations that one range is split into before the whole domain is flushed
 /// instead. Each costs a descriptor and a lookup in the unit.
@@ -24,7 +25,12 @@ impl Block {
     pub(crate) fn covering(range: AddrRange<Iova>) -> Self {
         let first = range.first().raw() >> PAGE_SHIFT;
         let last = range.last().raw() >> PAGE_SHIFT;
-        let bits = u64::BITS - (first ^ last).leading_zeros();
+        let differing = if kept(Step::WholeRange) {
+            first ^ last
+        } else {
+            last - first
+        };
+        let bits = u64::BITS - differing.leading_zeros();
         let address = (first >> bits << bits) << PAGE_SHIFT;
         Self {
             address: Iova::new(address),
@@ -33,32 +39,82 @@ impl Block {
     }
 }
 
-/// What to invalidate for a range.
+/// Addresses whose translations a unit has to forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stale {
+    pub(crate) range: AddrRange<Iova>,
+    /// No table page was unlinked, so pointers to tables may stay cached (rule D9).
+    pub(crate) leaf_only: bool,
+}
+
+/// What to invalidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
-    /// These blocks, the first `usize` of the array.
-    Blocks([Block; MAX_BLOCKS], usize),
+    /// These blocks, each with its hint; the first `usize` of the array.
+    Blocks([(Block, bool); MAX_BLOCKS], usize),
     /// Everything of the domain.
     Domain,
 }
 
-/// Chooses how to invalidate `range` on a unit whose largest address mask is `max_mask`
+impl Plan {
+    /// The blocks; `None` for everything of the domain.
+    pub(crate) fn blocks(&self) -> Option<&[(Block, bool)]> {
+        match self {
+            Self::Blocks(blocks, count) => blocks.get(..*count),
+            Self::Domain => None,
+        }
+    }
+}
+
+/// Chooses how to invalidate what is `stale` on a unit whose largest address mask is `max_mask`
 /// (`CAP_REG.MAMV`; `None` where `CAP_REG.PSI` is 0).
 ///
-/// The smallest covering block if it is exact or the exact pieces would be too many; the maximal aligned
-/// pieces of the range where these are few. Pieces are never cut below their natural size: a block smaller
-/// than a superpage leaf would not have to drop it (rule D21).
-pub(crate) fn plan(range: AddrRange<Iova>, max_mask: Option<u8>) -> Plan {
+/// For each range the maximal aligned pieces where these are few, else the smallest covering block. Pieces are never
+/// cut below their natural size: a block smaller than a superpage leaf would not have to drop it (rule D21). If all
+/// of it together is more than [`MAX_BLOCKS`], the domain is flushed once instead.
+pub(crate) fn plan(stale: &[Stale], max_mask: Option<u8>) -> Plan {
     let Some(max_mask) = max_mask else { return Plan::Domain };
+    let none = (
+        Block::covering(AddrRange::page_around(Iova::ZERO, PageSize::Size4K)),
+        false,
+    );
+    let mut all = [none; MAX_BLOCKS];
+    let mut used = 0;
+    for Stale { range, leaf_only } in stale {
+        let mut blocks = [none.0; MAX_BLOCKS];
+        let Some(count) = blocks_of(*range, max_mask, &mut blocks) else {
+            return Plan::Domain;
+        };
+        for block in blocks.iter().take(count) {
+            let Some(slot) = all.get_mut(used) else {
+                return Plan::Domain;
+            };
+            *slot = (*block, *leaf_only);
+            used += 1;
+        }
+    }
+    Plan::Blocks(all, used)
+}
+
+/// The blocks for one range; `None` if the domain has to be flushed.
+fn blocks_of(range: AddrRange<Iova>, max_mask: u8, blocks: &mut [Block; MAX_BLOCKS]) -> Option<usize> {
+    if !kept(Step::LeafSizes) {
+        // One small block, whatever is mapped there.
+        let mask = 0;
+        *blocks = [Block {
+            mask,
+            ..Block::covering(range)
+        }; MAX_BLOCKS];
+        return Some(1);
+    }
+    if let Some(count) = split(range, max_mask, blocks) {
+        return Some(count);
+    }
     let covering = Block::covering(range);
-    let mut blocks = [covering; MAX_BLOCKS];
-    if let Some(count) = split(range, max_mask, &mut blocks) {
-        return Plan::Blocks(blocks, count);
-    }
-    if covering.mask <= max_mask {
-        return Plan::Blocks([covering; MAX_BLOCKS], 1);
-    }
-    Plan::Domain
+    (covering.mask <= max_mask).then(|| {
+        *blocks = [covering; MAX_BLOCKS];
+        1
+    })
 }
 
 /// Splits `range` into maximal naturally aligned blocks; `None` if one needs a mask above `max_mask` or there
@@ -83,12 +139,20 @@ fn split(range: AddrRange<Iova>, max_mask: u8, blocks: &mut [Block; MAX_BLOCKS])
 
 #[cfg(test)]
 mod tests {
+    use alloc::vec::Vec;
+
     use proptest::prelude::*;
 
     use super::*;
 
     fn pages(first: u64, count: u64) -> AddrRange<Iova> {
         AddrRange::from_base_len(Iova::new(first << PAGE_SHIFT), count << PAGE_SHIFT).expect("in range")
+    }
+
+    /// The plan for one range of which only leaves are stale.
+    fn plan_one(range: AddrRange<Iova>, max_mask: Option<u8>) -> Plan {
+        let leaf_only = true;
+        plan(&[Stale { range, leaf_only }], max_mask)
     }
 
     #[test]
@@ -118,23 +182,24 @@ mod tests {
 
     #[test]
     fn a_unit_without_page_selection_gets_a_domain_flush() {
-        assert_eq!(plan(pages(0, 1), None), Plan::Domain);
+        assert_eq!(plan_one(pages(0, 1), None), Plan::Domain);
     }
 
     #[test]
     fn a_range_beyond_the_largest_mask_gets_a_domain_flush() {
-        assert_eq!(plan(pages(0, 1 << 10), Some(9)), Plan::Domain);
-        assert!(matches!(plan(pages(0, 1 << 9), Some(9)), Plan::Blocks(_, 1)));
+        assert_eq!(plan_one(pages(0, 1 << 10), Some(9)), Plan::Domain);
+        assert!(matches!(plan_one(pages(0, 1 << 9), Some(9)), Plan::Blocks(_, 1)));
     }
 
     #[test]
     fn two_pages_across_a_wide_boundary_are_two_exact_blocks() {
         // The covering block would need mask 21, which this unit lacks.
-        match plan(pages(0xf_ffff, 2), Some(18)) {
+        match plan_one(pages(0xf_ffff, 2), Some(18)) {
             Plan::Blocks(blocks, 2) => {
-                assert_eq!(blocks[0].address, Iova::new(0xffff_f000));
-                assert_eq!(blocks[1].address, Iova::new(0x1_0000_0000));
-                assert_eq!((blocks[0].mask, blocks[1].mask), (0, 0));
+                let [first, second, ..] = blocks.map(|(block, _)| block);
+                assert_eq!(first.address, Iova::new(0xffff_f000));
+                assert_eq!(second.address, Iova::new(0x1_0000_0000));
+                assert_eq!((first.mask, second.mask), (0, 0));
             }
             other => panic!("{other:?}"),
         }
@@ -143,17 +208,35 @@ mod tests {
     #[test]
     fn the_whole_address_space_is_a_domain_flush_and_does_not_overflow() {
         let all = AddrRange::new(Iova::ZERO, Iova::MAX).expect("ordered");
-        assert_eq!(plan(all, Some(18)), Plan::Domain);
-        assert_eq!(plan(all, Some(63)), Plan::Blocks([Block::covering(all); MAX_BLOCKS], 1));
+        assert_eq!(plan_one(all, Some(18)), Plan::Domain);
+        assert_eq!(
+            plan_one(all, Some(63)).blocks(),
+            Some(&[(Block::covering(all), true)][..])
+        );
+    }
+
+    #[test]
+    fn several_ranges_share_a_batch_until_a_domain_flush_is_cheaper() {
+        let small = |first| Stale {
+            range: pages(first, 1),
+            leaf_only: first == 3,
+        };
+        let few = [small(3), small(7), small(9)];
+        let blocks = few.map(|stale| (Block::covering(stale.range), stale.leaf_only));
+        assert_eq!(plan(&few, Some(0)).blocks(), Some(&blocks[..]));
+        let many: Vec<Stale> = (0..9).map(|number| small(number * 4)).collect();
+        assert_eq!(plan(&many, Some(18)), Plan::Domain);
+        assert!(plan(&many[..8], Some(18)).blocks().is_some());
+        assert_eq!(plan(&few, None), Plan::Domain);
     }
 
     proptest! {
         #[test]
         fn every_page_of_the_range_is_covered(first in 0u64..1 << 40, count in 1u64..5000, max in 0u8..20) {
             let range = pages(first, count);
-            if let Plan::Blocks(blocks, used) = plan(range, Some(max)) {
+            if let Plan::Blocks(blocks, used) = plan_one(range, Some(max)) {
                 let mut at = first;
-                for block in blocks.iter().take(used) {
+                for (block, _) in blocks.iter().take(used) {
                     prop_assert!(block.mask <= max);
                     let start = block.address.raw() >> PAGE_SHIFT;
                     prop_assert_eq!(start % (1 << block.mask), 0);

@@ -13,6 +13,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use arbitrary_int::u3;
+use iommu_types::omission::{Step, kept};
 use iommu_types::sync::{Ordering, fence};
 use iommu_types::{Clock, FrameRequest, HostPhys, PAGE_SIZE, Registers, SourceId, TABLE_ENTRIES, TableMemory};
 use spin::Mutex;
@@ -94,15 +95,38 @@ enum Slot {
     Retired {
         sequence: u32,
     },
+    /// The unit said that it aborted the wait. It writes nothing then (`VT-d §6.5.2.10`), at the latest not when a
+    /// younger wait was written: then the slot is free again.
+    Aborted {
+        sequence: u32,
+    },
 }
 
+/// A lock around a value: the spin lock, or a model checker's.
+pub(crate) trait Guarded<T> {
+    fn new(value: T) -> Self;
+    fn with<A>(&self, work: impl FnOnce(&mut T) -> A) -> A;
+}
+
+impl<T> Guarded<T> for Mutex<T> {
+    fn new(value: T) -> Self {
+        Self::new(value)
+    }
+    fn with<A>(&self, work: impl FnOnce(&mut T) -> A) -> A {
+        work(&mut self.lock())
+    }
+}
+
+/// What submitters and waiters share.
 #[derive(Debug)]
-struct State {
+pub(crate) struct State {
     /// Ring index of the next free descriptor.
     tail: u32,
     /// The head when it was last read.
     head: u32,
     sequence: u32,
+    /// Number of the youngest wait that was seen to be written.
+    confirmed: u32,
     next_slot: usize,
     slots: Vec<Slot>,
     repairs: u32,
@@ -118,16 +142,16 @@ pub(crate) struct Ticket {
 
 /// The ring, its status page and who waits for what.
 #[derive(Debug)]
-pub(crate) struct Queue {
+pub(crate) struct Queue<L = Mutex<State>> {
     base: HostPhys,
     status: HostPhys,
     entries: u32,
     /// 64-bit words a descriptor.
     stride: u32,
-    state: Mutex<State>,
+    state: L,
 }
 
-impl Queue {
+impl<L: Guarded<State>> Queue<L> {
     /// Allocates a ring of 128-bit descriptors, or of 256-bit ones if `wide`.
     ///
     /// The memory is never given back: a unit may write a status word long after it was told to stop.
@@ -150,10 +174,11 @@ impl Queue {
             status: status.base(),
             entries: bytes / (stride * 8),
             stride,
-            state: Mutex::new(State {
+            state: L::new(State {
                 tail: 0,
                 head: 0,
                 sequence: 0,
+                confirmed: 0,
                 next_slot: 0,
                 slots: vec![Slot::Free; SLOTS],
                 repairs: 0,
@@ -225,27 +250,45 @@ impl Queue {
         limit_ns: u64,
     ) -> Result<Ticket, QueueError> {
         let count = u32::try_from(batch.len().min(MAX_BATCH)).unwrap_or(0) + 1;
-        // Room for the batch, its wait, and the gap that tells a full ring from an empty one.
-        let mut state = poll(host, limit_ns, || {
-            let mut state = self.state.lock();
-            if self.free(&state) < count + 1 {
-                match self.head(registers) {
-                    Some(head) => state.head = head,
-                    None => return Some(Err(QueueError::Gone)),
+        poll(host, limit_ns, || {
+            self.state.with(|state| {
+                // Room for the batch, its wait, and the gap that tells a full ring from an empty one.
+                if self.free(state) < count + 1 {
+                    match self.head(registers) {
+                        Some(head) => state.head = head,
+                        None => return Some(Err(QueueError::Gone)),
+                    }
                 }
-            }
-            if self.free(&state) < count + 1 || self.free_slot(host, &mut state).is_none() {
-                // Nothing drains while the queue stands still on an error.
-                return self.repair(registers, host, &mut state).err().map(Err);
-            }
-            Some(Ok(state))
+                match self.free_slot(host, state) {
+                    Some(slot) if self.free(state) > count => {
+                        Some(self.announce(registers, host, state, slot, batch, count))
+                    }
+                    // Nothing drains while the queue stands still on an error.
+                    _ => self.repair(registers, host, state).err().map(Err),
+                }
+            })
         })
-        .map_err(|waited_ns| QueueError::Lost { waited_ns })??;
-        let Some(slot) = self.free_slot(host, &mut state) else {
-            return Err(QueueError::Lost { waited_ns: 0 });
-        };
+        .map_err(|waited_ns| QueueError::Lost { waited_ns })?
+    }
+
+    /// Writes `batch` and a wait for `slot`, `count` descriptors for which there is room, and rings the doorbell.
+    fn announce<R: Registers, P: TableMemory>(
+        &self,
+        registers: &R,
+        host: &P,
+        state: &mut State,
+        slot: usize,
+        batch: &[Words],
+        count: u32,
+    ) -> Result<Ticket, QueueError> {
         // 0 is what fresh memory holds.
         state.sequence = state.sequence.checked_add(1).unwrap_or(1);
+        if !kept(Step::WaitsStayApart) {
+            // One status word for everybody, reset before each use.
+            state.sequence = 1;
+            let word = table_word(host, self.status_address(slot)).map_err(QueueError::Table)?;
+            word.store(0, Ordering::Release);
+        }
         let sequence = state.sequence;
         let first = state.tail;
         let wait = WaitDescriptor::DEFAULT
@@ -282,12 +325,16 @@ impl Queue {
     }
 
     /// A slot that no wait can write to any more.
-    fn free_slot<P: TableMemory>(&self, host: &P, state: &mut State) -> Option<usize> {
+    fn free_slot<P: TableMemory>(&self, host: &P, state: &State) -> Option<usize> {
+        if !kept(Step::WaitsStayApart) {
+            return Some(0);
+        }
         (0..SLOTS)
             .map(|step| (state.next_slot + step) % SLOTS)
             .find(|&slot| match state.slots.get(slot) {
                 Some(Slot::Free) => true,
                 Some(Slot::Retired { sequence }) => self.status(host, slot) == Some(*sequence),
+                Some(Slot::Aborted { sequence }) => is_younger(state.confirmed, *sequence),
                 Some(Slot::Waiting(_)) | None => false,
             })
     }
@@ -300,10 +347,8 @@ impl Queue {
         ticket: &Ticket,
         limit_ns: u64,
     ) -> Result<(), QueueError> {
-        let ended = poll(host, limit_ns, || {
-            let done = self.status(host, ticket.slot) == Some(ticket.sequence);
-            let mut state = self.state.lock();
-            if !done && let Err(error) = self.repair(registers, host, &mut state) {
+        let turn = |state: &mut State, done: bool| {
+            if !done && let Err(error) = self.repair(registers, host, state) {
                 return Some(Err(error));
             }
             let slot = state.slots.get_mut(ticket.slot)?;
@@ -313,28 +358,43 @@ impl Queue {
             match batch.outcome {
                 Outcome::Aborted { device } => {
                     let sequence = ticket.sequence;
-                    *slot = Slot::Retired { sequence };
-                    Some(Err(QueueError::Aborted { device }))
+                    *slot = Slot::Aborted { sequence };
+                    return Some(Err(QueueError::Aborted { device }));
                 }
-                _ if !done => None,
-                Outcome::Refused { info, words } => {
-                    *slot = Slot::Free;
-                    Some(Err(QueueError::Refused { info, words }))
-                }
-                Outcome::Pending => {
-                    *slot = Slot::Free;
-                    Some(Ok(()))
-                }
+                _ if !done => return None,
+                Outcome::Refused { .. } | Outcome::Pending => *slot = Slot::Free,
             }
+            if is_younger(ticket.sequence, state.confirmed) {
+                state.confirmed = ticket.sequence;
+            }
+            Some(match batch.outcome {
+                Outcome::Refused { info, words } => Err(QueueError::Refused { info, words }),
+                Outcome::Pending | Outcome::Aborted { .. } => Ok(()),
+            })
+        };
+        let ended = poll(host, limit_ns, || {
+            let done = self.is_done(registers, host, ticket);
+            self.state.with(|state| turn(state, done))
         });
         ended.unwrap_or_else(|waited_ns| {
-            if let Some(slot) = self.state.lock().slots.get_mut(ticket.slot) {
-                *slot = Slot::Retired {
-                    sequence: ticket.sequence,
-                };
-            }
+            self.state.with(|state| {
+                if let Some(slot) = state.slots.get_mut(ticket.slot) {
+                    *slot = Slot::Retired {
+                        sequence: ticket.sequence,
+                    };
+                }
+            });
             Err(QueueError::Lost { waited_ns })
         })
+    }
+
+    /// Whether the unit has written the status of the wait.
+    fn is_done<R: Registers, P: TableMemory>(&self, registers: &R, host: &P, ticket: &Ticket) -> bool {
+        if !kept(Step::StatusWrite) {
+            // As if fetched were carried out.
+            return self.head(registers) == Some(self.state.with(|state| state.tail));
+        }
+        self.status(host, ticket.slot) == Some(ticket.sequence)
     }
 
     /// Looks for queue errors and repairs what can be repaired (`VT-d §6.5.2.10`).
@@ -415,6 +475,12 @@ impl Queue {
         fence(Ordering::SeqCst);
         Ok(())
     }
+}
+
+/// Whether wait `one` was submitted after wait `other`. Numbers wrap; fewer than half of them are in use at once.
+const fn is_younger(one: u32, other: u32) -> bool {
+    let ahead = one.wrapping_sub(other);
+    ahead != 0 && ahead < 1 << 31
 }
 
 /// The 64-bit word at `at` of table memory.

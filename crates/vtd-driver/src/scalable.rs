@@ -16,7 +16,7 @@ use crate::attach::Target;
 use crate::error::TableError;
 use crate::shared::{Host, Shared};
 use crate::space::Stages;
-use crate::structures::{Entry, Flags, empty_page};
+use crate::structures::{ContextChange, Entry, Flags, empty_page};
 
 /// PASID directory and PASID tables of one requester ID.
 #[derive(Debug)]
@@ -164,29 +164,20 @@ impl ScalableTables {
         Ok(())
     }
 
-    pub(crate) fn clear_present<R: Registers, P: Host>(
+    pub(crate) fn change<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
         source: SourceId,
+        change: ContextChange,
     ) -> Result<(), TableError> {
         let context = self.context(&shared.host, source)?;
         let [low, high, ..] = context.load();
-        let [first, _] = ScalableContextEntry::from_words([low, high]).with_p(false).to_words();
-        context.replace_first(shared, first);
-        Ok(())
-    }
-
-    pub(crate) fn silence<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        source: SourceId,
-        silent: bool,
-    ) -> Result<(), TableError> {
-        let context = self.context(&shared.host, source)?;
-        let [low, high, ..] = context.load();
-        let [first, _] = ScalableContextEntry::from_words([low, high])
-            .with_fpd(silent)
-            .to_words();
+        let entry = ScalableContextEntry::from_words([low, high]);
+        let [first, _] = match change {
+            ContextChange::Absent => entry.with_p(false),
+            ContextChange::Silent(silent) => entry.with_fpd(silent),
+        }
+        .to_words();
         context.replace_first(shared, first);
         Ok(())
     }

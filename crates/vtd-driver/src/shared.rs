@@ -1,5 +1,6 @@
 //! What all handles of one unit share.
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{Clock, Coherence, HostPhys, Registers, TableMemory};
 use spin::Mutex;
 
@@ -60,6 +61,7 @@ impl<R: Registers, P: Host> Shared<R, P> {
         match &result {
             Err(HardwareError::Gone { .. }) => self.poison.record(Loss::Gone),
             Err(HardwareError::CommandTimeout { .. }) => self.poison.record(Loss::Command),
+            Err(HardwareError::InvalidationTimeout { .. }) if !kept(Step::WaitsStayApart) => {}
             Err(
                 HardwareError::InvalidationTimeout { .. }
                 | HardwareError::DescriptorRefused { .. }
@@ -108,7 +110,7 @@ impl<R: Registers, P: Host> Shared<R, P> {
 
     /// Makes `len` bytes of tables at `at` visible to a unit whose walks do not snoop (rule D11).
     pub(crate) fn write_back(&self, at: HostPhys, len: u64) {
-        if !self.walks_snoop() {
+        if !self.walks_snoop() && kept(Step::StructuresWrittenBack) {
             self.host.write_back(at, len);
         }
     }
@@ -123,7 +125,8 @@ impl<R: Registers, P: Host> Shared<R, P> {
     /// What a unit without caching mode needs after an entry became present: the write buffers flushed, if it
     /// has any that software must care for (`VT-d §6.8`, `CAP_REG.RWBF`).
     pub(crate) fn flush_write_buffer(&self) -> Result<(), HardwareError> {
-        if self.capabilities.cap.rwbf() || self.options.quirks.flush_write_buffers {
+        let wanted = self.capabilities.cap.rwbf() || self.options.quirks.flush_write_buffers;
+        if wanted && kept(Step::WriteBuffersFlushed) {
             self.command(Command::FlushWriteBuffer)?;
         }
         Ok(())

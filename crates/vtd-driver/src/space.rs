@@ -1,27 +1,28 @@
 //! One address space on one unit: its tables and what they owe the unit's caches.
 
+mod device_tlb;
+mod identity;
+
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use iommu_pagetable::{Config, FirstStage, LeafSizes, Levels, PageTable, SecondStage, UnmapRules, Unmapped};
+use iommu_types::omission::{Step, kept};
 use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, PAGE_SIZE, Pasid, Perms, Registers, SourceId};
+use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, Pasid, Perms, Registers};
 use spin::Mutex;
 use vtd_spec::Agaw;
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
-use crate::attach::identity;
+pub(crate) use self::device_tlb::Holder;
+pub(crate) use self::identity::{MAX_RESERVED_BYTES, identity};
 use crate::domain::{DomainError, DomainOptions, MapError, Stage, UnmapError};
 use crate::error::{HardwareError, Reachable, Unconfirmed};
 use crate::invalidate::Invalidation;
-use crate::options::{DeviceTlb, TableMode};
-use crate::pages::{Block, MAX_BLOCKS, Plan, plan};
+use crate::options::TableMode;
+use crate::pages::{MAX_BLOCKS, Stale, plan};
 use crate::scalable::NO_PASID;
 use crate::shared::{Host, Shared};
-
-/// Most bytes of one reserved region that are identity-mapped. Firmware tables are not trusted to be sane, and
-/// the tables for a region cost memory.
-pub(crate) const MAX_RESERVED_BYTES: u64 = 64 << 30;
 
 /// The largest address mask of PASID-based invalidation, which takes any (`VT-d §6.5.2.4`): all of a 57-bit space.
 const MAX_PASID_MASK: u8 = 45;
@@ -64,8 +65,8 @@ pub(crate) struct Space {
     nested: Mutex<Vec<DomainId>>,
     /// PASIDs that lead here, once for each requester.
     pasids: Mutex<Vec<Pasid>>,
-    /// Functions in the space that may hold translations of it in a device-TLB.
-    device_tlbs: Mutex<Vec<(SourceId, DeviceTlb)>>,
+    /// Functions that may hold translations of the space in a device-TLB.
+    holders: Mutex<Vec<Holder>>,
     /// Reserved regions that are identity-mapped here, in pages, in no order and without overlap.
     identity: Mutex<Vec<AddrRange<Iova>>>,
 }
@@ -125,7 +126,7 @@ impl Space {
             stages,
             nested: Mutex::new(Vec::new()),
             pasids: Mutex::new(Vec::new()),
-            device_tlbs: Mutex::new(Vec::new()),
+            holders: Mutex::new(Vec::new()),
             identity: Mutex::new(Vec::new()),
         })
     }
@@ -202,7 +203,12 @@ impl Space {
         // First-stage entries that are not present are never cached, also in caching mode (VT-d §6.1).
         if shared.capabilities.caching_mode() && matches!(self.stages, Stages::Second { .. }) {
             // Upper tables may have been missing before, and that may be cached too: no hint.
-            self.invalidate(shared, range, false)
+            if kept(Step::AbsentPageForgotten) {
+                let leaf_only = false;
+                self.invalidate_unit(shared, &[Stale { range, leaf_only }])
+            } else {
+                Ok(())
+            }
         } else {
             shared.flush_write_buffer()
         }
@@ -217,13 +223,27 @@ impl Space {
         Ok(with_table!(self, table => table.unmap(&shared.host, range, UnmapRules::STRICT)?, return Err(none.into())))
     }
 
-    /// Makes the unit forget the translations of `range`. `leaf_only` states that no table page was unlinked
-    /// (rule D9).
+    /// Makes the unit, and then the functions that hold translations themselves, forget what is stale.
     pub(crate) fn invalidate<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
-        range: AddrRange<Iova>,
-        leaf_only: bool,
+        stale: &[Stale],
+    ) -> Result<(), HardwareError> {
+        let last = kept(Step::DeviceTlbLast);
+        if !last {
+            self.invalidate_device_tlbs(shared, Some(stale))?;
+        }
+        self.invalidate_unit(shared, stale)?;
+        if last {
+            self.invalidate_device_tlbs(shared, Some(stale))?;
+        }
+        Ok(())
+    }
+
+    fn invalidate_unit<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        stale: &[Stale],
     ) -> Result<(), HardwareError> {
         let first_stage = !matches!(self.stages, Stages::Second { .. });
         let max_mask = if first_stage {
@@ -231,12 +251,12 @@ impl Space {
         } else {
             shared.page_selective()
         };
-        let plan = plan(range, max_mask);
+        let plan = plan(stale, max_mask);
         let whole = |domain, pasid| match first_stage {
             true => Invalidation::PasidIotlbAll { domain, pasid },
             false => Invalidation::IotlbDomain(domain),
         };
-        let pages = |domain, pasid, block| match first_stage {
+        let pages = |domain, pasid, block, leaf_only| match first_stage {
             true => Invalidation::PasidIotlbPages {
                 domain,
                 pasid,
@@ -260,46 +280,23 @@ impl Space {
         self.for_each_id(|domain| {
             core::iter::once(&NO_PASID)
                 .chain(&others)
-                .try_for_each(|&pasid| match plan {
-                    Plan::Domain => shared.invalidate(&[whole(domain, pasid)]),
-                    Plan::Blocks(blocks, count) => {
+                .try_for_each(|&pasid| match plan.blocks() {
+                    None => shared.invalidate(&[whole(domain, pasid)]),
+                    Some(blocks) => {
                         let mut batch = [whole(domain, pasid); MAX_BLOCKS];
-                        for (slot, block) in batch.iter_mut().zip(blocks) {
-                            *slot = pages(domain, pasid, block);
+                        for (slot, (block, leaf_only)) in batch.iter_mut().zip(blocks) {
+                            *slot = pages(domain, pasid, *block, *leaf_only);
                         }
-                        shared.invalidate(batch.get(..count).unwrap_or(&batch))
+                        shared.invalidate(batch.get(..blocks.len()).unwrap_or(&batch))
                     }
                 })
-        })?;
-        self.invalidate_device_tlbs(shared, Some(range))
+        })
     }
 
     /// Makes the unit forget everything of the space.
     pub(crate) fn invalidate_all<R: Registers, P: Host>(&self, shared: &Shared<R, P>) -> Result<(), HardwareError> {
         self.for_each_id(|domain| shared.invalidate(&[Invalidation::IotlbDomain(domain)]))?;
         self.invalidate_device_tlbs(shared, None)
-    }
-
-    /// Makes functions forget what they hold of the space. Called when the unit's own caches are confirmed to be
-    /// clean: a function may ask again at any time, and would be given what they hold (rule D1).
-    fn invalidate_device_tlbs<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        range: Option<AddrRange<Iova>>,
-    ) -> Result<(), HardwareError> {
-        let functions = self.device_tlbs.lock().clone();
-        let block = range.map(Block::covering);
-        functions.into_iter().try_for_each(|(source, function)| {
-            let one = Invalidation::DeviceTlb {
-                source,
-                function,
-                block,
-            };
-            if function.twice {
-                shared.invalidate(&[one])?;
-            }
-            shared.invalidate(&[one])
-        })
     }
 
     /// A PASID of some requester leads here from now on.
@@ -313,36 +310,6 @@ impl Space {
         if let Some(index) = pasids.iter().position(|other| *other == pasid) {
             pasids.swap_remove(index);
         }
-    }
-
-    /// From now on `source` may hold translations of the space.
-    pub(crate) fn add_device_tlb(&self, source: SourceId, function: DeviceTlb) {
-        self.device_tlbs.lock().push((source, function));
-    }
-
-    /// `source` holds none any more.
-    pub(crate) fn remove_device_tlb(&self, source: SourceId) {
-        self.device_tlbs.lock().retain(|(other, _)| *other != source);
-    }
-
-    /// Makes `source` forget everything, after its ATS was turned off.
-    pub(crate) fn empty_device_tlb<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        source: SourceId,
-    ) -> Result<(), HardwareError> {
-        let functions = self.device_tlbs.lock().clone();
-        let block = None;
-        functions
-            .into_iter()
-            .filter(|(other, _)| *other == source)
-            .try_for_each(|(source, function)| {
-                shared.invalidate(&[Invalidation::DeviceTlb {
-                    source,
-                    function,
-                    block,
-                }])
-            })
     }
 
     /// Unlinks tables in `range` that map nothing.
@@ -360,70 +327,6 @@ impl Space {
         let nested = self.nested.lock().clone();
         nested.into_iter().try_for_each(each)
     }
-
-    /// Identity-maps a reserved region, except where another region did so before.
-    pub(crate) fn map_identity<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        region: AddrRange<HostPhys>,
-    ) -> Result<(), MapError> {
-        let mut mapped = self.identity.lock();
-        let mut pieces = [identity(region)].to_vec();
-        // At most the number of regions mapped so far, each of which cuts a piece in two at most.
-        for &other in mapped.iter() {
-            pieces = pieces
-                .into_iter()
-                .flat_map(|piece| without(piece, other))
-                .flatten()
-                .collect();
-        }
-        for piece in pieces {
-            let len = piece.len().filter(|len| *len <= MAX_RESERVED_BYTES);
-            let len = len.ok_or(MapError::OutsideAperture {
-                range: piece,
-                aperture: self.aperture,
-            })?;
-            self.map(
-                shared,
-                piece.first(),
-                HostPhys::new(piece.first().raw()),
-                len,
-                Perms::READ_WRITE,
-            )?;
-            mapped.push(piece);
-        }
-        Ok(())
-    }
-
-    /// Unmaps the identity-mapped pieces that no region in `wanted` touches.
-    pub(crate) fn keep_identity<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        wanted: &[AddrRange<HostPhys>],
-    ) -> Result<(), Unconfirmed> {
-        let mut mapped = self.identity.lock();
-        let needed = |piece: &AddrRange<Iova>| wanted.iter().any(|region| identity(*region).overlaps(*piece));
-        let (keep, gone): (Vec<_>, Vec<_>) = mapped.drain(..).partition(needed);
-        *mapped = keep;
-        let mut result = Ok(());
-        for range in gone {
-            // Only the driver itself maps here; a piece that somebody unmapped by address is gone already.
-            let Ok(unmapped) = self.unmap(shared, range) else {
-                continue;
-            };
-            match self.invalidate(shared, range, false) {
-                Ok(()) => unmapped
-                    .into_frames()
-                    .into_iter()
-                    .for_each(|frame| shared.host.free(frame)),
-                Err(cause) => {
-                    let reachable = Reachable::Range { domain: self.id, range };
-                    result = Err(Unconfirmed { reachable, cause });
-                }
-            }
-        }
-        result
-    }
 }
 
 /// Input addresses of at most `bits` bits.
@@ -439,7 +342,7 @@ fn config<R: Registers, P: Host>(shared: &Shared<R, P>, levels: Levels, sizes: L
         .leaf_sizes(sizes)
         .last_phys(page.last)
         .node(page.node);
-    if shared.walks_snoop() {
+    if shared.walks_snoop() || !kept(Step::PagesWrittenBack) {
         config
     } else {
         config.non_coherent()
@@ -506,42 +409,4 @@ fn first_stage<R: Registers, P: Host>(
 fn touches_interrupts(range: AddrRange<Iova>) -> bool {
     let window = AddrRange::new(Iova::new(INTERRUPT_RANGE_FIRST), Iova::new(INTERRUPT_RANGE_LAST));
     window.is_some_and(|window| window.overlaps(range))
-}
-
-/// The parts of `piece` below and above `other`.
-fn without(piece: AddrRange<Iova>, other: AddrRange<Iova>) -> [Option<AddrRange<Iova>>; 2] {
-    if !piece.overlaps(other) {
-        return [Some(piece), None];
-    }
-    let below = other
-        .first()
-        .checked_sub(PAGE_SIZE)
-        .map(|before| before.raw() | (PAGE_SIZE - 1));
-    let below = below.and_then(|last| AddrRange::new(piece.first(), Iova::new(last)));
-    let above = other
-        .last()
-        .checked_add(1)
-        .and_then(|first| AddrRange::new(first, piece.last()));
-    [below, above]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn range(first: u64, last: u64) -> AddrRange<Iova> {
-        AddrRange::new(Iova::new(first), Iova::new(last)).expect("ordered")
-    }
-
-    #[test]
-    fn cutting_a_region_leaves_what_is_below_and_above() {
-        let piece = range(0x1000, 0x8fff);
-        assert_eq!(without(piece, range(0x9000, 0x9fff)), [Some(piece), None]);
-        assert_eq!(
-            without(piece, range(0x3000, 0x4fff)),
-            [Some(range(0x1000, 0x2fff)), Some(range(0x5000, 0x8fff))]
-        );
-        assert_eq!(without(piece, range(0, 0x1fff)), [None, Some(range(0x2000, 0x8fff))]);
-        assert_eq!(without(piece, range(0, 0xffff)), [None, None]);
-    }
 }

@@ -21,6 +21,15 @@ pub(crate) struct Flags {
     pub(crate) device_tlb: bool,
 }
 
+/// A change of the first word of a context entry, which leaves the rest of the entry alone (rule D2).
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ContextChange {
+    /// P: not present any more.
+    Absent,
+    /// FPD: whether faults are recorded. It counts also in an entry that is not present (`VT-d §9.3`).
+    Silent(bool),
+}
+
 /// The tables of one unit, in the mode that it is driven in.
 #[derive(Debug)]
 pub(crate) enum Tables {
@@ -70,30 +79,16 @@ impl Tables {
         }
     }
 
-    /// Takes the presence from the context entry of `source` and leaves the rest of it, as long as the unit may
-    /// be reading it (rule D2).
-    pub(crate) fn clear_present<R: Registers, P: Host>(
+    /// Changes the context entry of `source`, whose tables were added, as long as the unit may be reading it.
+    pub(crate) fn change<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
         source: SourceId,
+        change: ContextChange,
     ) -> Result<(), TableError> {
         match self {
-            Self::Legacy(tables) => tables.clear_present(shared, source),
-            Self::Scalable(tables) => tables.clear_present(shared, source),
-        }
-    }
-
-    /// Sets or clears fault processing disable of the entry of `source`, whose tables were added; the rest of
-    /// the entry stays (`VT-d §9.3`, FPD counts also in an entry that is not present).
-    pub(crate) fn silence<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        source: SourceId,
-        silent: bool,
-    ) -> Result<(), TableError> {
-        match self {
-            Self::Legacy(tables) => tables.silence(shared, source, silent),
-            Self::Scalable(tables) => tables.silence(shared, source, silent),
+            Self::Legacy(tables) => tables.change(shared, source, change),
+            Self::Scalable(tables) => tables.change(shared, source, change),
         }
     }
 

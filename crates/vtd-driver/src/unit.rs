@@ -7,6 +7,7 @@ use core::fmt;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{AddrRange, HostPhys, Pasid, Registers, SourceId};
 
 pub use self::bring_up::{BringUpError, ReserveError};
@@ -138,10 +139,8 @@ where
 
 impl<R: Registers, P: Host> Unit<R, P, Translating> {
     /// As [`Unit::attach`], for a function that keeps translations in a device-TLB of its own. `enable` turns
-    /// ATS on in the function; it is called when the entry is valid (rule D12). PASID, if used, is on before.
-    ///
-    /// Whether the function may do so is the caller's to know: it is trusted, and below a root port that the
-    /// ATSR names, or listed by the SATC.
+    /// ATS on in the function; it is called when the entry is valid (rule D12). If PASIDs of the function are to be
+    /// attached, its PASID capability is on before, and [`DeviceTlb::pasid`] says so.
     ///
     /// # Errors
     /// [`AttachError`]; `enable` was not called then.
@@ -157,21 +156,31 @@ impl<R: Registers, P: Host> Unit<R, P, Translating> {
             return Err(AttachError::OtherUnit);
         }
         let target = Target::Space(domain.space.clone());
-        shared
-            .structures
-            .lock()
-            .attach(shared, requester, &target, Some(function))?;
+        let mut structures = shared.structures.lock();
+        if kept(Step::AtsAfterEntry) {
+            structures.attach(shared, requester, &target, Some(function))?;
+            drop(structures);
+            enable();
+            return Ok(());
+        }
         enable();
-        Ok(())
+        structures.attach(shared, requester, &target, Some(function))
     }
 
     /// As [`Unit::detach`], for a function that was attached with ATS. `disable` turns ATS off in the function;
     /// then the function is made to forget its translations, and only then its entry goes.
     ///
     /// # Errors
-    /// [`DetachError`]; the device counts as attached then, and detaching can be tried again.
+    /// [`DetachError`]; the device counts as attached then, and detaching can be tried again. If the reason was there
+    /// before, such as PASIDs that are attached, `disable` was not called.
     pub fn detach_with_ats(&self, requester: &Requester, disable: impl FnOnce()) -> Result<(), DetachError> {
         let shared = &self.data.0;
+        shared.structures.lock().may_turn_ats_off(requester.rid)?;
+        if !kept(Step::AtsOffFirst) {
+            shared.structures.lock().detach(shared, requester)?;
+            disable();
+            return Ok(());
+        }
         disable();
         let mut structures = shared.structures.lock();
         structures.empty_device_tlb(shared, requester.rid)?;

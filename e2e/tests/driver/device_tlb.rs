@@ -4,15 +4,21 @@ use std::cell::Cell;
 
 use iommu_types::{Access, HostPhys, Iova, PAGE_SIZE, Perms};
 use vtd_driver::{
-    AttachError, DetachError, DeviceTlb, DomainOptions, FlushError, HardwareError, Requester, Stage, TableMode,
+    AtsListing, AtsRefusal, AttachError, DetachError, DeviceTlb, DomainOptions, FlushError, HardwareError, Requester,
+    Stage, TableMode,
 };
 use vtd_model::{Profile, UnitConfig};
+use vtd_spec::register::offset;
 
 use crate::machine::{Machine, range, source};
 
 const FUNCTION: DeviceTlb = DeviceTlb {
     queue_depth: 8,
+    page_aligned: true,
+    pasid: false,
     physical_function: None,
+    listed: Some(AtsListing::RootPort),
+    trusted: true,
     twice: false,
 };
 
@@ -149,5 +155,87 @@ fn ats_is_refused_without_device_tlb_support_and_with_aliases() {
     assert_eq!(
         unit.attach_with_ats(&aliased, &domain, FUNCTION, never),
         Err(AttachError::NoDeviceTlb)
+    );
+}
+
+#[test]
+fn ats_stays_off_where_firmware_or_policy_do_not_allow_it() {
+    let required = Some(AtsListing::Integrated { required: true });
+    let cases = [
+        (
+            DeviceTlb {
+                listed: None,
+                ..FUNCTION
+            },
+            AtsRefusal::NotListed,
+        ),
+        (
+            DeviceTlb {
+                trusted: false,
+                ..FUNCTION
+            },
+            AtsRefusal::NotTrusted,
+        ),
+        (
+            DeviceTlb {
+                page_aligned: false,
+                ..FUNCTION
+            },
+            AtsRefusal::NotPageAligned,
+        ),
+        (
+            DeviceTlb {
+                listed: required,
+                ..FUNCTION
+            },
+            AtsRefusal::HardwareManaged,
+        ),
+    ];
+    let legacy = machine(TableMode::Legacy);
+    let unit = legacy.translating();
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    let gpu = Requester::new(source("03:00.0"));
+    for (function, why) in cases {
+        let requester = gpu.rid;
+        assert_eq!(
+            unit.attach_with_ats(&gpu, &domain, function, || panic!("ATS must stay off")),
+            Err(AttachError::AtsRefused { requester, why })
+        );
+    }
+    // Hardware leaves an integrated endpoint to software in scalable mode.
+    let scalable = machine(TableMode::Scalable);
+    let unit = scalable.translating();
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    let function = DeviceTlb {
+        listed: required,
+        ..FUNCTION
+    };
+    unit.attach_with_ats(&gpu, &domain, function, || {}).expect("attached");
+}
+
+#[test]
+fn all_functions_of_a_domain_are_told_behind_one_wait() {
+    let machine = machine(TableMode::Legacy);
+    let unit = machine.translating();
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    for function in ["03:00.0", "03:00.1", "04:00.0"] {
+        unit.attach_with_ats(&Requester::new(source(function)), &domain, FUNCTION, || {})
+            .expect("attached");
+    }
+    domain
+        .map(Iova::new(0x8000), HostPhys::new(0x9000), PAGE_SIZE, Perms::READ)
+        .expect("mapped");
+    let pending = domain.unmap(range(0x8000, PAGE_SIZE), ()).expect("mapped");
+    machine.take_writes();
+    domain.flush(pending).expect("flushed");
+    let doorbells = machine
+        .take_writes()
+        .iter()
+        .filter(|(at, _)| *at == offset::IQT)
+        .count();
+    assert_eq!(
+        (machine.take_device_messages().len(), doorbells),
+        (3, 2),
+        "the unit's own caches, then all functions"
     );
 }

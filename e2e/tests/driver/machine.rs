@@ -1,6 +1,8 @@
 //! A machine with one unit: the model on one side, the driver's host traits on the other.
+#![allow(dead_code, reason = "shared by test binaries that use different parts of it")]
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 
 use iommu_testkit::SparseMemory;
 use iommu_testkit::oracle::{OracleAccess, OracleOutcome, OracleRequest, OracleUnit, translate};
@@ -9,8 +11,11 @@ use iommu_types::{
     SourceId, SystemMemory, Table, TableFrame, TableMemory,
 };
 use vtd_driver::{Blocked, BringUpError, Domain, Found, TableMode, Timeouts, Translating, Unit, UnitOptions};
-use vtd_model::{AccessWidth, DeviceInvalidation, Interrupt, InterruptRequest, Request, RequestKind, UnitConfig};
-use vtd_spec::register::{InvalidationQueueAddress, offset};
+use vtd_model::{
+    AccessWidth, DeviceInvalidation, Finding, Interrupt, InterruptRequest, PasidScope, Request, RequestKind, Rule,
+    UnitConfig,
+};
+use vtd_spec::register::{GlobalCommand, InvalidationQueueAddress, offset};
 
 /// Bytes of memory: table frames come from the top, the pages that devices are given lie below `TABLES`.
 const MEMORY: u64 = 1 << 36;
@@ -33,6 +38,10 @@ pub(crate) struct Machine {
     device_messages: RefCell<Vec<DeviceInvalidation>>,
     /// A device that does not answer them.
     pub(crate) deaf: Cell<Option<SourceId>>,
+    /// What functions keep in their device-TLBs: by requester, PASID and page.
+    held: RefCell<BTreeMap<(SourceId, Option<Pasid>, u64), HostPhys>>,
+    /// A function that asks for this address again as soon as it was told to forget it.
+    pub(crate) eager: Cell<Option<(SourceId, Iova)>>,
     /// An entry whose words are noted at each doorbell.
     pub(crate) watch: Cell<Option<HostPhys>>,
     watched: RefCell<Vec<[u64; 2]>>,
@@ -40,6 +49,25 @@ pub(crate) struct Machine {
     pub(crate) frozen: Cell<bool>,
     /// Whether every register reads all-ones.
     pub(crate) gone: Cell<bool>,
+    /// The unit fetches descriptors ahead: its head is at the tail long before they are carried out.
+    pub(crate) fetches_ahead: Cell<bool>,
+    /// Stores stay in write buffers until the unit is told to flush them, or is given something to invalidate.
+    write_buffers: bool,
+    /// Register accesses left before something breaks, and what.
+    pub(crate) breaks: Cell<Option<(u64, Break)>>,
+}
+
+/// How hardware fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Break {
+    /// It stops: nothing is acknowledged any more.
+    Stop,
+    /// It vanishes: every register reads all-ones.
+    Vanish,
+    /// The next descriptor that is announced is spoilt on its way (IQE).
+    Spoil,
+    /// A completion arrives that nobody waits for (ICE).
+    Stray,
 }
 
 impl std::fmt::Debug for Machine {
@@ -65,10 +93,25 @@ impl Machine {
             descriptors: RefCell::default(),
             device_messages: RefCell::default(),
             deaf: Cell::new(None),
+            held: RefCell::default(),
+            eager: Cell::new(None),
             watch: Cell::new(None),
             watched: RefCell::default(),
             frozen: Cell::new(false),
             gone: Cell::new(false),
+            fetches_ahead: Cell::new(false),
+            write_buffers: false,
+            breaks: Cell::new(None),
+        }
+    }
+
+    /// As [`Self::new`], of a unit that reads past the processor's write buffers: hardware sees a store when they are
+    /// flushed (`VT-d §6.8`).
+    pub(crate) fn with_write_buffers(config: UnitConfig) -> Self {
+        Self {
+            memory: SparseMemory::builder().ram(0, MEMORY).non_coherent().build(),
+            write_buffers: true,
+            ..Self::new(config)
         }
     }
 
@@ -179,15 +222,104 @@ impl Machine {
             .map_err(|fault| fault.reason.0)
     }
 
+    /// A read by a function with a device-TLB: by what it holds, and what it is given if it holds nothing.
+    pub(crate) fn dma_with_ats(&self, source: SourceId, pasid: Option<Pasid>, at: Iova) -> Option<HostPhys> {
+        let known = self.held.borrow().get(&(source, pasid, at.page().raw())).copied();
+        let page = known.or_else(|| self.fill(&mut self.unit.borrow_mut(), source, pasid, at))?;
+        self.dma_translated(source, page)
+    }
+
+    /// A read of a host address that the function says it was given.
+    pub(crate) fn dma_translated(&self, source: SourceId, at: HostPhys) -> Option<HostPhys> {
+        let request = Request::read(source, Iova::new(at.raw()), 8).with_kind(RequestKind::Translated);
+        let answer = self.unit.borrow_mut().dma(&self.memory.hardware(), &request);
+        answer.ok().map(|translation| translation.phys)
+    }
+
+    /// The function asks for a translation and keeps it.
+    fn fill(&self, unit: &mut vtd_model::Unit, source: SourceId, pasid: Option<Pasid>, at: Iova) -> Option<HostPhys> {
+        let request = Request::read(source, at.page(), 8).with_kind(RequestKind::Translation);
+        let request = pasid.map_or(request, |pasid| request.with_pasid(pasid));
+        let answer = unit.dma(&self.memory.hardware(), &request).ok()?;
+        let phys = (!answer.perms.is_none()).then_some(answer.phys)?;
+        self.held.borrow_mut().insert((source, pasid, at.page().raw()), phys);
+        Some(phys)
+    }
+
     /// Lets devices answer what they were sent.
     fn devices_answer(&self) {
         let mut unit = self.unit.borrow_mut();
         while let Some(message) = unit.take_device_invalidation() {
             if self.deaf.get() == Some(message.source) {
                 unit.time_out_device_invalidation(message.source, message.tag);
-            } else {
-                self.device_messages.borrow_mut().push(message);
-                unit.complete_device_invalidation(&self.memory.hardware(), message.source, message.tag);
+                continue;
+            }
+            self.device_messages.borrow_mut().push(message);
+            let span = 1u64
+                .checked_shl(u32::from(message.order) + 12)
+                .map_or(u64::MAX, |len| len - 1);
+            let first = message.first.raw() & !span;
+            self.held.borrow_mut().retain(|(source, pasid, page), _| {
+                let meant = match (message.pasid, pasid) {
+                    (None, None) | (Some(PasidScope::All), Some(_)) => true,
+                    (Some(PasidScope::One(one)), Some(other)) => one == *other,
+                    _ => false,
+                };
+                *source != message.source || !meant || *page < first || *page > first | span
+            });
+            if let Some((source, at)) = self.eager.get().filter(|(source, _)| *source == message.source) {
+                self.fill(&mut unit, source, None, at);
+            }
+            unit.complete_device_invalidation(&self.memory.hardware(), message.source, message.tag);
+        }
+    }
+
+    /// Broken rules that the unit's sanitizer has seen since the last call. What devices do before a flush is theirs to
+    /// do, and left out.
+    pub(crate) fn take_findings(&self) -> Vec<Finding> {
+        let mut unit = self.unit.borrow_mut();
+        std::iter::from_fn(|| unit.take_finding())
+            .filter(|finding| finding.rule != Rule::OpenWindow)
+            .collect()
+    }
+
+    /// Counts a register access down, and lets happen what is due.
+    fn tick(&self) {
+        let Some((left, what)) = self.breaks.get() else { return };
+        if left > 0 {
+            self.breaks.set(Some((left - 1, what)));
+            return;
+        }
+        match what {
+            Break::Stop => self.frozen.set(true),
+            Break::Vanish => self.gone.set(true),
+            Break::Spoil => return,
+            Break::Stray => {
+                let mut unit = self.unit.borrow_mut();
+                unit.complete_device_invalidation(&self.memory.hardware(), SourceId::from_raw(0x7777), 31);
+            }
+        }
+        self.breaks.set(None);
+    }
+
+    /// Spoils the descriptor under the tail, if it is time.
+    fn spoil(&self, tail: u64) {
+        const NO_SUCH_TYPE: u64 = 0xf;
+        let old = self.register64(offset::IQT);
+        if self.breaks.get() != Some((0, Break::Spoil)) || old == tail {
+            return;
+        }
+        let queue = InvalidationQueueAddress::new_with_raw_value(self.register64(offset::IQA));
+        let at = HostPhys::new(queue.base().raw() + old);
+        self.memory.write_u64(at, NO_SUCH_TYPE).expect("the ring is memory");
+        self.breaks.set(None);
+    }
+
+    /// Makes every store visible to the unit.
+    fn flush_write_buffers(&self) {
+        if self.write_buffers {
+            for at in self.memory.unseen_by_hardware() {
+                self.memory.write_back(at, 8);
             }
         }
     }
@@ -221,6 +353,7 @@ impl Machine {
     }
 
     fn write(&self, at: u32, width: AccessWidth, value: u64) {
+        self.tick();
         if self.gone.get() {
             return;
         }
@@ -237,6 +370,11 @@ impl Machine {
                 self.watched.borrow_mut().push(words);
             }
             self.note_descriptors(value);
+            self.spoil(value);
+            self.flush_write_buffers();
+        }
+        if at == offset::GCMD && value & u64::from(GlobalCommand::DEFAULT.with_wbf(true).raw_value()) != 0 {
+            self.flush_write_buffers();
         }
         self.unit.borrow_mut().write(&self.memory.hardware(), at, width, value);
     }
@@ -244,10 +382,16 @@ impl Machine {
 
 impl Registers for &Machine {
     fn read32(&self, at: u32) -> u32 {
+        self.tick();
         if self.gone.get() { u32::MAX } else { self.register32(at) }
     }
     fn read64(&self, at: u32) -> u64 {
-        if self.gone.get() { u64::MAX } else { self.register64(at) }
+        self.tick();
+        match at {
+            _ if self.gone.get() => u64::MAX,
+            offset::IQH if self.fetches_ahead.get() => self.register64(offset::IQT),
+            _ => self.register64(at),
+        }
     }
     fn write32(&self, at: u32, value: u32) {
         self.write(at, AccessWidth::Dword, value.into());

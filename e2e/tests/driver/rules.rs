@@ -39,20 +39,24 @@ fn an_entry_changed_behind_the_drivers_back_is_seen_as_a_fault_of_that_device_an
     let nic = Requester::new(source("02:00.0"));
     let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
     unit.attach(&nic, &domain).expect("attached");
-    let (iova, other) = (Iova::new(0x40_3000), range(0x80_0000, PAGE_SIZE));
+    // More pages than are flushed one by one.
+    let iova = Iova::new(0x40_3000);
+    let others = [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|number| range(0x80_0000 + number * PAGE_SIZE, PAGE_SIZE));
     domain
         .map(iova, HostPhys::new(0x9000), PAGE_SIZE, Perms::READ_WRITE)
         .expect("mapped");
-    domain
-        .map(other.first(), HostPhys::new(0xa000), PAGE_SIZE, Perms::READ)
-        .expect("mapped");
+    for other in others {
+        domain
+            .map(other.first(), HostPhys::new(0xa000), PAGE_SIZE, Perms::READ)
+            .expect("mapped");
+    }
     assert_eq!(machine.dma(nic.rid, iova, Access::Write), Ok(HostPhys::new(0x9000)));
 
     let (table, index) = leaf(&machine, domain.root(), u32::from(domain.agaw().levels()), iova);
     machine.memory.table(table).expect("a table")[index].fetch_and(!2, Ordering::AcqRel);
     // The unit may have the old entry cached until something is flushed.
-    let pending = domain.unmap(other, ()).expect("mapped");
-    domain.flush_all(vec![pending]).expect("flushed");
+    let pending = others.map(|other| domain.unmap(other, ()).expect("mapped"));
+    domain.flush_all(pending.into()).expect("flushed");
 
     assert_eq!(machine.dma(nic.rid, iova, Access::Read), Ok(HostPhys::new(0x9000)));
     let reason = machine

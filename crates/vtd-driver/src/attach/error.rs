@@ -57,10 +57,22 @@ pub enum AttachError {
     /// The device's translations cannot be cached in the device.
     #[error("no device-TLB: it needs ECAP.DT, a requester without aliases, and a domain that is not nested")]
     NoDeviceTlb,
+    /// The function must not keep translations of its own.
+    #[error("ATS of {requester} stays off: {why}")]
+    AtsRefused {
+        /// The requester.
+        requester: SourceId,
+        /// Why.
+        why: AtsRefusal,
+    },
+    /// The function's ATS is on, and its PASID capability is not: that order cannot be repaired.
+    #[error("PASID was off in {requester} when its ATS was turned on; detach it, enable PASID first, then ATS")]
+    PasidAfterAts {
+        /// The requester.
+        requester: SourceId,
+    },
     /// The PASID cannot be used.
-    #[error(
-        "PASID {pasid}: it needs scalable mode, a number that the unit has (not 0), and its requester attached without ATS"
-    )]
+    #[error("PASID {pasid}: it needs scalable mode, a number that the unit has (not 0), and its requester attached")]
     NoPasid {
         /// The PASID.
         pasid: Pasid,
@@ -80,6 +92,24 @@ pub enum AttachError {
     /// Something changed, and the unit did not confirm it.
     #[error(transparent)]
     Unconfirmed(#[from] Unconfirmed),
+}
+
+/// Why a function must not use ATS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum AtsRefusal {
+    /// It is neither below a root port of an ATSR nor listed by an SATC.
+    #[error("no ATSR or SATC structure of the DMAR table allows it")]
+    NotListed,
+    /// It is not trusted: it could use any host address as one that it was given.
+    #[error("the function is not trusted, and with ATS it would vouch for its own addresses")]
+    NotTrusted,
+    /// Its translation requests are not for whole pages.
+    #[error("its ATS capability does not have Page Aligned Request set")]
+    NotPageAligned,
+    /// In legacy mode the platform runs its ATS.
+    #[error("the SATC structure says ATC_REQUIRED: in legacy mode hardware runs its ATS by itself")]
+    HardwareManaged,
 }
 
 /// A device could not be detached.

@@ -274,6 +274,19 @@ fn a_device_timeout_aborts_every_wait_in_flight_and_each_can_be_repeated() {
 }
 
 #[test]
+fn slots_of_aborted_waits_come_back_when_a_younger_wait_was_confirmed() {
+    let fake = Fake::new();
+    let queue = fake.queue(false);
+    for _ in 0..2 * SLOTS {
+        let aborted = submit(&fake, &queue, &[TIMES_OUT]);
+        assert!(matches!(wait(&fake, &queue, &aborted), Err(QueueError::Aborted { .. })));
+        let good = submit(&fake, &queue, &[DomainId(1)]);
+        assert_eq!(wait(&fake, &queue, &good), Ok(()));
+    }
+    assert!(is_younger(3, u32::MAX) && !is_younger(u32::MAX, 3) && !is_younger(7, 7));
+}
+
+#[test]
 fn a_full_ring_ends_as_an_error_and_goes_on_when_the_unit_does() {
     let fake = Fake::new();
     let queue = fake.queue(true);

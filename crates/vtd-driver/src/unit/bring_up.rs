@@ -6,6 +6,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use iommu_types::omission::{Step, kept};
 use iommu_types::{HostPhys, PAGE_SIZE, Registers, SourceId};
 use spin::Mutex;
 use thiserror::Error;
@@ -184,13 +185,14 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
     let limit = options.timeouts.command_ns;
     let mut shadow = Shadow::seed(registers)?;
     // The consumers of the queue's work go first, the queue last (rules 31 and 111).
-    if shadow.translation() && !options.quirks.keep_translation_on {
+    let old = kept(Step::OldOwnerOff);
+    if old && shadow.translation() && !options.quirks.keep_translation_on {
         shadow.issue(registers, host, Command::Translation(false), limit)?;
     }
-    if shadow.interrupt_remapping() {
+    if old && shadow.interrupt_remapping() {
         shadow.issue(registers, host, Command::InterruptRemapping(false), limit)?;
     }
-    if shadow.queue() {
+    if old && shadow.queue() {
         drain_foreign_queue(registers, host, limit)?;
         shadow.issue(registers, host, Command::Queue(false), limit)?;
     }
@@ -256,7 +258,7 @@ fn install<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<(), UnitError
         });
     shared.registers.write64(offset::RTADDR, root.raw_value());
     shared.command(Command::SetRootTable)?;
-    if !shared.capabilities.cap.esrtps() {
+    if !shared.capabilities.cap.esrtps() && kept(Step::RootForgotten) {
         shared.invalidate_globally()?;
     }
     Ok(())
@@ -308,7 +310,9 @@ impl<R: Registers, P: Host> Unit<R, P, Blocked> {
             for id in &ids {
                 structures.homes.entry(*id).or_insert_with(|| home.clone());
             }
-            structures.park(shared, &ids, &home)?;
+            if kept(Step::ReservedBeforeTranslation) {
+                structures.park(shared, &ids, &home)?;
+            }
         }
         structures.reserved.push(Reserved {
             range: region.range,
@@ -384,7 +388,9 @@ impl<R: Registers, P: Host> Unit<R, P, Translating> {
     /// [`HardwareError`] of the first command that was not acknowledged.
     pub fn shut_down(&self) -> Result<(), HardwareError> {
         let shared = &self.data.0;
-        shared.set_fault_event(None);
+        if kept(Step::EventMasked) {
+            shared.set_fault_event(None);
+        }
         if !shared.options.quirks.keep_translation_on {
             shared.command(Command::Translation(false))?;
         }
