@@ -4,6 +4,7 @@ mod threads;
 
 use std::collections::HashMap;
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Duration;
 
 use iommu_testkit::raw::{self, RawTables, descriptor};
@@ -25,7 +26,7 @@ const QUEUE_LEN: u64 = 256;
 /// Bytes of guest memory.
 const MEMORY: usize = 128 << 20;
 
-type Unit = VmmUnit<GuestMemoryMmap>;
+type Unit = VmmUnit<Arc<GuestMemoryMmap>>;
 
 const REQUESTER: Requester = Requester::new(SourceId::from_raw(SOURCE));
 
@@ -73,7 +74,7 @@ fn unit_with(kept: usize, pages: u64, host_page: impl Fn(u64) -> u64) -> Option<
         .cache_sizes(Some(sizes))
         .build()
         .ok()?;
-    let unit = VmmUnit::new(config, memory, ()).ok()?;
+    let unit = VmmUnit::new(config, Arc::new(memory), ()).ok()?;
     unit.write(offset::IQA, AccessWidth::Qword, QUEUE);
     unit.write(offset::RTADDR, AccessWidth::Qword, root);
     let on = GlobalCommand::DEFAULT.with_qie(true);
@@ -225,7 +226,7 @@ fn misses(quick: bool) -> Vec<Row> {
     let Some((unit, top)) = unit_with(1, pages, host_page) else {
         return Vec::new();
     };
-    let bus = GuestBus(unit.memory());
+    let bus = GuestBus(&**unit.memory());
     let [mut ours, mut theirs] = [Trace::new(pages), Trace::new(pages)];
     let comparison = compare(
         quick,
@@ -263,7 +264,7 @@ fn invalidations(quick: bool, pages: u64) -> Vec<Row> {
     let Some(unit) = unit(pages, host_page) else {
         return Vec::new();
     };
-    let bus = GuestBus(unit.memory());
+    let bus = GuestBus(&**unit.memory());
     // What is cached again, untimed: what the next register write names, or everything before each batch of the timing
     // (between register writes that would take minutes; such a command does not look at what is cached).
     let commands: [(&str, bool, Command<'_>); 3] = [

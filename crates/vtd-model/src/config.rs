@@ -190,11 +190,16 @@ impl UnitConfig {
     #[must_use]
     pub fn memory_bound(&self) -> usize {
         let domains = usize::try_from(self.capability().domain_count()).unwrap_or(usize::MAX);
-        let sanitizer = if self.sanitizer { Sanitizer::memory_bound() } else { 0 };
         size_of::<Unit>()
             .saturating_add(self.caches.memory_bound(domains))
-            .saturating_add(RegisterFile::memory_bound(self.window_len))
-            .saturating_add(sanitizer)
+            .saturating_add(self.memory_bound_without_caches())
+    }
+
+    /// As [`Self::memory_bound`], with caches of the embedder's ([`Unit::with_cache`]) and without the unit itself.
+    #[must_use]
+    pub fn memory_bound_without_caches(&self) -> usize {
+        let sanitizer = if self.sanitizer { Sanitizer::memory_bound() } else { 0 };
+        RegisterFile::memory_bound(self.window_len).saturating_add(sanitizer)
     }
 
     /// Length of the register window in bytes, a multiple of 4 KiB.

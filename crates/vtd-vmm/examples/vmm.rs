@@ -48,7 +48,7 @@ impl Listener for News {
     }
 }
 
-type Unit = VmmUnit<GuestMemoryMmap, News>;
+type Unit = VmmUnit<Arc<GuestMemoryMmap>, News>;
 
 /// A device with one queue that answers every request with zeros.
 struct Device {
@@ -109,10 +109,14 @@ impl Device {
 
 fn main() -> Result<(), Box<dyn Error>> {
     // The machine: memory, the unit on the MMIO bus, a device behind it.
-    let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)])?;
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)])?);
     let hypervisor = Arc::new(Hypervisor);
     let config = UnitConfig::builder().two_phase_waits(true).build()?;
-    let unit = Arc::new(VmmUnit::new(config, memory.clone(), News(Arc::clone(&hypervisor)))?);
+    let unit = Arc::new(VmmUnit::new(
+        config,
+        Arc::clone(&memory),
+        News(Arc::clone(&hypervisor)),
+    )?);
     let mut bus = IoManager::new();
     let window = MmioRange::new(MmioAddress(UNIT_BASE), u64::from(unit.window_len()))?;
     bus.register_mmio(window, Arc::clone(&unit) as Arc<_>)?;

@@ -34,6 +34,46 @@ impl<'m, M: GuestMemoryBackend + ?Sized> GuestBus<'m, M> {
     }
 }
 
+/// Reads words of which most lie in one region, and finds that region once.
+pub(crate) struct Near<'m, M: GuestMemoryBackend> {
+    bus: GuestBus<'m, M>,
+    /// The region that was found last, and its first address.
+    region: Option<(u64, VolatileSlice<'m, MS<'m, M>>)>,
+}
+
+impl<'m, M: GuestMemoryBackend> Near<'m, M> {
+    pub(crate) const fn new(bus: GuestBus<'m, M>) -> Self {
+        Self { bus, region: None }
+    }
+
+    /// The aligned word at `at`.
+    #[inline]
+    pub(crate) fn read_u64(&mut self, at: HostPhys) -> Option<u64> {
+        if let Some((first, region)) = &self.region
+            && let Some(offset) = at.raw().checked_sub(*first)
+            && let Ok(offset) = usize::try_from(offset)
+            && offset < region.len()
+        {
+            let word = region.get_atomic_ref::<AtomicU64>(offset).ok()?;
+            return Some(u64::from_le(word.load(Ordering::Acquire)));
+        }
+        self.find(at)
+    }
+
+    #[inline]
+    fn find(&mut self, at: HostPhys) -> Option<u64> {
+        use vm_memory::{Address, GuestMemoryRegion};
+        let region = self.bus.0.find_region(GuestAddress(at.raw()))?;
+        let (first, len) = (region.start_addr().raw_value(), usize::try_from(region.len()).ok()?);
+        let slice = region.get_slice(MemoryRegionAddress(0), len).ok()?;
+        let offset = usize::try_from(at.raw().checked_sub(first)?).ok()?;
+        let word = slice.get_atomic_ref::<AtomicU64>(offset).ok()?;
+        let word = u64::from_le(word.load(Ordering::Acquire));
+        self.region = Some((first, slice));
+        Some(word)
+    }
+}
+
 impl<M: ?Sized> Clone for GuestBus<'_, M> {
     fn clone(&self) -> Self {
         *self

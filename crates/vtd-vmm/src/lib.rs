@@ -17,6 +17,8 @@
 //! # Example
 //!
 //! ```
+//! use std::sync::Arc;
+//!
 //! use iommu_types::SourceId;
 //! use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 //! use vtd_model::{AccessWidth, UnitConfig};
@@ -26,7 +28,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)])?;
 //! let config = UnitConfig::builder().two_phase_waits(true).build()?;
-//! let unit = VmmUnit::new(config, memory, ())?;
+//! let unit = VmmUnit::new(config, Arc::new(memory), ())?;
 //!
 //! // Before the guest switches translation on, addresses pass as they are.
 //! let nic = Requester::new("02:00.0".parse::<SourceId>()?);
@@ -49,9 +51,9 @@
 //!
 //! Opening a section and closing it are one atomic operation each, on a slot of the thread's own. A command that drops
 //! translations first makes them unfindable and then looks at every slot: sections that open later cannot find them,
-//! sections that are open are waited for. The model's wait descriptor completes when the last of them closes, on the
-//! thread that closes it; GSTS, CCMD and IOTLB registers show their command as under way until then. Nothing blocks, and
-//! a queue may run on behind the wait only when it is complete.
+//! sections that are open are waited for. The model asks for this before a wait descriptor completes behind any
+//! invalidation, and before GSTS, PMEN, CCMD and IOTLB_REG show their command as done; they do when the last section
+//! closes, on the thread that closes it. Nothing blocks, and a queue runs on behind the wait only when it is complete.
 //!
 //! | freedom | choice |
 //! |---|---|
@@ -59,16 +61,21 @@
 //! | PASID-selective IOTLB commands | drop the domain |
 //! | page-selective commands of more than 8 pages of a size, or with first-stage pages in the domain | drop the domain |
 //! | requesters of one domain | do not share cached answers, since an answer depends on the requester's context too |
+//! | a miss of a requester whose legacy context entry is known | walks the second-stage tables and nothing else |
+//! | a sanitizer | has every access take the lock: findings are exact, threads are not parallel |
 //! | a range that vm-memory asks to read and write | judged as an atomic access |
+//!
+//! # Bounds
+//!
+//! A unit holds at most [`VmmUnit::memory_bound`] bytes, whatever its guest does: less than 2 MiB by default. A register
+//! write processes at most one ring of descriptors, and each of these looks at no more than a fixed number of lines of
+//! the IOTLB, however many pages it names.
 //!
 //! # What it does not do
 //!
-//! * Memory hot-plug: the memory is fixed when the unit is made.
-//! * `Profile::Silicon`: it needs someone to step it. The model's sanitizer does not see the hits of this crate.
-//! * A wait behind nothing but context or PASID commands does not drain: the model asks for drains after IOTLB and
-//!   interrupt entry commands, and software has to follow context and PASID commands with an IOTLB command anyway.
-//!   Sections that open after the wait use the new context.
-//! * Counting translations: [`VmmUnit::counters`] counts what happens under the lock.
+//! * `Profile::Silicon`: it needs someone to step it.
+//! * Counting translations that need no walk: [`VmmUnit::counters`] counts walks and what happens under the lock.
+//! * Paging-structure caches: a miss walks from the top.
 //! * Extended destination IDs in messages that pass unremapped are not read; only encoded.
 //!
 //! # Map to the specification
@@ -90,6 +97,7 @@ mod mmio;
 pub mod protocol;
 mod section;
 mod store;
+mod tally;
 mod unit;
 
 pub use bus::GuestBus;

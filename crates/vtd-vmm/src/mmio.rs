@@ -2,7 +2,7 @@
 
 use vm_device::bus::{MmioAddress, MmioAddressOffset};
 use vm_device::{DeviceMmio, MutDeviceMmio};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vtd_model::AccessWidth;
 
 use crate::listener::Listener;
@@ -16,7 +16,7 @@ fn width(len: usize) -> Option<AccessWidth> {
     }
 }
 
-impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
+impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> VmmUnit<S, L> {
     /// Reads registers into `data`, little-endian: 4 or 8 bytes at an offset that is a multiple of their number. Anything
     /// else reads all ones (VT-d §11.1).
     pub fn read_bytes(&self, offset: u64, data: &mut [u8]) {
@@ -43,7 +43,7 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
     }
 }
 
-impl<M: GuestMemoryBackend, L: Listener> DeviceMmio for VmmUnit<M, L> {
+impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> DeviceMmio for VmmUnit<S, L> {
     fn mmio_read(&self, _: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         self.read_bytes(offset, data);
     }
@@ -53,7 +53,7 @@ impl<M: GuestMemoryBackend, L: Listener> DeviceMmio for VmmUnit<M, L> {
     }
 }
 
-impl<M: GuestMemoryBackend, L: Listener> MutDeviceMmio for VmmUnit<M, L> {
+impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> MutDeviceMmio for VmmUnit<S, L> {
     fn mmio_read(&mut self, _: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
         self.read_bytes(offset, data);
     }

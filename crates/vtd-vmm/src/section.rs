@@ -2,16 +2,18 @@
 
 mod memory;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 
 use iommu_types::{Access, HostPhys, Iova};
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vtd_model::{Fault, Request, Translation};
 
+use crate::bus::GuestBus;
 use crate::listener::Listener;
 use crate::protocol::{Ticket, View};
 use crate::store::Requester;
+use crate::tally::Tally;
 use crate::unit::{VmmUnit, thread_hint};
 
 pub use memory::Slices;
@@ -23,9 +25,10 @@ pub use memory::Slices;
 /// it gives out borrow from it, so none outlives it, and no invalidation that concerns them completes before:
 ///
 /// ```compile_fail,E0505
+/// # use std::sync::Arc;
 /// # use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 /// # use vtd_vmm::{Requester, VmmUnit};
-/// fn keep(unit: &VmmUnit<GuestMemoryMmap>, requester: Requester) {
+/// fn keep(unit: &VmmUnit<Arc<GuestMemoryMmap>>, requester: Requester) {
 ///     let section = unit.enter(requester);
 ///     let mut slices = section.get_slices(GuestAddress(0x1000), 4, Permissions::Read).unwrap();
 ///     drop(section); // the slices still borrow from it
@@ -35,10 +38,12 @@ pub use memory::Slices;
 ///
 /// Open a section for one request or one batch and drop it: while it is open, invalidations that the guest waits for do
 /// not complete. A section that is forgotten blocks them for ever; memory stays safe.
-pub struct Section<'u, M: GuestMemoryBackend, L: Listener = ()> {
-    unit: &'u VmmUnit<M, L>,
+pub struct Section<'u, S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener = ()> {
+    unit: &'u VmmUnit<S, L>,
     requester: Requester,
     view: Cell<View>,
+    /// Guest memory as it was when the section first touched it.
+    memory: OnceCell<S::T>,
     /// Taken out when the section closes.
     ticket: Option<Ticket>,
 }
@@ -52,9 +57,21 @@ pub struct Place {
     pub len: u64,
 }
 
-impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
+impl Place {
+    /// The place that a walk found for `request`.
+    pub(crate) fn of(found: &Translation, request: &Request) -> Self {
+        // The page holds the address, so the difference is below the page's length.
+        let left = (found.page.last().raw() - request.address.raw()).saturating_add(1);
+        Self {
+            phys: found.phys,
+            len: left.min(request.len),
+        }
+    }
+}
+
+impl<'u, S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> Section<'u, S, L> {
     #[inline]
-    pub(crate) fn new(unit: &'u VmmUnit<M, L>, requester: Requester) -> Self {
+    pub(crate) fn new(unit: &'u VmmUnit<S, L>, requester: Requester) -> Self {
         // The view first, while nothing waits: it is judged against the generations at each lookup, and these are read
         // after entering.
         let view = unit.store.view(&requester).unwrap_or(View::NONE);
@@ -63,6 +80,7 @@ impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
             unit,
             requester,
             view: Cell::new(view),
+            memory: OnceCell::new(),
             ticket: Some(ticket),
         }
     }
@@ -75,8 +93,19 @@ impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
 
     /// The unit that translates.
     #[must_use]
-    pub const fn unit(&self) -> &'u VmmUnit<M, L> {
+    pub const fn unit(&self) -> &'u VmmUnit<S, L> {
         self.unit
+    }
+
+    /// The memory of the guest, the same for the whole section.
+    #[inline]
+    pub(crate) fn memory(&self) -> &S::M {
+        self.memory.get_or_init(|| self.unit.memory().memory())
+    }
+
+    /// Where this section's walks are counted.
+    pub(crate) fn tally(&self) -> Tally<'_> {
+        self.unit.tally(self.ticket.as_ref().and_then(Ticket::own_slot))
     }
 
     /// Where `address` lies, for an access of `len` bytes. The answer may hold for fewer: whoever asks goes on from there.
@@ -111,12 +140,20 @@ impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
     /// # Errors
     /// [`Fault`] says why the request must not proceed; it is in the fault log.
     pub fn answer(&self, request: &Request) -> Result<Translation, Fault> {
-        let walked = self.unit.store.walk(&self.unit.bus(), request, thread_hint());
-        walked.outcome.result.inspect_err(|fault| self.unit.log(fault))
+        let outcome = if self.unit.store.is_watched() {
+            self.unit.watched_answer(self.memory(), request)
+        } else {
+            self.unit
+                .store
+                .walk(&GuestBus(self.memory()), request, thread_hint())
+                .outcome
+        };
+        self.tally().request(&outcome.report);
+        outcome.result.inspect_err(|fault| self.unit.log(fault))
     }
 
     #[inline(always)]
-    fn hit(&self, address: Iova, len: u64, access: Access) -> Option<Place> {
+    pub(crate) fn hit(&self, address: Iova, len: u64, access: Access) -> Option<Place> {
         let hit = self
             .unit
             .store
@@ -130,25 +167,38 @@ impl<'u, M: GuestMemoryBackend, L: Listener> Section<'u, M, L> {
 
     #[cold]
     fn miss(&self, address: Iova, len: u64, access: Access) -> Result<Place, Fault> {
+        let store = &self.unit.store;
+        let bus = GuestBus(self.memory());
+        if len != 0
+            && self.requester.pasid.is_none()
+            && let Some(found) = store.walk_directly(bus, &self.requester, address.raw(), access.needs())
+        {
+            self.view.set(found.view);
+            self.tally().direct_request(found.reads);
+            return Ok(Place {
+                phys: found.hit.phys,
+                len: found.hit.left.min(len),
+            });
+        }
         let request = self.requester.request(address, len, access);
-        let walked = self.unit.store.walk(&self.unit.bus(), &request, thread_hint());
+        if store.is_watched() {
+            return self
+                .unit
+                .watched(self.memory(), &self.requester, &request, self.tally());
+        }
+        let walked = store.walk(&bus, &request, thread_hint());
+        self.tally().request(&walked.outcome.report);
         if let Some(view) = walked.view {
             self.view.set(view);
         }
         if let Some(what) = walked.unannounced {
             self.unit.announce(what);
         }
-        let translation = walked.outcome.result?;
-        // The page holds the address, so the difference is below the page's length.
-        let left = (translation.page.last().raw() - address.raw()).saturating_add(1);
-        Ok(Place {
-            phys: translation.phys,
-            len: left.min(len),
-        })
+        walked.outcome.result.map(|found| Place::of(&found, &request))
     }
 }
 
-impl<M: GuestMemoryBackend, L: Listener> Drop for Section<'_, M, L> {
+impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> Drop for Section<'_, S, L> {
     #[inline]
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
@@ -157,7 +207,7 @@ impl<M: GuestMemoryBackend, L: Listener> Drop for Section<'_, M, L> {
     }
 }
 
-impl<M: GuestMemoryBackend, L: Listener> fmt::Debug for Section<'_, M, L> {
+impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> fmt::Debug for Section<'_, S, L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Section")
             .field("requester", &self.requester)

@@ -7,13 +7,18 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use iommu_types::sync::{AtomicU64, Ordering};
 use iommu_types::{AddrRange, Iova, PageSize, Pasid, Perms, SourceId, SystemMemory};
+use vm_memory::GuestMemoryBackend;
+use vtd_model::cache::Stage;
 use vtd_model::cache::{
     AddressSpaceTag, CachedContext, CachedPasid, InterruptInvalidation, Invalidation, IotlbInvalidation,
 };
-use vtd_model::{InterruptOutcome, InterruptRequest, Latched, Outcome, Request, RequestKind, Translation, UnitConfig};
+use vtd_model::{
+    DirectWalker, InterruptOutcome, InterruptRequest, Latched, Outcome, Request, RequestKind, Translation, UnitConfig,
+};
 use vtd_spec::message;
 
-use crate::protocol::{Fill, Iotlb, Line, Page, Sample, View};
+use crate::bus::{GuestBus, Near};
+use crate::protocol::{Fill, Hit, Iotlb, Line, Page, Sample, View};
 
 use recorder::Recorder;
 pub(crate) use recorder::StoreHandle;
@@ -108,10 +113,15 @@ fn plain(request: &Request) -> Option<Requester> {
 /// An address space tag in words that compare quickly.
 type TagWords = [u64; 3];
 
-fn tag_words(tag: &AddressSpaceTag) -> TagWords {
+/// In the first of the tag's words: a miss needs nothing but a walk of legacy second-stage tables, whose levels and top
+/// table are the other words.
+const DIRECT: u64 = 1 << 63;
+
+fn tag_words(tag: &AddressSpaceTag, direct: bool) -> TagWords {
     let [first, second] = tag.roots;
+    let direct = if direct { DIRECT } else { 0 };
     let low = u64::from(tag.domain.0) | u64::from(tag.pasid) << 16 | (tag.stage as u64) << 48;
-    [low, first, second]
+    [low | direct, first, second]
 }
 
 /// The domain in the first of the tag's words: its low 16 bits.
@@ -138,6 +148,7 @@ type Slot<T> = RwLock<Option<(u64, T)>>;
 #[derive(Debug)]
 pub(crate) struct Store {
     config: UnitConfig,
+    walker: Option<DirectWalker>,
     latched: [RwLock<Latched>; SHARDS],
     pub(crate) iotlb: Iotlb<AtomicU64>,
     views: Box<[Line<AtomicU64>]>,
@@ -151,6 +162,14 @@ pub(crate) struct Store {
     /// How often anything was invalidated.
     invalidations: AtomicU64,
     entry_news: Mutex<Vec<InterruptInvalidation>>,
+}
+
+/// A page that a miss found by itself.
+pub(crate) struct Direct {
+    pub(crate) view: View,
+    pub(crate) hit: Hit,
+    /// Table entries read.
+    pub(crate) reads: u8,
 }
 
 /// The answer to a request, and through what the requester sees memory.
@@ -173,6 +192,7 @@ impl Store {
         let domains = usize::try_from(config.capability().domain_count()).unwrap_or(0);
         Self {
             config,
+            walker: DirectWalker::new(&config).filter(|_| !config.sanitizer()),
             latched: core::array::from_fn(|_| RwLock::new(Latched::RESET)),
             iotlb: Iotlb::new(config.caches().pages, domains),
             views: (0..VIEWS).map(|_| Line::default()).collect(),
@@ -185,6 +205,39 @@ impl Store {
             invalidations: AtomicU64::new(0),
             entry_news: Mutex::new(Vec::new()),
         }
+    }
+
+    /// Most bytes on the heap for a unit of `config`, itself included.
+    pub(crate) fn memory_bound(config: &UnitConfig) -> usize {
+        let domains = usize::try_from(config.capability().domain_count()).unwrap_or(0);
+        // A hash table keeps an eighth free, doubles, and has a byte of control for each place.
+        let places = (SPACES_MAX * 8 / 7).next_power_of_two();
+        let spaces = places * (size_of::<(u64, (View, TagWords))>() + 1) + 16;
+        [
+            size_of::<Self>() + 2 * size_of::<usize>(),
+            Iotlb::<AtomicU64>::memory_bound(config.caches().pages, domains),
+            VIEWS * size_of::<Line<AtomicU64>>(),
+            spaces,
+            CONTEXTS * size_of::<Slot<(SourceId, CachedContext)>>(),
+            CONTEXTS * size_of::<Slot<(SourceId, u32, CachedPasid)>>(),
+            INTERRUPTS * size_of::<Line<AtomicU64>>(),
+            // The list, and one of before that the listener is being told of.
+            2 * ENTRY_NEWS_MAX.next_power_of_two() * size_of::<InterruptInvalidation>(),
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add)
+    }
+
+    /// Whether a sanitizer sees every access: then no view is found without the lock.
+    pub(crate) const fn is_watched(&self) -> bool {
+        self.config.sanitizer()
+    }
+
+    /// What the IOTLB would have answered, where no view is found without the lock.
+    pub(crate) fn watched_hit(&self, requester: &Requester, request: &Request) -> Option<Hit> {
+        let spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
+        let (view, _) = spaces.numbers.get(&requester.key())?;
+        self.iotlb.lookup(view, request.address.raw(), request.access.needs())
     }
 
     /// Makes a new latched state known: whatever was found under the old one is not used any more.
@@ -276,11 +329,58 @@ impl Store {
             });
             return walked;
         }
-        walked.view = self.name(&requester, &tag, sample.epoch, generation);
+        // A protected region would have to be looked for in every answer.
+        let direct = self.walker.is_some()
+            && tag.stage == Stage::Second
+            && tag.pasid == AddressSpaceTag::LEGACY
+            && latched.protected == [None; 2];
+        walked.view = self.name(&requester, &tag_words(&tag, direct), sample.epoch, generation);
         if let (Some(view), Some(dirty), true) = (walked.view, dirty, request.len != 0) {
             walked.unannounced = self.keep(&sample, &view, request, translation, dirty);
         }
         walked
+    }
+
+    /// The page at `address` for an access that is known to need nothing but a walk of legacy second-stage tables, because
+    /// what the requester's context entry says is known; `None` for all others. Keeps what it finds.
+    pub(crate) fn walk_directly<M: GuestMemoryBackend>(
+        &self,
+        bus: GuestBus<'_, M>,
+        requester: &Requester,
+        address: u64,
+        needs: Perms,
+    ) -> Option<Direct> {
+        let walker = self.walker.as_ref()?;
+        // Before anything is read (S5).
+        let sample = self.iotlb.sample();
+        let (view, [low, levels, root]) = self.known_view(requester.key())?;
+        if low & DIRECT == 0 || view.epoch != sample.epoch || view.generation != self.iotlb.generation(view.domain) {
+            return None;
+        }
+        let mut near = Near::new(bus);
+        let found = walker.page(root, u8::try_from(levels).ok()?, address, |at| near.read_u64(at))?;
+        if !found.perms.contains(needs) {
+            return None;
+        }
+        let page = Page {
+            base: found.base,
+            size: found.size,
+            phys: found.phys.raw(),
+            perms: found.perms,
+        };
+        // Within a page that holds interrupt addresses the answer differs from byte to byte.
+        if touches_interrupts(&page) || self.iotlb.fill(&sample, &view, &page) == Fill::Unannounced {
+            return None;
+        }
+        let offset = address - found.base;
+        Some(Direct {
+            view,
+            hit: Hit {
+                phys: found.phys.checked_add(offset)?,
+                left: found.size.bytes() - offset,
+            },
+            reads: found.reads,
+        })
     }
 
     /// Announces new kinds of pages; under the lock that invalidations are made under.
@@ -289,8 +389,8 @@ impl Store {
     }
 
     /// The view of a requester whose requests belong to `tag`.
-    fn name(&self, requester: &Requester, tag: &AddressSpaceTag, epoch: u64, generation: u64) -> Option<View> {
-        let (key, tag) = (requester.key(), tag_words(tag));
+    fn name(&self, requester: &Requester, tag: &TagWords, epoch: u64, generation: u64) -> Option<View> {
+        let (key, tag) = (requester.key(), *tag);
         let [low, first, second] = tag;
         let domain = domain_of(low);
         let fits = |view: &View| view.epoch == epoch && view.generation == generation;
@@ -325,6 +425,9 @@ impl Store {
             }
         };
         drop(spaces);
+        if self.is_watched() {
+            return Some(view);
+        }
         if let Some(line) = self.view_line(key).and_then(Line::try_lock) {
             for (at, word) in [key, view.space, low, generation, epoch, first, second]
                 .into_iter()
@@ -351,14 +454,6 @@ impl Store {
             .find(|size| whole.len() == Some(size.bytes()))?;
         let offset = request.address.offset_from(whole.first())?;
         let phys = translation.phys.checked_sub(offset)?;
-        let overlaps = |first: u64| {
-            let last = first.saturating_add(size.bytes() - 1);
-            first <= message::INTERRUPT_RANGE_LAST && message::INTERRUPT_RANGE_FIRST <= last
-        };
-        // Within such a page the answer differs from byte to byte.
-        if overlaps(whole.first().raw()) || overlaps(phys.raw()) {
-            return None;
-        }
         let perms = Perms {
             read: translation.perms.read,
             // A page that is not marked dirty yet has to be walked for by the first write.
@@ -370,6 +465,10 @@ impl Store {
             phys: phys.raw(),
             perms,
         };
+        // Within such a page the answer differs from byte to byte.
+        if touches_interrupts(&page) {
+            return None;
+        }
         match self.iotlb.fill(sample, view, &page) {
             Fill::Unannounced => Some(Announcement {
                 size: Some(size),
@@ -427,11 +526,18 @@ impl Store {
     }
 }
 
+/// Whether a page covers interrupt addresses, on either side.
+fn touches_interrupts(page: &Page) -> bool {
+    [page.base, page.phys].into_iter().any(|first| {
+        let last = first.saturating_add(page.size.bytes() - 1);
+        first <= message::INTERRUPT_RANGE_LAST && message::INTERRUPT_RANGE_FIRST <= last
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use iommu_types::{Access, DomainId};
-    use vtd_model::cache::Stage;
 
     const TAG: AddressSpaceTag = AddressSpaceTag {
         domain: DomainId(3),
@@ -446,7 +552,8 @@ mod tests {
     }
 
     fn name(store: &Store, requester: &Requester) -> Option<View> {
-        store.name(requester, &TAG, store.iotlb.sample().epoch, store.iotlb.generation(3))
+        let tag = tag_words(&TAG, false);
+        store.name(requester, &tag, store.iotlb.sample().epoch, store.iotlb.generation(3))
     }
 
     #[test]
@@ -471,7 +578,8 @@ mod tests {
         let old = store.iotlb.sample().epoch;
         store.iotlb.drop_all();
         assert!(name(&store, &requester).is_some());
-        assert_eq!(store.name(&requester, &TAG, old, store.iotlb.generation(3)), None);
+        let tag = tag_words(&TAG, false);
+        assert_eq!(store.name(&requester, &tag, old, store.iotlb.generation(3)), None);
     }
 
     #[test]

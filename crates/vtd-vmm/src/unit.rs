@@ -1,26 +1,24 @@
 //! The unit that threads share.
 
-mod held;
-
 use std::cell::Cell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iommu_types::SourceId;
 use iommu_types::sync::{AtomicU64, AtomicUsize, Ordering};
 use thiserror::Error;
-use vm_memory::GuestMemoryBackend;
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 use vtd_model::{
-    AccessWidth, Counters, DrainToken, Fault, InterruptRequest, Latched, Profile, RestoreError, Unit, UnitConfig,
+    AccessWidth, Counters, DrainToken, Fault, Finding, InterruptOutcome, InterruptRequest, Latched, Outcome, Profile,
+    Request, RestoreError, Unit, UnitConfig, Use,
 };
 
 use crate::bus::GuestBus;
 use crate::interrupt::{InterruptDropped, RoutedInterrupt};
 use crate::listener::Listener;
 use crate::protocol::{Readers, Ticket};
-use crate::section::Section;
-use crate::store::{Announcement, Requester, Store, StoreHandle};
-
-use held::Held;
+use crate::section::{Place, Section};
+use crate::store::{Announcement, Requester, Store, StoreHandle, Walked};
+use crate::tally::{Tallies, Tally};
 
 /// Sections that can be open at the same time before they share a counter.
 const READERS: usize = 32;
@@ -44,33 +42,17 @@ pub enum VmmError {
     Restore(#[from] RestoreError),
 }
 
-/// What a drain is for.
-#[derive(Clone, Copy, Debug, Default)]
-struct Purpose {
-    /// A wait descriptor.
-    token: Option<DrainToken>,
-    /// A command through registers, whose completion software cannot see yet.
-    registers: bool,
-}
-
-impl Purpose {
-    const fn is_none(&self) -> bool {
-        self.token.is_none() && !self.registers
-    }
-}
-
 /// What changes only under the lock.
 #[derive(Debug)]
 struct Core {
     unit: Unit<StoreHandle>,
     published: Latched,
-    /// The drain under way.
-    active: Option<Purpose>,
-    /// What the next drain is for.
-    next: Purpose,
+    /// What the drain under way is reported as.
+    active: Option<DrainToken>,
+    /// What the next drain is reported as, if one is asked for.
+    next: Option<DrainToken>,
     /// Threads that are telling the listener something: no drain begins before they are through.
     telling: usize,
-    held: Held,
 }
 
 /// One remapping unit in front of the memory of a guest, for any number of threads.
@@ -80,40 +62,43 @@ struct Core {
 /// wait, its interrupt, a register), no section that used an older translation is open, and none can be opened. The
 /// thread that asked for the invalidation does not wait for that: if sections are open, the one that closes last
 /// completes it.
+///
+/// `S` says where the guest's memory is: `&M` or `Arc<M>` for memory that stays as it is, `GuestMemoryAtomic<M>` for
+/// memory that is plugged in and out while the unit runs. Each section, each walk and each queue run takes one snapshot
+/// of it; a section that is open when the memory is replaced goes on with the old one, which lives until it closes.
 #[derive(Debug)]
-pub struct VmmUnit<M, L = ()> {
-    memory: M,
+pub struct VmmUnit<S, L = ()> {
+    memory: S,
     listener: L,
     pub(crate) store: Arc<Store>,
     pub(crate) readers: Readers<AtomicU64>,
+    tallies: Tallies,
     core: Mutex<Core>,
     window_len: u32,
 }
 
-impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
+impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> VmmUnit<S, L> {
     /// A unit after reset in front of `memory`. `listener` hears of interrupts that the unit sends; `()` drops them.
-    ///
-    /// `memory` is fixed for the life of the unit: memory that is plugged in later is not seen.
     ///
     /// # Errors
     /// [`VmmError`] says which setting of `config` does not go with threads.
-    pub fn new(config: UnitConfig, memory: M, listener: L) -> Result<Self, VmmError> {
+    pub fn new(config: UnitConfig, memory: S, listener: L) -> Result<Self, VmmError> {
         let store = Self::store(config)?;
         let unit = Unit::with_cache(config, StoreHandle(Arc::clone(&store)));
-        Ok(Self::with_parts(config, memory, listener, store, unit))
+        Ok(Self::with_parts(memory, listener, store, unit))
     }
 
-    /// The unit that [`Self::save`] wrote, in front of the memory that was saved along with it. Waits that were open are
-    /// completed before this returns, with all that follows from it: the status write, the listener, the rest of the
-    /// queue.
+    /// The unit that [`Self::save`] wrote, in front of the memory that was saved along with it. Waits and commands through
+    /// registers that were open are completed before this returns, with all that follows from it: the status write, the
+    /// listener, the rest of the queue.
     ///
     /// # Errors
     /// [`VmmError`]; the bytes may come from anywhere.
-    pub fn restore(config: UnitConfig, bytes: &[u8], memory: M, listener: L) -> Result<Self, VmmError> {
+    pub fn restore(config: UnitConfig, bytes: &[u8], memory: S, listener: L) -> Result<Self, VmmError> {
         let store = Self::store(config)?;
         let unit = Unit::restore_with_cache(config, StoreHandle(Arc::clone(&store)), bytes)?;
         store.publish(*unit.latched());
-        let restored = Self::with_parts(config, memory, listener, store, unit);
+        let restored = Self::with_parts(memory, listener, store, unit);
         restored.poll();
         Ok(restored)
     }
@@ -128,19 +113,19 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
         Ok(Arc::new(Store::new(config)))
     }
 
-    fn with_parts(config: UnitConfig, memory: M, listener: L, store: Arc<Store>, unit: Unit<StoreHandle>) -> Self {
+    fn with_parts(memory: S, listener: L, store: Arc<Store>, unit: Unit<StoreHandle>) -> Self {
         Self {
             memory,
             listener,
             readers: Readers::new(READERS),
+            tallies: Tallies::new(READERS),
             window_len: unit.window_len(),
             core: Mutex::new(Core {
                 published: *unit.latched(),
                 unit,
                 active: None,
-                next: Purpose::default(),
+                next: None,
                 telling: 0,
-                held: Held::new(&config),
             }),
             store,
         }
@@ -151,22 +136,46 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
         self.window_len
     }
 
-    /// The memory behind the unit, as the unit itself reaches it: without translation.
-    pub const fn memory(&self) -> &M {
+    /// Where the memory behind the unit is, as it was given.
+    pub const fn memory(&self) -> &S {
         &self.memory
     }
 
-    /// What the unit did so far. Translations are not counted, to keep them apart from each other; faults, commands and
-    /// interrupts are.
+    /// Most bytes that a unit of `config` holds, whatever its guest does: its registers, what it keeps of tables, and
+    /// itself. Guest memory, the listener and open sections are the embedder's.
+    #[must_use]
+    pub fn memory_bound(config: &UnitConfig) -> usize {
+        size_of::<Self>()
+            .saturating_add(Store::memory_bound(config))
+            .saturating_add(config.memory_bound_without_caches())
+            .saturating_add(Readers::<AtomicU64>::memory_bound(READERS))
+            .saturating_add(Tallies::memory_bound(READERS))
+    }
+
+    /// What the unit did so far. Translations that were found are not counted, to keep the threads that find them apart;
+    /// walks are, and so are faults, commands and interrupts.
     pub fn counters(&self) -> Counters {
-        self.lock().unit.counters()
+        let mut counters = self.lock().unit.counters();
+        self.tallies.add_to(&mut counters);
+        counters
+    }
+
+    /// The next broken rule that the sanitizer saw ([`vtd_model::UnitConfigBuilder::sanitizer`]).
+    ///
+    /// A unit with a sanitizer judges every access, those included that need no walk, one after the other. Without one,
+    /// none of this costs anything.
+    pub fn take_finding(&self) -> Option<Finding> {
+        self.lock().unit.take_finding()
+    }
+
+    /// How many findings were lost because nobody took them.
+    pub fn findings_lost(&self) -> u64 {
+        self.lock().unit.findings_lost()
     }
 
     /// Reads a register; see [`Unit::read`].
     pub fn read(&self, offset: u32, width: AccessWidth) -> u64 {
-        let mut core = self.lock();
-        let value = core.unit.read(offset, width);
-        core.held.shown(offset, width, value)
+        self.lock().unit.read(offset, width)
     }
 
     /// Writes a register and does what the write asks for; see [`Unit::write`].
@@ -175,28 +184,18 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
     /// tells: it completes when they are closed.
     pub fn write(&self, offset: u32, width: AccessWidth, value: u64) {
         let mut core = self.lock();
-        let watched = core.held.concerns(offset, width);
-        let before_it = watched.then(|| held::Status::of(&mut core.unit));
-        let before = self.store.invalidations();
-        core.unit.write(&self.bus(), offset, width, value);
-        if let Some(status) = before_it {
-            let latched = *core.unit.latched() != core.published;
-            if latched || self.store.invalidations() != before {
-                // Before it shows as done, what was translated under the old state has to be over
-                // (VT-d §11.4.4.1 for TE and SRTP, §6.5.1 for CCMD and IOTLB, §11.4.8 for PMEN).
-                core.held.hold(offset, width, status);
-                core.next.registers = true;
-            }
-        }
-        self.settle(core);
+        let memory = self.memory.memory();
+        core.unit.write(&GuestBus(&*memory), offset, width, value);
+        self.settle(core, &memory);
     }
 
     /// The device `source` uses none of the entries any more that the invalidation `tag` named
     /// ([`Listener::device_tlb_invalidated`]).
     pub fn complete_device_invalidation(&self, source: SourceId, tag: u8) {
         let mut core = self.lock();
-        core.unit.complete_device_invalidation(&self.bus(), source, tag);
-        self.settle(core);
+        let memory = self.memory.memory();
+        core.unit.complete_device_invalidation(&GuestBus(&*memory), source, tag);
+        self.settle(core, &memory);
     }
 
     /// The device `source` did not answer the invalidation `tag`: the queue stops with an invalidation time-out error
@@ -204,11 +203,10 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
     pub fn time_out_device_invalidation(&self, source: SourceId, tag: u8) {
         let mut core = self.lock();
         core.unit.time_out_device_invalidation(source, tag);
-        self.settle(core);
+        self.settle(core, &self.memory.memory());
     }
 
     /// The unit as bytes, at any moment; see [`Unit::save`]. Sections may be open: what waits for them is saved as waiting.
-    /// Commands through registers that are held back for them are saved as done, since no section goes along.
     pub fn save(&self) -> Vec<u8> {
         self.lock().unit.save()
     }
@@ -216,19 +214,19 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
     /// Lets queue entries progress that are left over from other processors. Nothing is ever left over unless several
     /// processors write to the queue's tail at the same time.
     pub fn poll(&self) {
-        self.settle(self.lock());
+        self.settle(self.lock(), &self.memory.memory());
     }
 
     /// Opens a section for `requester`: from here until it is dropped, its accesses are in flight as far as
     /// invalidations are concerned. Sections are for one request or one batch, not for the life of a device.
     #[inline]
-    pub fn enter(&self, requester: impl Into<Requester>) -> Section<'_, M, L> {
+    pub fn enter(&self, requester: impl Into<Requester>) -> Section<'_, S, L> {
         Section::new(self, requester.into())
     }
 
     /// Runs `work` in a section for `requester`.
     #[inline]
-    pub fn section<R>(&self, requester: impl Into<Requester>, work: impl FnOnce(&Section<'_, M, L>) -> R) -> R {
+    pub fn section<R>(&self, requester: impl Into<Requester>, work: impl FnOnce(&Section<'_, S, L>) -> R) -> R {
         work(&self.enter(requester))
     }
 
@@ -243,7 +241,13 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
         deliver: impl FnOnce(RoutedInterrupt) -> R,
     ) -> Result<R, InterruptDropped> {
         let section = self.enter(request.source);
-        let outcome = self.store.remap(&self.bus(), request, thread_hint());
+        let memory = section.memory();
+        let outcome = if self.store.is_watched() {
+            self.watched_interrupt(memory, request)
+        } else {
+            self.store.remap(&GuestBus(memory), request, thread_hint())
+        };
+        section.tally().interrupt(&outcome.report);
         let result = match outcome.result {
             Ok(interrupt) => RoutedInterrupt::try_from(interrupt).map(deliver),
             Err(fault) => Err(InterruptDropped::Fault(fault)),
@@ -255,14 +259,14 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
         result
     }
 
-    pub(crate) const fn bus(&self) -> GuestBus<'_, M> {
-        GuestBus(&self.memory)
-    }
-
     pub(crate) fn log(&self, fault: &Fault) {
         let mut core = self.lock();
         core.unit.log(fault);
-        self.settle(core);
+        self.settle(core, &self.memory.memory());
+    }
+
+    pub(crate) fn tally(&self, slot: Option<usize>) -> Tally<'_> {
+        self.tallies.at(slot)
     }
 
     /// Lets commands know of pages of a new kind before the first of them is kept.
@@ -285,8 +289,9 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
     #[cold]
     fn last_left(&self) {
         let mut core = self.lock();
-        self.drained(&mut core);
-        self.settle(core);
+        let memory = self.memory.memory();
+        drained(&mut core, &*memory);
+        self.settle(core, &memory);
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
@@ -294,27 +299,19 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The drain under way is complete.
-    fn drained(&self, core: &mut Core) {
-        let Some(purpose) = core.active.take() else { return };
-        if purpose.registers && !core.next.registers {
-            core.held.release();
-        }
-        if let Some(token) = purpose.token {
-            core.unit.drained(&self.bus(), token);
-        }
-    }
-
     /// Does everything that is to be done now: tells other threads of new state, the listener of news, begins drains and
     /// goes on with the queue behind them.
-    fn settle<'a>(&'a self, mut core: MutexGuard<'a, Core>) {
+    fn settle<'a>(&'a self, mut core: MutexGuard<'a, Core>, memory: &S::M) {
+        let bus = GuestBus(memory);
         for _ in 0..TURNS_MAX {
             if *core.unit.latched() != core.published {
                 core.published = *core.unit.latched();
                 self.store.publish(core.published);
             }
-            let token = core.unit.take_drain();
-            core.next.token = token.or(core.next.token);
+            // At most two: of a wait and of the registers. One drain serves both.
+            while let Some(token) = core.unit.take_drain() {
+                core.next = core.next.max(Some(token));
+            }
             let news = self.store.take_entry_news();
             let message = core.unit.take_message();
             let device = core.unit.take_device_invalidation();
@@ -331,19 +328,108 @@ impl<M: GuestMemoryBackend, L: Listener> VmmUnit<M, L> {
                 core = self.lock();
                 core.telling -= 1;
                 if let Some(what) = dropped {
-                    core.unit
-                        .complete_device_invalidation(&self.bus(), what.source, what.tag);
+                    core.unit.complete_device_invalidation(&bus, what.source, what.tag);
                 }
-            } else if core.active.is_none() && !core.next.is_none() && core.telling == 0 {
+            } else if core.active.is_none() && core.next.is_some() && core.telling == 0 {
                 // Nobody is with the listener: routes that it keeps were renewed.
-                core.active = Some(core::mem::take(&mut core.next));
+                core.active = core.next.take();
                 if self.readers.begin_drain() {
-                    self.drained(&mut core);
+                    drained(&mut core, memory);
                 }
-            } else if !core.unit.step(&self.bus()) {
+            } else if !core.unit.step(&bus) {
                 return;
             }
         }
+    }
+
+    /// Answers a request under the eyes of the sanitizer: with the lock held, so that no command changes what is kept.
+    pub(crate) fn watched(
+        &self,
+        memory: &S::M,
+        requester: &Requester,
+        request: &Request,
+        tally: Tally<'_>,
+    ) -> Result<Place, Fault> {
+        let mut core = self.lock();
+        let bus = GuestBus(memory);
+        let once = || {
+            if let Some(hit) = self.store.watched_hit(requester, request) {
+                let place = Place {
+                    phys: hit.phys,
+                    len: hit.left.min(request.len),
+                };
+                return (Some(Use::Answered(hit.phys, request.access.needs())), Ok(place));
+            }
+            let Walked {
+                outcome, unannounced, ..
+            } = self.store.walk(&bus, request, thread_hint());
+            tally.request(&outcome.report);
+            if let Some(what) = unannounced {
+                self.store.announce(what);
+            }
+            (use_of(&outcome), outcome.result.map(|found| Place::of(&found, request)))
+        };
+        watch(&mut core, &bus, request, once)
+    }
+
+    /// As [`Self::watched`], for requests of any kind.
+    pub(crate) fn watched_answer(&self, memory: &S::M, request: &Request) -> Outcome {
+        let mut core = self.lock();
+        let bus = GuestBus(memory);
+        watch(&mut core, &bus, request, || {
+            let outcome = self.store.walk(&bus, request, thread_hint()).outcome;
+            (use_of(&outcome), outcome)
+        })
+    }
+
+    fn watched_interrupt(&self, memory: &S::M, request: &InterruptRequest) -> InterruptOutcome {
+        let mut core = self.lock();
+        let bus = GuestBus(memory);
+        let once = || self.store.remap(&bus, request, thread_hint());
+        let stale = |core: &Core, outcome: &InterruptOutcome| {
+            let kept = outcome.report.interrupt.hits > 0;
+            kept.then(|| core.unit.judge_interrupt(&bus, request, &outcome.result))
+                .flatten()
+        };
+        let outcome = once();
+        if stale(&core, &outcome).is_none() {
+            return outcome;
+        }
+        let outcome = once();
+        let finding = stale(&core, &outcome);
+        core.unit.report(finding);
+        outcome
+    }
+}
+
+/// Whether entries that were kept helped with an answer, and what became of it.
+fn use_of(outcome: &Outcome) -> Option<Use> {
+    let report = &outcome.report;
+    (report.context.hits + report.pasid.hits > 0).then(|| Use::of(&outcome.result))
+}
+
+/// Has a request answered and the answer judged. Software may change its tables between the two: what looks stale is done
+/// again, and only what was stale before it was used is reported.
+fn watch<R, M: GuestMemoryBackend>(
+    core: &mut Core,
+    bus: &GuestBus<'_, M>,
+    request: &Request,
+    once: impl Fn() -> (Option<Use>, R),
+) -> R {
+    let (used, answer) = once();
+    if used.and_then(|used| core.unit.judge(bus, request, &used)).is_none() {
+        return answer;
+    }
+    let (used, answer) = once();
+    let finding = used.and_then(|used| core.unit.judge(bus, request, &used));
+    core.unit.report(finding);
+    answer
+}
+
+/// The drain under way is complete.
+fn drained<M: GuestMemoryBackend>(core: &mut Core, memory: &M) {
+    if let Some(token) = core.active.take() {
+        core.unit.drained(&GuestBus(memory), token);
     }
 }
 

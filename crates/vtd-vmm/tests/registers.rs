@@ -27,7 +27,7 @@ enum News {
 #[derive(Clone, Default)]
 struct Notes {
     heard: Arc<Mutex<Vec<News>>>,
-    memory: Arc<OnceLock<Memory>>,
+    memory: Arc<OnceLock<Arc<Memory>>>,
 }
 
 impl Notes {
@@ -64,7 +64,7 @@ fn entry(guest: &Guest<Notes>, index: u32, words: [u64; 2]) {
 fn guest() -> (Guest<Notes>, Notes) {
     let notes = Notes::default();
     let guest = Guest::with(config(), notes.clone());
-    notes.memory.set(guest.unit.memory().clone()).expect("once");
+    notes.memory.set(Arc::clone(guest.unit.memory())).expect("once");
     notes.take();
     (guest, notes)
 }
@@ -216,7 +216,7 @@ fn a_bus_reaches_the_registers_and_odd_accesses_do_nothing() {
 
 #[test]
 fn configurations_that_do_not_go_with_threads_are_refused() {
-    let memory = || Memory::from_ranges(&[(GuestAddress(0), 4096)]).expect("memory");
+    let memory = || Arc::new(Memory::from_ranges(&[(GuestAddress(0), 4096)]).expect("memory"));
     let plain = UnitConfig::builder().build().expect("consistent");
     assert_eq!(
         VmmUnit::new(plain, memory(), ()).expect_err("refused"),
@@ -274,7 +274,7 @@ fn a_unit_saved_in_the_middle_of_a_wait_completes_it_where_it_is_restored() {
     ]);
     assert_eq!(guest.status(), 0);
     let saved = guest.unit.save();
-    let restored = VmmUnit::restore(config(), &saved, guest.unit.memory().clone(), ()).expect("just saved");
+    let restored = VmmUnit::restore(config(), &saved, Arc::clone(guest.unit.memory()), ()).expect("just saved");
     assert_eq!(guest.status(), 2, "the memory is shared here");
     assert_eq!(
         restored.read(offset::IQH, AccessWidth::Qword),
@@ -287,7 +287,7 @@ fn a_unit_saved_in_the_middle_of_a_wait_completes_it_where_it_is_restored() {
     assert!(outside.is_err());
     drop(section);
     for len in [0, 1, saved.len() / 2, saved.len() - 1] {
-        let cut = VmmUnit::restore(config(), &saved[..len], guest.unit.memory().clone(), ());
+        let cut = VmmUnit::restore(config(), &saved[..len], Arc::clone(guest.unit.memory()), ());
         assert!(matches!(cut, Err(VmmError::Restore(_))), "{len} bytes");
     }
 }

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{DEVICE, DOMAIN, Guest, Memory, RW, device};
 use iommu_testkit::raw::{self, descriptor};
 use iommu_types::{Access, HostPhys, Iova, Pasid, SourceId, SystemMemory};
@@ -243,8 +245,8 @@ fn a_context_command_moves_the_requester_to_its_new_tables() {
             .expect("mapped");
     }
     // The context entry goes; its place follows from the root table that the first pages of the tables are.
-    let memory = guest.unit.memory().clone();
-    let bus = GuestBus(&memory);
+    let memory = Arc::clone(guest.unit.memory());
+    let bus = GuestBus(&*memory);
     let mut tables = raw::RawTables::new(&bus, 0x3F_0000);
     tables.legacy_context(0x10_0000, DEVICE, [0, 0]);
     assert!(
@@ -393,7 +395,7 @@ const DIRECTORY: u64 = 0x62_0000;
 
 /// A unit in scalable mode whose [`DEVICE`] goes through nested tables: IOVA to guest page A, guest memory to itself in
 /// large pages. Also the address of the first-stage leaf.
-fn nested() -> (VmmUnit<Memory>, u64) {
+fn nested() -> (VmmUnit<Arc<Memory>>, u64) {
     let config = UnitConfig::builder()
         .two_phase_waits(true)
         .scalable_mode(true)
@@ -420,7 +422,7 @@ fn nested() -> (VmmUnit<Memory>, u64) {
         tables.scalable_context(root, DEVICE, raw::scalable_context_entry(DIRECTORY, 0, 0, 0));
         (root, leaf)
     };
-    let unit = VmmUnit::new(config, memory, ()).expect("goes with threads");
+    let unit = VmmUnit::new(config, Arc::new(memory), ()).expect("goes with threads");
     // 256-bit descriptors, scalable tables.
     unit.write(offset::IQA, AccessWidth::Qword, QUEUE | 1 << 11);
     unit.write(offset::RTADDR, AccessWidth::Qword, root | 1 << 10);
@@ -433,7 +435,11 @@ fn nested() -> (VmmUnit<Memory>, u64) {
 #[test]
 fn the_first_write_through_a_page_that_was_read_sets_its_dirty_flag() {
     let (unit, leaf) = nested();
-    let flags = |unit: &VmmUnit<Memory>| GuestBus(unit.memory()).read_u64(HostPhys::new(leaf)).expect("memory");
+    let flags = |unit: &VmmUnit<Arc<Memory>>| {
+        GuestBus(&**unit.memory())
+            .read_u64(HostPhys::new(leaf))
+            .expect("memory")
+    };
     for _ in 0..3 {
         unit.section(device(), |dma| dma.read_obj::<u64>(GuestAddress(IOVA)))
             .expect("mapped");
@@ -456,7 +462,7 @@ fn the_first_write_through_a_page_that_was_read_sets_its_dirty_flag() {
 #[test]
 fn a_page_command_for_the_second_stage_drops_nested_pages_at_other_addresses() {
     let (unit, _) = nested();
-    let bus = GuestBus(unit.memory());
+    let bus = GuestBus(&**unit.memory());
     let place = || {
         let place = unit.section(device(), |dma| dma.translate(Iova::new(IOVA), 8, Access::Read));
         place.expect("mapped").phys.raw()

@@ -147,6 +147,15 @@ impl<W: Word> Iotlb<W> {
         }
     }
 
+    /// Most bytes on the heap with room for `pages` pages of `domains` domains.
+    #[must_use]
+    pub const fn memory_bound(pages: usize, domains: usize) -> usize {
+        let lines = if pages < WAYS { 1 } else { pages / WAYS };
+        lines
+            .saturating_mul(size_of::<Line<W>>())
+            .saturating_add(domains.saturating_mul(size_of::<W>()))
+    }
+
     /// The present moment; to be taken before anything is read that decides about a translation.
     #[inline]
     pub fn sample(&self) -> Sample {

@@ -21,6 +21,14 @@ struct Slot<W>(W);
 #[must_use]
 pub struct Ticket(u32);
 
+impl Ticket {
+    /// The slot that its holder has for itself; `None` for one who shares.
+    #[must_use]
+    pub fn own_slot(&self) -> Option<usize> {
+        usize::try_from(self.0).ok().filter(|slot| *slot < SLOTS_MAX)
+    }
+}
+
 /// The readers of one unit.
 ///
 /// A reader enters by an atomic read-modify-write of a slot of its own and leaves by another. A drain does one
@@ -53,6 +61,12 @@ impl<W: Word> Readers<W> {
             phase: W::new(0),
             awaited: Slot(W::new(0)),
         }
+    }
+
+    /// Bytes on the heap with `slots` slots.
+    #[must_use]
+    pub const fn memory_bound(slots: usize) -> usize {
+        slots.saturating_mul(size_of::<Slot<W>>())
     }
 
     /// Enters, preferably at slot `hint`: threads with different hints do not meet.

@@ -1,6 +1,7 @@
 //! A guest in small: memory, tables, a queue.
 #![allow(dead_code, reason = "not every test binary uses every helper")]
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use iommu_testkit::raw::{self, RawTables};
@@ -34,7 +35,7 @@ pub(crate) fn device() -> Requester {
 }
 
 pub(crate) struct Guest<L: Listener = ()> {
-    pub(crate) unit: VmmUnit<Memory, L>,
+    pub(crate) unit: VmmUnit<Arc<Memory>, L>,
     pub(crate) top: u64,
     next_table: u64,
     tail: AtomicU32,
@@ -62,7 +63,7 @@ impl<L: Listener> Guest<L> {
             tables.legacy_context(root, DEVICE, entry);
             (root, top, irt, tables.page())
         };
-        let unit = VmmUnit::new(config, memory, listener).expect("goes with threads");
+        let unit = VmmUnit::new(config, Arc::new(memory), listener).expect("goes with threads");
         let guest = Self {
             unit,
             top,
@@ -94,8 +95,8 @@ impl<L: Listener> Guest<L> {
 
     /// Maps a page of `level` in the tables of [`DEVICE`], or clears it with no flags.
     pub(crate) fn map(&mut self, iova: u64, phys: u64, level: u32, flags: u64) {
-        let memory = self.unit.memory().clone();
-        let bus = GuestBus(&memory);
+        let memory = Arc::clone(self.unit.memory());
+        let bus = GuestBus(&*memory);
         let mut tables = RawTables::new(&bus, self.next_table);
         tables.second_stage(self.top, 4, iova, phys, level, flags);
         self.next_table = tables.page();
