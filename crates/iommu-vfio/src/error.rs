@@ -111,6 +111,12 @@ pub enum VfioError {
     /// There is no such function.
     #[error("there is no function {0}; `Machine::functions` lists them")]
     NoFunction(Bdf),
+    /// The kernel has no IOMMU on for the function.
+    #[error(
+        "{0} is in no IOMMU group: the kernel does not use an IOMMU for it; turn it on (`intel_iommu=on` on the kernel's \
+         command line, VT-d in the firmware)"
+    )]
+    NoIommu(Bdf),
     /// A group can be open once.
     #[error("group {0} is open already; close it there first")]
     GroupOpen(GroupId),
@@ -466,7 +472,7 @@ impl VfioError {
     pub const fn errno(&self) -> Errno {
         match self {
             Self::NoGroup(_) | Self::NoGuestMemory(_) => Errno::Enoent,
-            Self::NoFunction(_) | Self::NoVfioDriver(_) | Self::NotInContainer(_) => Errno::Enodev,
+            Self::NoFunction(_) | Self::NoIommu(_) | Self::NoVfioDriver(_) | Self::NotInContainer(_) => Errno::Enodev,
             Self::GroupOpen(_) | Self::GroupOwned { .. } | Self::DevicesOpen(_) | Self::DeviceOpen(_) => Errno::Ebusy,
             Self::Pinned { .. } => Errno::Ebusy,
             Self::NotViable { .. } | Self::NotContained { .. } | Self::UnsafeInterrupts(_) => Errno::Eperm,

@@ -65,7 +65,6 @@
 //!
 //! No Linux backend, no dirty tracking, no type 1 version 1, no mediated devices, no MSI-X, no PASID. A mapping's
 //! memory is host memory of the machine, not of this process. Groups are formed once: there is no hot-plug.
-#![forbid(unsafe_code)]
 
 mod backend;
 #[cfg(feature = "conformance")]
@@ -76,6 +75,8 @@ mod dirty;
 mod error;
 mod group;
 mod host;
+#[cfg(target_os = "linux")]
+mod linux;
 mod memory;
 mod platform;
 mod rules;
@@ -89,6 +90,8 @@ pub use dirty::{DirtyBitmap, LONGEST_BITMAP};
 pub use error::{Errno, Uncontained, VfioError};
 pub use group::{Group, GroupId, Opened, Refused, Viable};
 pub use host::HostSpace;
+#[cfg(target_os = "linux")]
+pub use linux::{Linux, LinuxDevice, LinuxGroup, LinuxMemory, LinuxSpace, RegionMap};
 pub use memory::{GuestMemory, UserMemory};
 pub use platform::{
     AcsStep, BringUp, Driver, DriverUnit, Fault, FaultDrain, FaultedAccess, GroupInfo, Platform, PlatformError,
