@@ -147,7 +147,11 @@ impl Topology {
             return decided;
         }
         // 2. Conventional PCI, and kinds that ACS does not exist for.
-        let port = match f.port {
+        let port = match rules {
+            Rules::Linux(version) => f.linux_port(version),
+            Rules::Strict => f.port,
+        };
+        let port = match port {
             Presence::Present(port) => port,
             Presence::Absent => return Isolation::Lacking(Lack::Conventional),
             Presence::Unknown => return Isolation::Lacking(Lack::Unknown),

@@ -7,6 +7,7 @@ use iommu_types::{Bdf, DevFn};
 
 use crate::access::{ConfigAccess, Presence, Reader};
 use crate::capability::{self, End};
+use crate::groups::LinuxVersion;
 use crate::pci::{
     self, PortType, acs, advanced, ari, ats, bridge, capability as cap, express, extended, header, pasid, power, pri,
     sriov,
@@ -92,6 +93,18 @@ pub struct Resets {
     pub power: Presence<()>,
 }
 
+/// A switch port where only the other side of a switch can stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Misplaced {
+    /// What its register says.
+    pub(crate) claims: PortType,
+    /// Whether Linux notices. It does not where the port above is misplaced too: that one counts as an endpoint.
+    pub(crate) noticed: bool,
+}
+
+/// The first release of Linux that corrects misplaced ports. `drivers/pci/probe.c` (`set_pcie_port_type`).
+const LINUX_CORRECTS: (u16, u16) = (5, 4);
+
 /// A set of device and function numbers on one bus.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DevFnSet([u64; 4]);
@@ -138,6 +151,8 @@ pub struct Function {
     pub multifunction: bool,
     /// The kind of PCI Express function; absent for conventional PCI.
     pub port: Presence<PortType>,
+    /// What it says it is, where it stands in a place for the other side of a switch and `port` is that.
+    pub(crate) misplaced: Option<Misplaced>,
     /// Bus numbers of a bridge.
     pub buses: Option<BusNumbers>,
     /// Whether it has memory that others could reach: a memory BAR that is not zero.
@@ -184,6 +199,20 @@ impl Function {
     #[must_use]
     pub const fn is_virtual(&self) -> bool {
         self.physical_function.is_some()
+    }
+
+    /// The kind of function that a release of Linux takes it for.
+    ///
+    /// Where Linux notices a misplaced port it means to store the other kind, and stores it in the wrong bits of its
+    /// copy of the register: the port then counts as an endpoint, which is 0.
+    pub(crate) fn linux_port(&self, version: LinuxVersion) -> Presence<PortType> {
+        match self.misplaced {
+            None => self.port,
+            Some(misplaced) if misplaced.noticed && version.at_least(LINUX_CORRECTS) => {
+                Presence::Present(PortType::ENDPOINT)
+            }
+            Some(misplaced) => Presence::Present(misplaced.claims),
+        }
     }
 
     /// Whether its requests carry the requester ID of a function that is not known: its domain is none of the
@@ -288,6 +317,7 @@ impl Function {
             layout: Layout::Function,
             multifunction: false,
             port: Presence::Unknown,
+            misplaced: None,
             buses: None,
             has_memory: false,
             acs: Presence::Unknown,

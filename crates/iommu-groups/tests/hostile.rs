@@ -217,8 +217,51 @@ fn a_switch_port_on_the_wrong_side_is_taken_for_the_other_side() {
         }]
     ));
     assert_eq!(
-        partition(&group(&topology, linux)),
+        partition(&group(&topology, Rules::Strict)),
         "00:01.0 | 01:00.0 | 02:00.0 03:00.0"
+    );
+    // Linux takes it for an endpoint of one function, which passes.
+    assert_eq!(
+        partition(&group(&topology, linux)),
+        "00:01.0 | 01:00.0 | 02:00.0 | 03:00.0"
+    );
+}
+
+#[test]
+fn below_a_misplaced_port_linux_notices_nothing_and_looks_at_every_device_number() {
+    // An upstream port inside a switch, and below it two downstream ports as if it led into a switch.
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 5).acs(ACS_CAP, ACS_ON))
+        .with("01:00.0", upstream(2, 5))
+        .with("02:00.0", upstream(3, 5))
+        .with("03:00.0", downstream(4, 4).acs(ACS_CAP, ACS_ON))
+        .with("03:01.0", downstream(5, 5))
+        .with("04:00.0", endpoint())
+        .with("05:00.0", endpoint());
+    let topology = machine.scan();
+    assert_eq!(topology.functions().len(), 7);
+    assert_eq!(
+        topology.problems(),
+        [Problem::PortAgainstParent {
+            function: bdf("02:00.0"),
+            acts_as: PortType::DOWNSTREAM_PORT,
+        }]
+    );
+    let rules = |minor| Rules::Linux(LinuxVersion::new(5, minor));
+    let groups = |rules| partition(&group(&topology, rules));
+    // Downstream ports stay what they say, and the one without access control holds on to what is below it.
+    assert_eq!(
+        groups(rules(10)),
+        "00:01.0 | 01:00.0 | 02:00.0 | 03:00.0 | 03:01.0 05:00.0 | 04:00.0"
+    );
+    assert_eq!(
+        groups(rules(3)),
+        groups(rules(10)),
+        "the port says upstream port, which passes alone as well"
+    );
+    assert_eq!(
+        groups(Rules::Strict),
+        "00:01.0 | 01:00.0 | 02:00.0 03:00.0 03:01.0 04:00.0 05:00.0"
     );
 }
 

@@ -7,7 +7,8 @@ use iommu_types::{Bdf, DevFn, SourceId};
 
 use super::{AcsControl, Bus, BusId, Facts, Topology};
 use crate::access::{ConfigAccess, Presence, Reader};
-use crate::function::{Function, Layout, SriovState};
+use crate::function::{Function, Layout, Misplaced, SriovState};
+use crate::groups::LinuxVersion;
 use crate::pci::{PortType, acs, bridge, header};
 use crate::problem::Problem;
 
@@ -175,10 +176,11 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
 
     fn probe_bus(&mut self, bus: BusId, parent: Option<usize>) {
         let above = parent.and_then(|index| self.out.functions.get(index));
-        // A link has one device, number 0. PCIe §7.3.1 (Device Number).
+        // A link has one device, number 0. PCIe §7.3.1 (Device Number). Below a misplaced port it is not certain that
+        // there is a link: Linux looks everywhere too.
         let link = above.is_some_and(|f| {
             matches!(
-                f.port,
+                f.linux_port(LinuxVersion::LATEST),
                 Presence::Present(PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT)
             )
         });
@@ -230,23 +232,35 @@ impl<'a, A: ConfigAccess> Scanner<'a, A> {
     }
 
     /// A port that stands where only the other side of a switch can stand is that other side, whatever it says:
-    /// what goes on from a link is an upstream port, and inside a switch stand downstream ports. Linux takes it
-    /// so as well (`set_pcie_port_type` in `drivers/pci/probe.c`). PCIe §7.5.3.2 (Device/Port Type).
+    /// what goes on from a link is an upstream port, and inside a switch stand downstream ports. PCIe §7.5.3.2
+    /// (Device/Port Type).
+    ///
+    /// Linux notices the same, but then takes the port for an endpoint ([`Function::linux_port`]), so that it notices
+    /// nothing at the ports right below. These get no [`Problem`] of their own: what is wrong has been said above.
     fn correct_port(&mut self, function: &mut Function) {
+        let Some(claims) = function.port.present() else { return };
         let parent = function.parent.and_then(|parent| self.out.functions.get(parent));
-        let acts_as = match (function.port.present(), parent.and_then(|f| f.port.present())) {
+        let acts_as = |above: Option<PortType>| match (claims, above?) {
             (
-                Some(PortType::DOWNSTREAM_PORT),
-                Some(PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT | PortType::PCI_TO_PCIE_BRIDGE),
-            ) => PortType::UPSTREAM_PORT,
-            (Some(PortType::UPSTREAM_PORT), Some(PortType::UPSTREAM_PORT)) => PortType::DOWNSTREAM_PORT,
-            _ => return,
+                PortType::DOWNSTREAM_PORT,
+                PortType::ROOT_PORT | PortType::DOWNSTREAM_PORT | PortType::PCI_TO_PCIE_BRIDGE,
+            ) => Some(PortType::UPSTREAM_PORT),
+            (PortType::UPSTREAM_PORT, PortType::UPSTREAM_PORT) => Some(PortType::DOWNSTREAM_PORT),
+            _ => None,
         };
-        function.port = Presence::Present(acts_as);
-        self.out.problems.push(Problem::PortAgainstParent {
-            function: function.bdf,
-            acts_as,
-        });
+        let Some(port) = acts_as(parent.and_then(|f| f.port.present())) else {
+            return;
+        };
+        let for_linux = parent.and_then(|f| f.linux_port(LinuxVersion::LATEST).present());
+        let noticed = acts_as(for_linux).is_some();
+        function.port = Presence::Present(port);
+        function.misplaced = Some(Misplaced { claims, noticed });
+        if noticed {
+            self.out.problems.push(Problem::PortAgainstParent {
+                function: function.bdf,
+                acts_as: port,
+            });
+        }
     }
 
     fn insert(&mut self, function: Function, bus: BusId) {
