@@ -121,18 +121,18 @@ fn two_cores_share_a_crowded_space_without_overlap_or_loss() {
 
 #[test]
 fn magazines_change_hands_without_overlap_or_loss() {
-    // 512 pages: a magazine holds two.
+    // 1024 pages: a magazine holds four, and two are taken from the tree at a time.
     check(|| {
-        let setup = Setup::new(0x10_0000, 512);
+        let setup = Setup::new(0x10_0000, 1024);
         let work = |setup: &Setup| {
             let mut core = setup.core();
-            let mut live: Vec<_> = (0..6).filter_map(|_| setup.take(&mut core, 1)).collect();
-            assert_eq!(live.len(), 6);
+            let mut live: Vec<_> = (0..9).filter_map(|_| setup.take(&mut core, 1)).collect();
+            assert_eq!(live.len(), 9);
             // Three magazines full: one of them goes to the depot, where the other core may find it.
             for lease in live.drain(..) {
                 setup.give(&mut core, lease);
             }
-            live.extend((0..6).filter_map(|_| setup.take(&mut core, 1)));
+            live.extend((0..9).filter_map(|_| setup.take(&mut core, 1)));
             for lease in live {
                 setup.give(&mut core, lease);
             }
