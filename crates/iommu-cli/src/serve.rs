@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
 use iommu_devices::{DmaEngine, DmaEngineOptions, Function};
 use iommu_serve::qemu::{self, Guest};
+use iommu_serve::trace::TraceFile;
 use iommu_serve::{Machine, Server, dmar_table};
 use iommu_types::{DevFn, SourceId};
 use vtd_model::UnitConfig;
@@ -61,6 +62,9 @@ pub(crate) struct Options {
     /// Report each rule of the programming protocol that the guest's driver breaks
     #[arg(long)]
     sanitize: bool,
+    /// Record everything that goes into the unit and comes out of it, for `iommu trace`
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Leave the unit out: functions use the guest's addresses as they are, for comparison
     #[arg(long)]
     bypass: bool,
@@ -107,6 +111,10 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let config = config(options)?;
     let voice = Voice::default();
     let machine = machine(options, config, &voice)?;
+    if let Some(file) = &options.trace {
+        let trace = TraceFile::create(file, &config).map_err(|why| unwritten(file, &why))?;
+        machine.remapper().set_trace(Some(trace));
+    }
     fs::create_dir_all(&options.sockets)
         .map_err(|why| Failure::Measure(format!("{}: {why}", options.sockets.display())))?;
     let table = options
@@ -118,7 +126,11 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
         .map_err(|why| Failure::Measure(why.to_string()))?;
     write_table(&server, &table, options.unit_base.unwrap_or(USUAL_BASE))?;
     if let Some(kernel) = &options.boot {
-        return boot::run(&server, options, kernel, &table, &voice);
+        let verdict = boot::run(&server, options, kernel, &table, &voice);
+        if let (Some(trace), Some(file)) = (server.machine().remapper().set_trace(None), &options.trace) {
+            trace.finish().map_err(|why| unwritten(file, &why))?;
+        }
+        return verdict;
     }
     let mut text = String::new();
     for (slot, socket) in server.machine().slots().iter().zip(server.sockets()) {
@@ -132,6 +144,10 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     exit::print(&text)?;
     server.wait();
     Ok(Verdict::Yes)
+}
+
+fn unwritten(file: &std::path::Path, why: &std::io::Error) -> Failure {
+    Failure::Measure(format!("{}: {why}", file.display()))
 }
 
 /// The unit, as the options have it.

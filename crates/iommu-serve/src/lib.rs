@@ -67,12 +67,13 @@ mod report;
 mod server;
 mod session;
 mod slot;
+pub mod trace;
 mod unit_function;
 
 pub use firmware::dmar_table;
 pub use link::{LinkError, Traffic};
 pub use remapper::Remapper;
-pub use report::Report;
+pub use report::{BrokenRule, Entry, Report};
 pub use server::{Machine, Notices, ServeError, Server};
 pub use slot::Slot;
 pub use unit_function::UnitFunction;

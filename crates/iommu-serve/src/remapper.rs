@@ -2,12 +2,13 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use iommu_types::{Access, HostPhys, Iova, SourceId};
-use vtd_model::{AccessWidth, Counters, EventMessage, Fault, Finding, Request, Unit, UnitConfig};
+use iommu_types::{Access, HostPhys, Iova, SourceId, SystemMemory};
+use vtd_model::{AccessWidth, Counters, EventMessage, Fault, Finding, Request, Translation, Unit, UnitConfig};
 
 use crate::protocol::{DmaRange, Refusal};
 use crate::ram::Ram;
 use crate::report::{Journal, Report};
+use crate::trace::{Operation, Recorder, TraceFile, Watched};
 
 /// Steps that one access may set off: as many descriptors as the longest queue has, and a wait behind each. What is left
 /// over goes on with the next access.
@@ -97,28 +98,45 @@ impl Remapper {
         self.lock().ram.unmap(range)
     }
 
+    /// Writes everything that happens from here on into `trace`; what was written so far comes back.
+    pub fn set_trace(&self, trace: Option<TraceFile>) -> Option<TraceFile> {
+        std::mem::replace(&mut self.lock().journal.trace, trace)
+    }
+
+    /// Reads a 64-bit word of the memory that the unit sees; `None` where there is none.
+    pub fn peek(&self, at: HostPhys) -> Option<u64> {
+        self.lock().ram.read_u64(at).ok()
+    }
+
+    /// Changes a 64-bit word of the memory that the unit sees, behind the guest's back: for tests that break something on
+    /// purpose. False where there is none.
+    pub fn poke(&self, at: HostPhys, value: u64) -> bool {
+        self.lock().ram.write_u64(at, value).is_ok()
+    }
+
     /// Reads a register.
     pub fn read(&self, offset: u32, width: AccessWidth) -> u64 {
         let mut core = self.lock();
         let value = core.unit.read(offset, width);
-        core.journal.read(offset, width, value);
+        let operation = Operation::Read { offset, width, value };
+        core.journal.operation(operation, &Watched::default());
         value
     }
 
     /// Writes a register and does what the write asks for.
     pub fn write(&self, offset: u32, width: AccessWidth, value: u64) {
         let mut core = self.lock();
-        core.journal.write(offset, width, value);
-        let Core { unit, ram, .. } = &mut *core;
-        unit.write(ram, offset, width, value);
-        core.settle();
+        let ((), watched) = core.drive(|unit, memory| unit.write(memory, offset, width, value));
+        core.journal
+            .operation(Operation::Write { offset, width, value }, &watched);
+        core.pass_on(None, &watched);
     }
 
     /// Puts the unit into its state after reset. The client's memory stays mapped.
     pub fn reset(&self) {
         let mut core = self.lock();
         core.unit = Unit::new(self.config);
-        core.journal.reset();
+        core.journal.operation(Operation::Reset, &Watched::default());
     }
 
     /// Translates as many of `len` bytes from `iova` on as one answer holds for, and lets `work` use the place: its address
@@ -132,44 +150,58 @@ impl Remapper {
         work: impl FnOnce(HostPhys, u64) -> R,
     ) -> Result<R, Fault> {
         let mut core = self.lock();
-        let Core { unit, ram, journal, .. } = &mut *core;
         let request = Request::new(source, iova, len, access);
-        let answer = unit.dma(ram, &request);
-        journal.dma(&request, &answer);
-        let done = match answer {
+        let (answer, watched) = core.drive(|unit, memory| unit.dma(memory, &request));
+        core.journal.dma(&request, &answer, &watched);
+        let done = match &answer {
             Ok(translation) => {
                 // The page holds the address, so the difference is below the page's length.
                 let left = (translation.page.last().raw() - iova.raw()).saturating_add(1);
                 Ok(work(translation.phys, left.min(len)))
             }
-            Err(fault) => Err(fault),
+            Err(fault) => Err(*fault),
         };
-        core.settle();
+        let used = answer.ok();
+        let broken = core.pass_on(used.as_ref(), &watched);
+        if let Some(translation) = used.filter(|_| !broken && self.config.sanitizer()) {
+            core.journal.remember(&request, &translation, &watched);
+        }
         done
     }
 }
 
 impl Core {
-    /// Lets the unit finish what it began, and passes on what comes out of it.
-    fn settle(&mut self) {
+    /// Does `work` with the unit, lets it finish what it began, and notes what is done with memory if anybody wants to know.
+    fn drive<R>(&mut self, work: impl FnOnce(&mut Unit, &Recorder<'_, Ram>) -> R) -> (R, Watched) {
+        let wanted = self.journal.trace.is_some() || self.unit.config().sanitizer();
+        let recorder = Recorder::new(&self.ram, wanted);
+        let result = work(&mut self.unit, &recorder);
         for _ in 0..STEPS_MAX {
-            while let Some(message) = self.unit.take_message() {
-                self.journal.event(message);
-                if let Some(outlet) = &self.outlet {
-                    outlet.interrupt(message);
-                }
-            }
             while let Some(what) = self.unit.take_device_invalidation() {
                 // No function keeps translations beyond one access, so every device-TLB is clean at once.
-                self.unit.complete_device_invalidation(&self.ram, what.source, what.tag);
+                self.unit.complete_device_invalidation(&recorder, what.source, what.tag);
             }
-            while let Some(finding) = self.unit.take_finding() {
-                self.journal.finding(&finding);
-            }
-            if !self.unit.step(&self.ram) {
-                return;
+            if !self.unit.step(&recorder) {
+                break;
             }
         }
+        (result, recorder.finish())
+    }
+
+    /// Passes on what came out of the unit. `used` is the translation that a request just got. True if a rule was broken.
+    fn pass_on(&mut self, used: Option<&Translation>, watched: &Watched) -> bool {
+        let mut broken = false;
+        while let Some(finding) = self.unit.take_finding() {
+            broken = true;
+            self.journal.broken(finding, used, watched);
+        }
+        while let Some(message) = self.unit.take_message() {
+            self.journal.event(message);
+            if let Some(outlet) = &self.outlet {
+                outlet.interrupt(message);
+            }
+        }
+        broken
     }
 }
 

@@ -66,7 +66,11 @@ fn summarise(server: &Server, voice: &Voice) {
         let (received, sent) = (traffic.received(), traffic.sent());
         eprintln!("iommu: {}: {received} messages received, {sent} sent", slot.name());
     }
-    eprintln!("iommu: {} requests blocked, {} rules broken", voice.faults(), voice.findings());
+    eprintln!(
+        "iommu: {} requests blocked, {} rules broken",
+        voice.faults(),
+        voice.findings()
+    );
 }
 
 /// Starts QEMU until its firmware has placed the unit's registers and switched them on.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iommu_serve::protocol::Refusal;
-use iommu_serve::{Notices, Report};
-use vtd_model::{Fault, Finding};
+use iommu_serve::{BrokenRule, Notices, Report};
+use vtd_model::Fault;
 
 /// Faults that are printed one by one; a guest can cause any number.
 const FAULTS_SHOWN: u64 = 64;
@@ -42,13 +42,23 @@ impl Voice {
 }
 
 impl Report for Voice {
-    fn finding(&mut self, _: &Finding, text: &str, trace: &[String]) {
+    fn broken(&mut self, rule: &BrokenRule) {
         let number = self.0.findings.fetch_add(1, Ordering::Relaxed);
-        if number < FINDINGS_SHOWN {
-            Self::say(&format!("rule broken: {text}"));
-            for line in trace {
-                Self::say(&format!("    {line}"));
-            }
+        if number >= FINDINGS_SHOWN {
+            return;
+        }
+        Self::say(&format!("rule broken: {}", rule.text));
+        if let Some(entry) = rule.entry {
+            let before = entry
+                .before
+                .map_or_else(|| "not known".to_owned(), |word| format!("{word:#x}"));
+            Self::say(&format!(
+                "    the entry at {}: {before} when it was cached, {:#x} now",
+                entry.at, entry.now
+            ));
+        }
+        for line in &rule.trace {
+            Self::say(&format!("    {line}"));
         }
     }
 

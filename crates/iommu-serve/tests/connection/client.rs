@@ -10,27 +10,28 @@ use std::time::Duration;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-pub const CONFIG: u32 = 7;
+pub(crate) const CONFIG: u32 = 7;
 
 /// A message of the server.
 #[derive(Debug)]
-pub struct Message {
-    pub id: u16,
-    pub command: u16,
-    pub flags: u32,
-    pub error: u32,
-    pub payload: Vec<u8>,
+pub(crate) struct Message {
+    pub(crate) id: u16,
+    pub(crate) command: u16,
+    pub(crate) flags: u32,
+    pub(crate) error: u32,
+    pub(crate) payload: Vec<u8>,
 }
 
-pub struct Client {
-    pub socket: UnixStream,
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) socket: UnixStream,
     next: u16,
     /// Commands of the server that came in while a reply was awaited.
-    pub commands: Vec<Message>,
+    pub(crate) commands: Vec<Message>,
 }
 
 impl Client {
-    pub fn connect(path: &Path) -> Self {
+    pub(crate) fn connect(path: &Path) -> Self {
         let socket = UnixStream::connect(path).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         Self {
@@ -41,7 +42,7 @@ impl Client {
     }
 
     /// Connected, with the version agreed on.
-    pub fn agreed(path: &Path) -> Self {
+    pub(crate) fn agreed(path: &Path) -> Self {
         let mut client = Self::connect(path);
         let mut hello = vec![0, 0, 1, 0];
         hello.extend(b"{\"capabilities\":{\"max_msg_fds\":8,\"write_multiple\":true}}\0");
@@ -50,7 +51,7 @@ impl Client {
         client
     }
 
-    pub fn send(&mut self, command: u16, flags: u32, payload: &[u8], fds: &[&OwnedFd]) -> u16 {
+    pub(crate) fn send(&mut self, command: u16, flags: u32, payload: &[u8], fds: &[&OwnedFd]) -> u16 {
         let id = self.next;
         self.next = self.next.wrapping_add(1);
         let mut bytes = Vec::new();
@@ -71,7 +72,7 @@ impl Client {
         id
     }
 
-    pub fn receive(&mut self) -> Message {
+    pub(crate) fn receive(&mut self) -> Message {
         let mut header = [0; 16];
         self.socket.read_exact(&mut header).unwrap();
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
@@ -87,7 +88,7 @@ impl Client {
     }
 
     /// Sends a command and waits for its reply: the payload, or the error number.
-    pub fn ask_with(&mut self, command: u16, payload: &[u8], fds: &[&OwnedFd]) -> Result<Vec<u8>, u32> {
+    pub(crate) fn ask_with(&mut self, command: u16, payload: &[u8], fds: &[&OwnedFd]) -> Result<Vec<u8>, u32> {
         let id = self.send(command, 0, payload, fds);
         loop {
             let message = self.receive();
@@ -104,11 +105,11 @@ impl Client {
         }
     }
 
-    pub fn ask(&mut self, command: u16, payload: &[u8]) -> Result<Vec<u8>, u32> {
+    pub(crate) fn ask(&mut self, command: u16, payload: &[u8]) -> Result<Vec<u8>, u32> {
         self.ask_with(command, payload, &[])
     }
 
-    pub fn map(&mut self, address: u64, len: u64, file: Option<&OwnedFd>) -> Result<Vec<u8>, u32> {
+    pub(crate) fn map(&mut self, address: u64, len: u64, file: Option<&OwnedFd>) -> Result<Vec<u8>, u32> {
         let mut payload = words(&[32, 3]);
         payload.extend(0u64.to_le_bytes());
         payload.extend(address.to_le_bytes());
@@ -116,33 +117,33 @@ impl Client {
         self.ask_with(2, &payload, file.as_slice())
     }
 
-    pub fn unmap(&mut self, address: u64, len: u64) -> Result<Vec<u8>, u32> {
+    pub(crate) fn unmap(&mut self, address: u64, len: u64) -> Result<Vec<u8>, u32> {
         let mut payload = words(&[24, 0]);
         payload.extend(address.to_le_bytes());
         payload.extend(len.to_le_bytes());
         self.ask(3, &payload)
     }
 
-    pub fn read(&mut self, region: u32, offset: u64, count: u32) -> Result<Vec<u8>, u32> {
+    pub(crate) fn read(&mut self, region: u32, offset: u64, count: u32) -> Result<Vec<u8>, u32> {
         let mut payload = offset.to_le_bytes().to_vec();
         payload.extend(words(&[region, count]));
         Ok(self.ask(9, &payload)?.split_off(16))
     }
 
-    pub fn read32(&mut self, region: u32, offset: u64) -> u32 {
+    pub(crate) fn read32(&mut self, region: u32, offset: u64) -> u32 {
         u32::from_le_bytes(self.read(region, offset, 4).unwrap().try_into().unwrap())
     }
 
-    pub fn read64(&mut self, region: u32, offset: u64) -> u64 {
+    pub(crate) fn read64(&mut self, region: u32, offset: u64) -> u64 {
         u64::from_le_bytes(self.read(region, offset, 8).unwrap().try_into().unwrap())
     }
 
-    pub fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<Vec<u8>, u32> {
+    pub(crate) fn write(&mut self, region: u32, offset: u64, data: &[u8]) -> Result<Vec<u8>, u32> {
         self.ask(10, &write_payload(region, offset, data))
     }
 
     /// A write that wants no reply.
-    pub fn post(&mut self, region: u32, offset: u64, data: &[u8]) {
+    pub(crate) fn post(&mut self, region: u32, offset: u64, data: &[u8]) {
         self.send(10, 0x10, &write_payload(region, offset, data), &[]);
     }
 }
@@ -154,23 +155,23 @@ fn write_payload(region: u32, offset: u64, data: &[u8]) -> Vec<u8> {
     payload
 }
 
-pub fn words(words: &[u32]) -> Vec<u8> {
+pub(crate) fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// Guest memory the way QEMU's memfd backend makes it.
-pub fn guest_memory(len: u64) -> OwnedFd {
+pub(crate) fn guest_memory(len: u64) -> OwnedFd {
     let file = memfd_create("guest", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
     ftruncate(&file, len).unwrap();
     fcntl_add_seals(&file, SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL).unwrap();
     file
 }
 
-pub fn poke(memory: &OwnedFd, at: u64, bytes: &[u8]) {
+pub(crate) fn poke(memory: &OwnedFd, at: u64, bytes: &[u8]) {
     assert_eq!(rustix::io::pwrite(memory, bytes, at).unwrap(), bytes.len());
 }
 
-pub fn peek<const N: usize>(memory: &OwnedFd, at: u64) -> [u8; N] {
+pub(crate) fn peek<const N: usize>(memory: &OwnedFd, at: u64) -> [u8; N] {
     let mut bytes = [0; N];
     assert_eq!(rustix::io::pread(memory, &mut bytes, at).unwrap(), N);
     bytes

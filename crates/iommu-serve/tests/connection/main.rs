@@ -2,6 +2,7 @@
 
 mod client;
 mod hostile;
+mod traces;
 mod unit;
 
 use std::path::PathBuf;
@@ -10,24 +11,23 @@ use std::sync::{Arc, Mutex};
 
 use iommu_devices::{DmaEngine, DmaEngineOptions};
 use iommu_serve::protocol::Refusal;
-use iommu_serve::{Machine, Notices, Report, Server};
-use vtd_model::{Fault, Finding, UnitConfig, UnitConfigBuilder};
+use iommu_serve::{BrokenRule, Machine, Notices, Report, Server};
+use vtd_model::{Fault, UnitConfig, UnitConfigBuilder};
 
 /// What a server said.
 #[derive(Debug, Default)]
-pub struct Said {
-    pub faults: Mutex<Vec<String>>,
-    pub findings: Mutex<Vec<(String, Vec<String>)>>,
-    pub refusals: Mutex<Vec<String>>,
-    pub ended: Mutex<Vec<Option<String>>>,
+pub(crate) struct Said {
+    pub(crate) faults: Mutex<Vec<String>>,
+    pub(crate) broken: Mutex<Vec<BrokenRule>>,
+    pub(crate) refusals: Mutex<Vec<String>>,
+    pub(crate) ended: Mutex<Vec<Option<String>>>,
 }
 
 struct Ear(Arc<Said>);
 
 impl Report for Ear {
-    fn finding(&mut self, finding: &Finding, _: &str, trace: &[String]) {
-        let entry = (finding.rule.name().to_owned(), trace.to_vec());
-        self.0.findings.lock().unwrap().push(entry);
+    fn broken(&mut self, rule: &BrokenRule) {
+        self.0.broken.lock().unwrap().push(rule.clone());
     }
     fn fault(&mut self, fault: &Fault) {
         self.0.faults.lock().unwrap().push(fault.to_string());
@@ -45,18 +45,19 @@ impl Notices for Said {
 }
 
 /// A served unit with a DMA engine behind it and one beside it, in a directory of its own.
-pub struct Rig {
+#[derive(Debug)]
+pub(crate) struct Rig {
     server: Option<Server>,
     directory: PathBuf,
-    pub said: Arc<Said>,
+    pub(crate) said: Arc<Said>,
 }
 
 impl Rig {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(UnitConfig::builder())
     }
 
-    pub fn with(config: UnitConfigBuilder) -> Self {
+    pub(crate) fn with(config: UnitConfigBuilder) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let directory = std::env::temp_dir().join(format!(
             "iommu-serve-{}-{}",
@@ -89,11 +90,11 @@ impl Rig {
         }
     }
 
-    pub fn server(&self) -> &Server {
+    pub(crate) fn server(&self) -> &Server {
         self.server.as_ref().unwrap()
     }
 
-    pub fn socket(&self, name: &str) -> PathBuf {
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
         self.directory.join(format!("{name}.sock"))
     }
 }

@@ -44,13 +44,25 @@ fn command(unit: &mut Client, bit: u32) {
     assert_eq!(unit.read32(0, GSTS) & bit, bit);
 }
 
-struct Guest {
-    unit: Client,
-    engine: Client,
-    memory: OwnedFd,
+/// Points the unit at its tables, drops what it cached, and enables translation.
+pub(crate) fn enable(unit: &mut Client) {
+    unit.write(0, RTADDR, &0x1000u64.to_le_bytes()).unwrap();
+    command(unit, SRTP);
+    // CCMD and IOTLB: both global, as software has to after SRTP.
+    unit.write(0, 0x28, &(1u64 << 63 | 1 << 61).to_le_bytes()).unwrap();
+    let iro = (unit.read64(0, 0x10) >> 8 & 0x3ff) * 16;
+    unit.write(0, iro + 8, &(1u64 << 63 | 1 << 60).to_le_bytes()).unwrap();
+    command(unit, TE);
 }
 
-fn guest(rig: &Rig) -> Guest {
+/// The clients of both functions and the memory that they share.
+pub(crate) struct Guest {
+    pub(crate) unit: Client,
+    pub(crate) engine: Client,
+    pub(crate) memory: OwnedFd,
+}
+
+pub(crate) fn guest(rig: &Rig) -> Guest {
     let memory = guest_memory(MEMORY);
     let mut unit = Client::agreed(&rig.socket("unit"));
     unit.map(0, MEMORY, Some(&memory)).unwrap();
@@ -62,7 +74,7 @@ fn guest(rig: &Rig) -> Guest {
 }
 
 /// Lets the engine write the first `count` bytes of its buffer to `iova`.
-fn store(engine: &mut Client, iova: u64, count: u64) {
+pub(crate) fn store(engine: &mut Client, iova: u64, count: u64) {
     for (register, value) in [(SOURCE, BUFFER), (DESTINATION, iova), (COUNT, count), (COMMAND, 3)] {
         engine.post(0, register, &value.to_le_bytes());
     }
@@ -77,9 +89,7 @@ fn a_dma_goes_where_the_guests_tables_lead_and_nowhere_else() {
         memory,
     } = guest(&rig);
     engine.write(0, BUFFER, &[0xa5; 8]).unwrap();
-    unit.write(0, RTADDR, &0x1000u64.to_le_bytes()).unwrap();
-    command(&mut unit, SRTP);
-    command(&mut unit, TE);
+    enable(&mut unit);
 
     store(&mut engine, 0x10_0ff8, 8);
     engine.read32(0, 0);
@@ -107,9 +117,7 @@ fn before_translation_is_enabled_addresses_pass_and_a_function_beside_the_unit_n
     engine.read32(0, 0);
     assert_eq!(peek::<4>(&memory, 0x30_0000), [1; 4]);
 
-    unit.write(0, RTADDR, &0x1000u64.to_le_bytes()).unwrap();
-    command(&mut unit, SRTP);
-    command(&mut unit, TE);
+    enable(&mut unit);
     let mut beside = Client::agreed(&rig.socket("beside"));
     beside.map(0, MEMORY, Some(&memory)).unwrap();
     beside.write(CONFIG, 4, &6u16.to_le_bytes()).unwrap();
@@ -129,9 +137,7 @@ fn the_units_fault_event_is_a_write_to_the_programmed_address() {
     unit.write(0, FEDATA, &0x4041u32.to_le_bytes()).unwrap();
     unit.write(0, FEADDR, &0xfee0_1000u32.to_le_bytes()).unwrap();
     unit.write(0, FECTL, &0u32.to_le_bytes()).unwrap();
-    unit.write(0, RTADDR, &0x1000u64.to_le_bytes()).unwrap();
-    command(&mut unit, SRTP);
-    command(&mut unit, TE);
+    enable(&mut unit);
     store(&mut engine, 0x5000, 4);
     engine.read32(0, 0);
     let event = unit.receive();
@@ -228,26 +234,23 @@ fn the_sanitizer_names_a_stale_translation_and_what_led_to_it() {
         mut engine,
         memory,
     } = guest(&rig);
-    unit.write(0, RTADDR, &0x1000u64.to_le_bytes()).unwrap();
-    command(&mut unit, SRTP);
-    // CCMD and IOTLB: both global, as software has to after SRTP.
-    unit.write(0, 0x28, &(1u64 << 63 | 1 << 61).to_le_bytes()).unwrap();
-    let iro = (unit.read64(0, 0x10) >> 8 & 0x3ff) * 16;
-    unit.write(0, iro + 8, &(1u64 << 63 | 1 << 60).to_le_bytes()).unwrap();
-    command(&mut unit, TE);
+    enable(&mut unit);
     store(&mut engine, 0x10_0000, 4);
     engine.read32(0, 0);
-    assert!(rig.said.findings.lock().unwrap().is_empty());
+    assert!(rig.said.broken.lock().unwrap().is_empty());
     // The page is replaced by another one behind the unit's back.
     poke(&memory, 0x6000 + 0x100 * 8, &0x21_0003u64.to_le_bytes());
     store(&mut engine, 0x10_0000, 4);
     engine.read32(0, 0);
-    let findings = rig.said.findings.lock().unwrap().clone();
-    assert_eq!(findings.len(), 1, "{findings:?}");
-    assert_eq!(findings[0].0, "stale-translation");
+    let broken = rig.said.broken.lock().unwrap().clone();
+    assert_eq!(broken.len(), 1, "{broken:?}");
+    assert_eq!(broken[0].finding.rule.name(), "stale-translation");
+    let entry = broken[0].entry.unwrap();
+    assert_eq!(entry.at.raw(), 0x6000 + 0x100 * 8);
+    assert_eq!((entry.before, entry.now), (Some(0x20_0003), 0x21_0003));
     assert!(
-        findings[0].1.iter().any(|line| line.starts_with("write32 0x18")),
-        "{findings:?}"
+        broken[0].trace.iter().any(|line| line.starts_with("write32 0x18")),
+        "{broken:?}"
     );
 }
 
