@@ -135,7 +135,7 @@ fn domain_of(word: u64) -> usize {
 ///
 /// Requesters of one domain do not share a number: what is kept are answers, and an answer also depends on the
 /// requester's context (privilege of requests without PASID, for one).
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Spaces {
     numbers: HashMap<u64, (View, TagWords)>,
     last: u64,
@@ -196,7 +196,11 @@ impl Store {
             latched: core::array::from_fn(|_| RwLock::new(Latched::RESET)),
             iotlb: Iotlb::new(config.caches().pages, domains),
             views: (0..VIEWS).map(|_| Line::default()).collect(),
-            spaces: Mutex::new(Spaces::default()),
+            // All at once: a table that grows holds two for a while.
+            spaces: Mutex::new(Spaces {
+                numbers: HashMap::with_capacity(SPACES_MAX),
+                last: 0,
+            }),
             last_space: (1 << crate::protocol::SPACE_BITS) - 1,
             contexts: (0..CONTEXTS).map(|_| RwLock::new(None)).collect(),
             pasids: (0..CONTEXTS).map(|_| RwLock::new(None)).collect(),

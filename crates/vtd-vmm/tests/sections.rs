@@ -313,6 +313,59 @@ fn a_wait_completes_when_the_last_open_section_closes() {
 }
 
 #[test]
+fn a_wait_behind_any_single_command_waits_for_open_sections() {
+    for command in [
+        descriptor::CONTEXT_GLOBAL,
+        descriptor::context_domain(DOMAIN),
+        descriptor::context_device(DOMAIN, DEVICE, 0),
+        descriptor::iotlb_pages(DOMAIN, IOVA, 0, true),
+        descriptor::INTERRUPT_GLOBAL,
+    ] {
+        let guest = Guest::new();
+        let section = guest.unit.enter(device());
+        guest.invalidate(command, 1);
+        assert_eq!(guest.status(), 0, "{command:x?}");
+        drop(section);
+        assert_eq!(guest.status(), 1, "{command:x?}");
+    }
+}
+
+#[test]
+fn neighbouring_pages_are_one_slice_and_a_hole_ends_it() {
+    let mut guest = Guest::new();
+    for (page, phys) in [A, A + 0x1000, A + 0x2000, B, B + 0x1000].into_iter().enumerate() {
+        guest.map(IOVA + page as u64 * 0x1000, phys, 1, RW);
+    }
+    let section = guest.unit.enter(device());
+    let parts = |at: u64, count: usize| slices(&section, at, count, Permissions::Write);
+    let cold = parts(IOVA, 0x5000);
+    assert_eq!(cold.iter().flatten().sum::<usize>(), 0x5000, "{cold:?}");
+    assert_eq!(parts(IOVA, 0x5000).len(), 2, "once all are kept");
+    assert_eq!(parts(IOVA, 0x5000), [Ok(0x3000), Ok(0x2000)]);
+    assert_eq!(parts(IOVA + 0x800, 0x2000), [Ok(0x2000)]);
+    assert_eq!(parts(IOVA + 0x800, 0x2801), [Ok(0x2800), Ok(1)]);
+    // No fault is recorded for looking ahead.
+    assert_eq!(guest.unit.counters().blocked, 0);
+    let beyond = parts(IOVA + 0x4000, 0x2000);
+    assert!(matches!(&beyond[..], [Ok(0x1000), Err(_)]), "{beyond:?}");
+    assert_eq!(guest.unit.counters().blocked, 1);
+}
+
+#[test]
+fn a_neighbour_without_the_right_is_not_taken_along() {
+    let mut guest = Guest::new();
+    guest.map(IOVA, A, 1, RW);
+    guest.map(IOVA + 0x1000, A + 0x1000, 1, raw::SS_READ);
+    let section = guest.unit.enter(device());
+    for _ in 0..3 {
+        let _ = slices(&section, IOVA, 0x2000, Permissions::Read);
+    }
+    assert_eq!(slices(&section, IOVA, 0x2000, Permissions::Read), [Ok(0x2000)]);
+    let writes = slices(&section, IOVA, 0x2000, Permissions::Write);
+    assert!(matches!(&writes[..], [Ok(0x1000), Err(_)]), "{writes:?}");
+}
+
+#[test]
 fn more_sections_than_slots_are_waited_for_as_well() {
     let guest = Guest::new();
     let mut open: Vec<_> = (0..100).map(|_| guest.unit.enter(device())).collect();

@@ -131,3 +131,14 @@ fn after_a_domain_invalidation_nobody_writes_to_the_old_frame() {
 fn after_a_global_invalidation_nobody_writes_to_the_old_frame() {
     churn(|_| descriptor::IOTLB_GLOBAL, 100);
 }
+
+#[test]
+fn after_a_context_invalidation_alone_nobody_writes_to_the_old_frame() {
+    // It drops what is kept of the requester's pages too; the wait behind it has to drain all the same.
+    churn(|_| descriptor::context_device(DOMAIN, common::DEVICE, 0), 100);
+}
+
+#[test]
+fn after_a_global_context_invalidation_alone_nobody_writes_to_the_old_frame() {
+    churn(|_| descriptor::CONTEXT_GLOBAL, 100);
+}
