@@ -19,6 +19,8 @@ use crate::tree::{Archive, Entry, Missing, Tree, joined};
 pub(crate) const MANIFEST: &str = "portcullis/manifest";
 /// Version of the manifest's form.
 const VERSION: u32 = 1;
+/// Partitions of one disk, or parts of one array, that are kept.
+const MAX_PARTS: usize = 256;
 /// Missing paths that are taken from one manifest.
 const MAX_MISSING: usize = 1 << 18;
 
@@ -135,10 +137,12 @@ impl Taker {
                 self.file(&format!("{at}/intel-iommu/{file}"));
             }
         }
-        for class in ["sys/class/net", "sys/block"] {
-            for name in self.names(class) {
-                self.link(&format!("{class}/{name}"));
-            }
+        for name in self.names("sys/class/net") {
+            self.link(&format!("sys/class/net/{name}"));
+        }
+        for name in self.names("sys/block") {
+            let at = self.link(&format!("sys/block/{name}"));
+            self.disk(&name, &at);
         }
         for table in ACPI_TABLES {
             self.file(&format!("{TABLES}/{table}"));
@@ -186,6 +190,24 @@ impl Taker {
         }
         for link in FUNCTION_LINKS {
             self.link(&format!("{at}/{link}"));
+        }
+    }
+
+    /// What leads from a mounted device to its disk: partitions, and for mapped devices and arrays their name and parts.
+    fn disk(&mut self, name: &str, at: &str) {
+        let Knowledge::Known(below) = self.tree.names(at) else {
+            return;
+        };
+        for part in below.iter().filter(|part| part.starts_with(name)).take(MAX_PARTS) {
+            self.archive.insert(format!("{at}/{part}"), Entry::Folder);
+        }
+        if below.iter().any(|entry| entry == "dm") {
+            self.file(&format!("{at}/dm/name"));
+        }
+        if below.iter().any(|entry| entry == "slaves") {
+            for part in self.names(&format!("{at}/slaves")).into_iter().take(MAX_PARTS) {
+                self.link(&format!("{at}/slaves/{part}"));
+            }
         }
     }
 

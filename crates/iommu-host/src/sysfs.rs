@@ -473,7 +473,7 @@ fn vital_disks(tree: &Tree) -> Knowledge<Vec<String>> {
         })
         .take(MAX_DEVICES)
         .collect();
-    Knowledge::Known(disks_below(tree, devices))
+    disks_below(tree, devices)
 }
 
 /// Block devices that are followed down to disks.
@@ -482,7 +482,8 @@ const MAX_DEVICES: usize = 256;
 const MAX_DISKS: usize = 4096;
 
 /// The disks that block devices lie on: themselves, the disk of a partition, what a mapped device or array is made of.
-fn disks_below(tree: &Tree, mut devices: Vec<String>) -> Vec<String> {
+/// Unknown if one leads to no disk: any disk may be the one.
+fn disks_below(tree: &Tree, mut devices: Vec<String>) -> Knowledge<Vec<String>> {
     let listed = tree.names("sys/block");
     // Mapped devices are mounted by another name than sysfs uses.
     let known: Vec<(&String, Option<String>)> = listed
@@ -501,7 +502,9 @@ fn disks_below(tree: &Tree, mut devices: Vec<String>) -> Vec<String> {
         let lies_on = |(disk, mapped): &&(&String, Option<String>)| {
             **disk == name || mapped.as_ref() == Some(&name) || tree.has(&format!("sys/block/{disk}/{name}"))
         };
+        let mut found = false;
         for (disk, _) in known.iter().filter(lies_on) {
+            found = true;
             match tree.names(&format!("sys/block/{disk}/slaves")).known() {
                 Some(below) if !below.is_empty() => devices.extend(below.iter().take(MAX_DEVICES).cloned()),
                 _ => {
@@ -509,8 +512,12 @@ fn disks_below(tree: &Tree, mut devices: Vec<String>) -> Vec<String> {
                 }
             }
         }
+        if !found {
+            let why = "which disk this is on cannot be told".to_owned();
+            return Knowledge::Unknown(Obstacle::Failed(format!("/dev/{name}"), why));
+        }
     }
-    disks.into_iter().collect()
+    Knowledge::Known(disks.into_iter().collect())
 }
 
 /// Interfaces with a default route. Destination 0 in the kernel's table.

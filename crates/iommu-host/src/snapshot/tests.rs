@@ -55,6 +55,8 @@ fn a_snapshot_tells_the_same_as_the_machine_it_was_taken_of() {
     root.file("sys/kernel/iommu_groups/3/devices/0000:00:02.0", b"");
     root.file("sys/firmware/acpi/tables/FACP", b"x");
     root.file("sys/class/net/lo", b"");
+    root.file(&format!("{nic}/block/sda/sda1/partition"), b"1\n");
+    root.link("sys/block/sda", "../devices/pci0000:00/0000:00:02.0/block/sda");
     root.file(
         "proc/cmdline",
         b"root=UUID=3f1b2c4d-0000-1111-2222-abcdefabcdef intel_iommu=on\n",
@@ -64,6 +66,16 @@ fn a_snapshot_tells_the_same_as_the_machine_it_was_taken_of() {
         b"/dev/sda1 / ext4 rw 0 0\nsecret:/x /mnt nfs rw 0 0\n",
     );
     root.file("var/log/dmesg", b"[ 1.000000] DMAR: Host address width 39\n");
+
+    // A root file system on what is on no known disk: any disk may be the one.
+    let gone = Scratch::new("snapshot-no-disk");
+    gone.file("proc/self/mounts", b"/dev/sdb1 / ext4 rw 0 0\n");
+    gone.file(&format!("{nic}/vendor"), b"0x8086\n");
+    gone.link(
+        "sys/bus/pci/devices/0000:00:02.0",
+        "../../../devices/pci0000:00/0000:00:02.0",
+    );
+    assert!(Machine::open(&gone.0).expect("a machine").vital_disks.is_unknown());
 
     let live = Machine::open(&root.0).expect("a machine");
     for scrubbed in [false, true] {
@@ -77,6 +89,8 @@ fn a_snapshot_tells_the_same_as_the_machine_it_was_taken_of() {
         assert_eq!(read.log, live.log);
         // The machine has no such table, and the snapshot knows that.
         assert!(live.dmar.is_absent() && read.dmar.is_absent(), "{:?}", read.dmar);
+        assert_eq!(live.vital_disks, Knowledge::Known(vec!["sda".to_owned()]));
+        assert_eq!(read.vital_disks, live.vital_disks, "the partition leads to its disk");
         assert_eq!(read.units, live.units);
         assert_eq!(read.root_buses, live.root_buses);
     }
