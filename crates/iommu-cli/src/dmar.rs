@@ -224,7 +224,7 @@ pub(crate) fn show(table: &Table, names: Option<&Names>) -> Shown {
 fn judge(table: &Table) -> Report {
     match &table.machine {
         None => rules::lint_bytes(&table.bytes, &Facts::default()),
-        Some(machine) => lint::judge_on(&table.bytes, machine),
+        Some(machine) => iommu_host::lint::judge(&table.bytes, machine, &machine.topology()),
     }
 }
 

@@ -12,10 +12,10 @@ use crate::exit::{self, Failure, Verdict};
 pub(crate) const ABOUT: &str = "\
 Shows which device can reach which memory, and why.
 
-An IOMMU stands between devices and memory. Devices that it cannot tell apart, or that can reach each other before it, \
-form a group, and only whole groups can be given to a guest. This tool says what is grouped with what and why, whether \
-a device can be assigned and what stands in the way, what a DMA fault means, and rehearses an assignment in software. \
-It changes nothing on the machine.";
+An IOMMU stands between devices and memory. Devices that it cannot tell apart, or that can reach
+each other before it, form a group, and only whole groups can be given to a guest. This tool says
+what is grouped with what and why, whether a device can be assigned and what stands in the way,
+what a DMA fault means, and rehearses an assignment in software. It changes nothing on the machine.";
 
 /// The next steps, below it.
 pub(crate) const START: &str = "\
@@ -29,11 +29,11 @@ Where to start:
   iommu faults dmesg.txt      which device is behind the faults of a log, and what to do
   iommu run                   rehearse an assignment in software: no hardware, root or network needed
 
-Devices are named as in lspci: 3b:00.0, 0000:3b:00.0, 3b: (a bus), 8086:1533 (a model); also pci_0000_3b_00_0,
-a path in sysfs, or the name of an interface or disk such as eth0 or nvme0n1.
+Devices are named as in lspci: 3b:00.0, 0000:3b:00.0, 3b: (a bus), 8086:1533 (a model); also
+pci_0000_3b_00_0, a path in sysfs, or an interface or disk such as eth0 or nvme0n1.
 
-Another machine: --root takes a copy of its root folder, a snapshot (`iommu snapshot` writes one), or the text of
-`lspci -nnvvv` or `lspci -nnxxxx` with dmesg and acpidump in the same file.
+Another machine: --root takes a copy of its root folder, a snapshot (`iommu snapshot` writes one),
+or the text of `lspci -nnvvv` or `lspci -nnxxxx` with dmesg and acpidump in the same file.
 
 Exit codes, the same for all commands:
   0  yes: as it should be, or as predicted
@@ -119,6 +119,27 @@ after!(
 ",
     "they can be given to a guest",
     "they cannot, and it is said what stands in the way",
+    "not used"
+);
+after!(
+    SERVE,
+    "  iommu serve --disk disk.img --print-qemu          wait for a QEMU that is started by hand
+  iommu serve --disk disk.img --sanitize \\
+      --boot vmlinuz --initrd initrd.gz             start it, with Linux's own driver under the sanitizer
+  iommu serve --disk disk.img --mode scalable       scalable mode with first-stage translation
+",
+    "the guest ended, or the server was told to",
+    "the guest's driver broke rules of the programming protocol",
+    "not used"
+);
+after!(
+    TRACE,
+    "  iommu trace run.trace                             registers by name, descriptors decoded
+  iommu trace run.trace --replay                    do it again with no VM, and compare
+  iommu trace run.trace --replay --sanitize         and name the rules that the driver broke
+",
+    "shown, or replayed as it was recorded",
+    "the replay differs, or rules of the programming protocol were broken",
     "not used"
 );
 after!(

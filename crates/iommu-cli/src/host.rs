@@ -161,7 +161,7 @@ pub(crate) fn notes(machine: &Machine) -> String {
     }
     if let Some(first) = machine.wide_domains.first() {
         text.push_str(&format!(
-            "{} {} are in PCI domains above ffff, below a VMD, and are not judged ({})\n",
+            "{} {} with a name that is no PCI address, not judged ({})\n",
             style::faint("note:"),
             count(machine.wide_domains.len(), "function"),
             printable(first)

@@ -10,15 +10,14 @@ use std::fmt;
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
 
-/// When output has colours.
+/// When output has colours: `auto` is on terminals, unless `NO_COLOR` or `TERM=dumb` is set; `CLICOLOR_FORCE=1` forces
+/// them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum When {
-    /// On terminals, unless NO_COLOR or TERM=dumb is set; CLICOLOR_FORCE=1 forces them
+    // Comments for rustdoc would make the list of values in the help a page long.
     #[default]
     Auto,
-    /// Always
     Always,
-    /// Never
     Never,
 }
 
@@ -142,6 +141,31 @@ pub(crate) const fn plainly<T>(text: T) -> Styled<T> {
     }
 }
 
+/// Columns that a line of words takes at most.
+const WIDTH: usize = 110;
+
+/// Words without colours, as a paragraph: broken between words where a line would pass the last column, with `indent`
+/// columns left free at the left from the second line on. The first line starts at column `start`.
+pub(crate) fn paragraph(words: &str, start: usize, indent: usize) -> String {
+    let mut text = String::new();
+    let mut column = start;
+    for word in words.split(' ').filter(|word| !word.is_empty()) {
+        let len = word.chars().count();
+        let first = text.is_empty();
+        if !first && column + 1 + len > WIDTH {
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', indent));
+            column = indent;
+        } else if !first {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += len;
+    }
+    text
+}
+
 /// The text as it is without colours.
 #[cfg(test)]
 pub(crate) fn plain(text: &str) -> String {
@@ -165,6 +189,19 @@ mod tests {
         assert_eq!(of(&["iommu", "--color", "rainbow"]), When::Auto);
         assert_eq!(of(&["iommu", "--colour=never", "--", "--color=never"]), When::Auto);
         assert_eq!(of(&["iommu", "--color"]), When::Auto);
+    }
+
+    #[test]
+    fn paragraphs_break_between_words_and_hang() {
+        let text = paragraph(&"word ".repeat(50), 4, 8);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[0].len() + 4 <= WIDTH && lines.iter().all(|line| line.len() <= WIDTH));
+        assert!(lines.iter().skip(1).all(|line| line.starts_with("        w")));
+        assert_eq!(text.split_whitespace().count(), 50);
+        assert_eq!(paragraph("", 0, 8), "");
+        let long = "x".repeat(300);
+        assert_eq!(paragraph(&long, 4, 8), long);
     }
 
     #[test]

@@ -1,11 +1,7 @@
 //! `iommu dmar lint`: what is wrong with a table, with all that is known of the machine that it is of.
 
-use acpi_dmar::lint::{self as rules, KernelVersion, Machine as Facts, PciFunction, Report};
 use acpi_dmar::{Dmar, Rule, Severity};
 use clap::{Args, ValueEnum};
-use iommu_groups::Presence;
-use iommu_host::{Machine, Origin};
-use iommu_types::HostPhys;
 use serde_json::json;
 
 use super::{Found, Table, TableSource, json as as_json, judge, no_table, text};
@@ -167,54 +163,4 @@ fn explain(id: &str) -> Result<Answer, Failure> {
         json: json!({"schema": SCHEMA, "rules": rules}),
         verdict: Ok(Verdict::Yes),
     })
-}
-
-/// Judges a table with all that is known of the machine. What is not known leaves rules unjudged.
-pub(super) fn judge_on(bytes: &[u8], machine: &Machine) -> Report {
-    // A listing may leave out functions, and absence in it proves nothing.
-    let functions = (machine.origin != Origin::Listing).then(|| functions(machine));
-    let dead: Option<Vec<HostPhys>> = machine.units.known().map(|units| {
-        let dead = units.iter().filter(|unit| {
-            let cap = unit.cap.known().map(|cap| cap.raw_value());
-            let ecap = unit.ecap.known().map(|ecap| ecap.raw_value());
-            cap == Some(u64::MAX) && ecap == Some(u64::MAX)
-        });
-        dead.filter_map(|unit| unit.address.known().copied()).collect()
-    });
-    let kernel = machine.kernel.known().map(|_| {
-        let version = machine.linux_version();
-        KernelVersion {
-            major: version.major,
-            minor: version.minor,
-        }
-    });
-    let facts = Facts {
-        functions: functions.as_deref(),
-        kernel,
-        dead_units: dead.as_deref(),
-        has_groups: machine.has_groups(),
-        ..Facts::default()
-    };
-    rules::lint_bytes(bytes, &facts)
-}
-
-fn functions(machine: &Machine) -> Vec<PciFunction> {
-    let topology = machine.topology();
-    let functions = topology.functions().iter().map(|f| {
-        let [interface, sub, base, _] = f.class.to_le_bytes();
-        PciFunction {
-            at: f.bdf,
-            buses: f
-                .buses
-                .filter(|_| f.is_bridge())
-                .map(|buses| (buses.secondary, buses.subordinate)),
-            class: [base, sub, interface],
-            ats: match f.ats {
-                Presence::Present(_) => Some(true),
-                Presence::Absent => Some(false),
-                Presence::Unknown => None,
-            },
-        }
-    });
-    functions.collect()
 }

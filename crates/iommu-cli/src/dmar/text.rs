@@ -428,8 +428,9 @@ pub(super) fn findings(text: &mut String, report: &Report) -> fmt::Result {
             Severity::Warning => style::doubt(head),
             Severity::Info => style::plainly(head),
         };
-        writeln!(text, "  {head}: {what}")?;
-        writeln!(text, "      {}", finding.advice())?;
+        let start = line.len() - what.len() + 2;
+        writeln!(text, "  {head}: {}", style::paragraph(what, start, 6))?;
+        writeln!(text, "      {}", style::paragraph(finding.advice(), 6, 6))?;
     }
     let unreadable = |rule| {
         matches!(

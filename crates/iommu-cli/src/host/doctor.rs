@@ -40,7 +40,7 @@ pub(crate) struct CheckOptions {
 #[derive(Debug, Args)]
 pub(crate) struct Guest {
     /// Functions to give to one guest: addresses, vendor:device, interfaces or disks
-    #[arg(required_unless_present_any = ["slot", "model"], value_name = "DEVICE")]
+    #[arg(required_unless_present_any = ["slot", "device"], value_name = "DEVICE")]
     functions: Vec<String>,
     /// Memory of the guest, as in 16G
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
@@ -209,10 +209,13 @@ pub(crate) fn items_text(items: &[Item]) -> String {
         out.push_str(&format!(
             "{word:7} {}\n        {}\n",
             item.question,
-            printable(&item.detail)
+            style::paragraph(&printable(&item.detail), 8, 8)
         ));
         if let Some(advice) = item.advice.as_ref().filter(|_| item.answer != iommu_host::Answer::Yes) {
-            out.push_str(&format!("        -> {}\n", printable(advice)));
+            out.push_str(&format!(
+                "        -> {}\n",
+                style::paragraph(&printable(advice), 11, 11)
+            ));
         }
     }
     out

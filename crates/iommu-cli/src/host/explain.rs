@@ -129,7 +129,7 @@ pub(crate) fn one(
         }
         out.push_str(&heading("because"));
         for cause in causes(chains.iter().flat_map(|(_, chain)| chain)) {
-            out.push_str(&format!("  {cause}\n"));
+            out.push_str(&format!("  {}\n", style::paragraph(&cause, 2, 4)));
         }
         if let Some(peer) = together
             .iter()
@@ -172,7 +172,7 @@ pub(crate) fn one(
         }
         out.push_str("because\n");
         for cause in causes(&chains) {
-            out.push_str(&format!("  {cause}\n"));
+            out.push_str(&format!("  {}\n", style::paragraph(&cause, 2, 4)));
         }
     }
     out.push_str(&notes(machine));
@@ -257,14 +257,14 @@ pub(crate) fn two(
         Explanation::Together(chain) => {
             out.push_str(&format!("{}\n", style::doubt("together:")));
             for hop in chain {
-                out.push_str(&format!("  {hop}\n"));
+                out.push_str(&format!("  {}\n", style::paragraph(&hop.to_string(), 2, 4)));
                 reasons.push(hop.to_string());
             }
         }
         Explanation::Apart(barriers) => {
             out.push_str(&format!("{}\n", style::good("apart:")));
             for barrier in barriers {
-                out.push_str(&format!("  {barrier}\n"));
+                out.push_str(&format!("  {}\n", style::paragraph(&barrier.to_string(), 2, 4)));
                 reasons.push(barrier.to_string());
             }
         }
@@ -283,7 +283,7 @@ pub(crate) fn two(
             style::doubt("finding:")
         ));
         for hop in chain {
-            out.push_str(&format!("  {hop}\n"));
+            out.push_str(&format!("  {}\n", style::paragraph(&hop.to_string(), 2, 4)));
         }
     }
     out.push_str(&notes(machine));

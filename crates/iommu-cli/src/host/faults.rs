@@ -81,7 +81,7 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
 
 /// The functions whose faults are asked for. A log alone knows no functions, but addresses.
 fn only(filter: &Filter, machine: &Machine) -> Result<Option<Vec<Bdf>>, Failure> {
-    match (machine.functions.is_empty(), &filter.slot, &filter.model) {
+    match (machine.functions.is_empty(), &filter.slot, &filter.device) {
         (true, _, Some(_)) => Err(Failure::Input(
             "-d: the log does not tell which models the machine has; name the machine with --root".to_owned(),
         )),
@@ -300,7 +300,8 @@ fn text(
             } else {
                 "address "
             };
-            out.push_str(&format!("  {label} {place:#x} x{count}: {}\n", blame.address));
+            let words = style::paragraph(&format!("{place:#x} x{count}: {}", blame.address), 11, 13);
+            out.push_str(&format!("  {label} {words}\n"));
         }
         if kind.places.len() > SHOWN_ADDRESSES {
             out.push_str(&format!(
@@ -309,8 +310,9 @@ fn text(
             ));
         }
         if let Some(blame) = blamed.first() {
-            out.push_str(&format!("  likely   {}\n", blame.verdict_text()));
-            out.push_str(&format!("  next     {}\n", blame.next_step(machine)));
+            let likely = style::paragraph(&printable(&blame.verdict_text().to_string()), 11, 11);
+            let next = style::paragraph(&printable(&blame.next_step(machine).to_string()), 11, 11);
+            out.push_str(&format!("  likely   {likely}\n  next     {next}\n"));
         }
     }
     if left_out > 0 {

@@ -357,6 +357,7 @@ fn why(groups: &Groups, group: &Shown) -> String {
         .filter(|hop| members.contains(&hop.from) && members.contains(&hop.to));
     let mut out = String::new();
     for cause in causes(hops) {
+        let cause = style::paragraph(&cause, 12, 12);
         out.push_str(&format!("    {} {cause}\n", style::faint("because")));
     }
     out

@@ -1,5 +1,7 @@
 //! How functions are named.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use iommu_groups::pci::header;
@@ -12,6 +14,8 @@ use crate::exit::{self, Failure};
 #[derive(Debug, Default)]
 pub(crate) struct Names {
     ids: PciIds,
+    /// Names of models that were looked up: the list is searched line by line, and large machines repeat models.
+    models: RefCell<BTreeMap<(u16, u16), String>>,
 }
 
 impl Names {
@@ -19,6 +23,7 @@ impl Names {
     pub(crate) fn of_system() -> Self {
         Self {
             ids: PciIds::of_system(),
+            ..Self::default()
         }
     }
 
@@ -30,7 +35,18 @@ impl Names {
                 file.display()
             ))
         })?;
-        Ok(Self { ids })
+        Ok(Self { ids, ..Self::default() })
+    }
+
+    /// Vendor and device in words.
+    fn model(&self, vendor: u16, device: u16) -> String {
+        let mut models = self.models.borrow_mut();
+        let name = models.entry((vendor, device)).or_insert_with(|| {
+            let vendor_name = self.ids.vendor(vendor).unwrap_or("Vendor");
+            let device_name = self.ids.device(vendor, device).unwrap_or("Device");
+            format!("{vendor_name} {device_name}")
+        });
+        name.clone()
     }
 
     /// The line of `lspci -nn` behind the address, as far as names are known.
@@ -39,7 +55,9 @@ impl Names {
             return "not listed".to_owned();
         };
         if let Some(description) = &f.description {
-            return printable(description);
+            // The verbose form of lspci names the programming interface as well.
+            let plain = description.split(" (prog-if ").next().unwrap_or(description);
+            return printable(plain);
         }
         let class = f.config.read32(header::REVISION);
         let mut text = match class {
@@ -51,9 +69,7 @@ impl Names {
         };
         match f.identity {
             Knowledge::Known((vendor, device)) => {
-                let vendor_name = self.ids.vendor(vendor).unwrap_or("Vendor");
-                let device_name = self.ids.device(vendor, device).unwrap_or("Device");
-                text.push_str(&format!(": {vendor_name} {device_name} [{vendor:04x}:{device:04x}]"));
+                text.push_str(&format!(": {} [{vendor:04x}:{device:04x}]", self.model(vendor, device)));
             }
             _ => text.push_str(": model not known"),
         }

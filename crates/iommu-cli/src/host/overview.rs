@@ -20,6 +20,9 @@ const SCHEMA: u32 = 1;
 /// Devices that are shown.
 const SHOWN_DEVICES: usize = 6;
 
+/// Columns of a command beside which what it is for still fits.
+const WIDEST_COMMAND: usize = 40;
+
 /// Classes that people give to guests, in the order of how often they do: base class, and the subclass where one counts.
 const ASSIGNED: [(u8, Option<u8>); 6] = [
     (0x03, None),
@@ -272,7 +275,11 @@ fn next_text(next: &[(String, &str)]) -> String {
     let width = next.iter().map(|(command, _)| command.len()).max().unwrap_or(0);
     let mut out = format!("\n{}\n", style::title("next"));
     for (command, why) in next {
-        out.push_str(&format!("  {:width$}  {why}\n", style::command(command)));
+        if width <= WIDEST_COMMAND {
+            out.push_str(&format!("  {:width$}  {why}\n", style::command(command)));
+        } else {
+            out.push_str(&format!("  {}\n      {why}\n", style::command(command)));
+        }
     }
     out
 }

@@ -14,8 +14,8 @@ pub(crate) struct Filter {
     #[arg(short = 's', long = "slot", value_name = "SLOT")]
     pub(crate) slot: Option<String>,
     /// Only functions of this model, as in lspci: [vendor]:[device][:class[:interface]]
-    #[arg(short = 'd', long = "model", value_name = "MODEL")]
-    pub(crate) model: Option<String>,
+    #[arg(short = 'd', long = "device", value_name = "MODEL")]
+    pub(crate) device: Option<String>,
 }
 
 impl Filter {
@@ -23,7 +23,7 @@ impl Filter {
     pub(crate) fn select(&self, machine: &Machine) -> Result<Option<Vec<Bdf>>, Failure> {
         let slot = self.slot.as_deref().map(|slot| select(machine, slot)).transpose()?;
         let model = self
-            .model
+            .device
             .as_deref()
             .map(|model| of_model(machine, model))
             .transpose()?;
@@ -73,7 +73,7 @@ pub(crate) fn select(machine: &Machine, selector: &str) -> Result<Vec<Bdf>, Fail
     };
     if found.is_empty() {
         let why = if machine.wide_domains.iter().any(|name| name == selector) {
-            "its PCI domain is above ffff, below a VMD, and is not judged; ask about the VMD itself"
+            "its name is no PCI address, so it is not judged"
         } else {
             "no such function on this machine; give an address such as 0000:3b:00.0, a model such as 8086:1533, or the name of an \
              interface or disk (`iommu groups` lists them)"
