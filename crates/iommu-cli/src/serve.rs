@@ -10,9 +10,9 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
 use iommu_devices::{DmaEngine, DmaEngineOptions, Function};
-use iommu_serve::qemu::{self, Guest};
+use iommu_serve::Machine;
+use iommu_serve::qemu::{self, Guest, Launch, USUAL_BASE};
 use iommu_serve::trace::TraceFile;
-use iommu_serve::{Machine, Server, dmar_table};
 use iommu_types::{DevFn, SourceId};
 use vtd_model::UnitConfig;
 
@@ -25,9 +25,6 @@ use voice::Voice;
 const UNIT_DEVICE: u8 = 6;
 /// The last device number that is used; QEMU has devices of its own at the end of the bus.
 const LAST_DEVICE: u8 = 0x1d;
-/// Where firmware places the unit's registers in QEMU's default machine when nobody says otherwise.
-const USUAL_BASE: u64 = 0xfebd_5000;
-
 /// How the unit translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -94,7 +91,7 @@ pub(crate) struct Options {
     processors: u32,
     /// The QEMU to start
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
-    qemu: String,
+    qemu: PathBuf,
 }
 
 /// An address as `0x…` or in decimal.
@@ -124,21 +121,28 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let server = machine
         .serve(&options.sockets, Arc::new(voice.clone()))
         .map_err(|why| Failure::Measure(why.to_string()))?;
-    write_table(&server, &table, options.unit_base.unwrap_or(USUAL_BASE))?;
-    if let Some(kernel) = &options.boot {
-        let verdict = boot::run(&server, options, kernel, &table, &voice);
+    let launch = Launch {
+        program: options.qemu.clone(),
+        guest: guest(options),
+        table,
+    };
+    if options.boot.is_some() {
+        let verdict = boot::run(&server, &launch, &voice);
         if let (Some(trace), Some(file)) = (server.machine().remapper().set_trace(None), &options.trace) {
             trace.finish().map_err(|why| unwritten(file, &why))?;
         }
         return verdict;
     }
+    launch
+        .write_table(&server, options.unit_base.unwrap_or(USUAL_BASE))
+        .map_err(|why| Failure::Measure(why.to_string()))?;
     let mut text = String::new();
     for (slot, socket) in server.machine().slots().iter().zip(server.sockets()) {
         text.push_str(&format!("{} at {}: {}\n", slot.name(), slot.source(), socket.display()));
     }
     if options.print_qemu {
-        let arguments = qemu::arguments(&server, &guest(options, None), &table);
-        text.push_str(&qemu::shell_line(&options.qemu, &arguments));
+        let arguments = qemu::arguments(&server, &launch.guest, &launch.table);
+        text.push_str(&qemu::shell_line(&options.qemu.display().to_string(), &arguments));
         text.push('\n');
     }
     exit::print(&text)?;
@@ -231,18 +235,11 @@ fn engine() -> Result<Box<dyn Function>, Failure> {
     Ok(Box::new(built.map_err(Failure::Measure)?))
 }
 
-fn write_table(server: &Server, file: &std::path::Path, base: u64) -> Result<(), Failure> {
-    let machine = server.machine();
-    let table = dmar_table(machine.remapper().config(), base, machine.behind())
-        .map_err(|why| Failure::Measure(why.to_string()))?;
-    fs::write(file, table).map_err(|why| Failure::Measure(format!("{}: {why}", file.display())))
-}
-
-fn guest(options: &Options, kernel: Option<&std::path::Path>) -> Guest {
+fn guest(options: &Options) -> Guest {
     Guest {
         memory_mib: options.memory,
         processors: options.processors,
-        kernel: kernel.map(|file| file.display().to_string()),
+        kernel: options.boot.as_ref().map(|file| file.display().to_string()),
         initrd: options.initrd.as_ref().map(|file| file.display().to_string()),
         append: options.append.clone(),
     }

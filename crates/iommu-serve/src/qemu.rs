@@ -1,9 +1,144 @@
 //! The QEMU command line that goes with a served machine.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use acpi_dmar::BuildError;
+use thiserror::Error;
+
+use crate::firmware::dmar_table;
 use crate::server::Server;
+
+/// How long firmware may take to place the unit's registers. Emulated processors are slow on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How often is looked whether it has.
+const PACE: Duration = Duration::from_millis(20);
+
+/// Where firmware places the unit's registers in a machine with nothing but the served functions, mostly.
+pub const USUAL_BASE: u64 = 0xfeb1_0000;
+
+/// Why there is no guest.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// QEMU cannot be started or waited for.
+    #[error("{program}: {why}: a QEMU of 10.1 or later with vfio-user-pci is needed", program = program.display())]
+    Qemu {
+        /// What was to be started.
+        program: PathBuf,
+        /// What the operating system says.
+        why: io::Error,
+    },
+    /// The table cannot be built.
+    #[error(transparent)]
+    Table(#[from] BuildError),
+    /// The table cannot be written.
+    #[error("{file}: {why}", file = file.display())]
+    Write {
+        /// Where it was to be.
+        file: PathBuf,
+        /// What the operating system says.
+        why: io::Error,
+    },
+    /// QEMU ended in the dry start.
+    #[error("QEMU ended with {0} before its firmware ran")]
+    Early(ExitStatus),
+    /// The unit got no address.
+    #[error("firmware did not place the unit's registers within {} s", PATIENCE.as_secs())]
+    Unplaced,
+}
+
+/// A QEMU that does not outlive its owner.
+#[derive(Debug)]
+pub struct Running(Child);
+
+impl Running {
+    /// The process.
+    pub const fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended already cannot be killed, and need not be.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How a guest is started on a served machine.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The program, `qemu-system-x86_64` or one that takes the same arguments.
+    pub program: PathBuf,
+    /// The guest.
+    pub guest: Guest,
+    /// Where the DMAR table goes.
+    pub table: PathBuf,
+}
+
+impl Launch {
+    /// Starts QEMU until its firmware has placed the unit's registers, ends it, and writes the table with their address. The
+    /// same command line places them in the same place again. Returns the address.
+    ///
+    /// # Errors
+    /// [`BootError`].
+    pub fn learn(&self, server: &Server) -> Result<u64, BootError> {
+        self.write_table(server, USUAL_BASE)?;
+        let mut running = self.start(server, Stdio::null())?;
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if let Some(base) = server.machine().unit_base() {
+                drop(running);
+                self.write_table(server, base)?;
+                return Ok(base);
+            }
+            if let Some(status) = running.0.try_wait().map_err(|why| self.failed(why))? {
+                return Err(BootError::Early(status));
+            }
+            thread::sleep(PACE);
+        }
+        Err(BootError::Unplaced)
+    }
+
+    /// Starts the guest; what it prints on its console goes to `console`.
+    ///
+    /// # Errors
+    /// [`BootError::Qemu`].
+    pub fn start(&self, server: &Server, console: Stdio) -> Result<Running, BootError> {
+        Command::new(&self.program)
+            .args(arguments(server, &self.guest, &self.table))
+            .stdin(Stdio::null())
+            .stdout(console)
+            .spawn()
+            .map(Running)
+            .map_err(|why| self.failed(why))
+    }
+
+    /// Writes the DMAR table of `server` with the unit's registers at `base`.
+    ///
+    /// # Errors
+    /// [`BootError::Table`], [`BootError::Write`].
+    pub fn write_table(&self, server: &Server, base: u64) -> Result<(), BootError> {
+        let machine = server.machine();
+        let table = dmar_table(machine.remapper().config(), base, machine.behind())?;
+        std::fs::write(&self.table, table).map_err(|why| BootError::Write {
+            file: self.table.clone(),
+            why,
+        })
+    }
+
+    fn failed(&self, why: io::Error) -> BootError {
+        BootError::Qemu {
+            program: self.program.clone(),
+            why,
+        }
+    }
+}
 
 /// How the guest is to be run, as far as the served machine does not say.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -35,7 +35,7 @@ impl Voice {
         self.0.findings.load(Ordering::Relaxed)
     }
 
-    fn say(text: &str) {
+    pub(crate) fn say(text: &str) {
         // Where this cannot be written, nobody listens.
         let _ = writeln!(anstream::stderr(), "iommu: {text}");
     }
