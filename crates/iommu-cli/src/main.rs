@@ -8,6 +8,7 @@ mod dmar;
 mod exit;
 mod help;
 mod host;
+mod inspect;
 mod machine;
 mod progress;
 mod run;
@@ -52,6 +53,8 @@ enum Command {
     },
     /// Rehearse a device assignment on a machine in software, from its DMAR table to an access matrix
     Run(run::Options),
+    /// Show the units, domains and mappings of a rehearsal, read from the machine's own tables
+    Inspect(inspect::Options),
     /// Print a completion script for a shell
     Completions(help::Completions),
     /// Print the manual page of a command, or write all of them
@@ -84,6 +87,7 @@ fn dispatch(arguments: Arguments) -> Result<Verdict, Failure> {
         Command::Host(command) => host::run(&command),
         Command::Dmar { command } => dmar::run(&command),
         Command::Run(options) => run::run(&options),
+        Command::Inspect(options) => inspect::run(&options),
         Command::Completions(options) => help::completions(&options),
         Command::Man(options) => help::manual(&options),
     }

@@ -8,29 +8,35 @@ pub(crate) mod matrix;
 
 mod dma_api;
 mod grid;
-mod guests;
+pub(crate) mod guests;
 mod interrupts;
+mod kind;
+mod lesser;
+mod lists;
 mod outcome;
+mod peers;
 mod probe;
+mod real;
 mod render;
-mod source;
+pub(crate) mod source;
 mod survey;
 mod traffic;
 mod transcript;
 mod unprotected;
+mod without;
 
 use std::path::PathBuf;
 
 use clap::Args;
 use iommu_types::{Bdf, Iova};
 use iommu_vfio::{Platform, PlatformOptions, VfioError};
-use soft_platform::Machine;
 
 use self::expect::Expectation;
 use self::guests::{Guest, Plan};
-use self::matrix::Tally;
+use self::kind::{Bench, Kind};
+use self::matrix::{Cell, Tally};
 use self::outcome::{ComparisonRow, DifferenceRow, GroupRow, Outcome};
-use self::source::Source;
+use self::source::{Source, Wanted};
 use self::transcript::Transcript;
 use crate::exit::{Failure, Verdict, print, read_text};
 use crate::size;
@@ -43,6 +49,12 @@ pub(crate) struct Options {
     /// Take the machine from a firmware table: the functions that its scopes name
     #[arg(long, value_name = "FILE", conflicts_with = "machine")]
     dmar: Option<PathBuf>,
+    /// Take the machine from a root folder or a snapshot: its functions, its table, what its units can do
+    #[arg(long, value_name = "DIR|FILE", conflicts_with_all = ["machine", "dmar"])]
+    root: Option<PathBuf>,
+    /// What stands between devices and memory
+    #[arg(long, value_name = "KIND", value_enum, default_value = "vtd")]
+    iommu: Kind,
     /// Give these functions to the first guest, with all of their groups
     #[arg(long, value_name = "BDF", num_args = 1..)]
     assign: Vec<Bdf>,
@@ -67,7 +79,7 @@ pub(crate) struct Options {
 }
 
 /// The smallest guest: room for a source, a destination and the pages of the probes.
-const SMALLEST_GUEST: u64 = 1 << 20;
+pub(crate) const SMALLEST_GUEST: u64 = 1 << 20;
 /// Bytes that a function copies in one round at most.
 const ROUND: u64 = 16 << 20;
 /// Address lines of the narrow device of the DMA API's step.
@@ -95,13 +107,18 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
             "--mem: expected whole pages, {smallest} or more"
         )));
     }
-    let kept = match &options.expect {
-        None => None,
-        Some(file) => Some(
-            Expectation::parse(&read_text(file)?).map_err(|why| Failure::Input(format!("{}:{why}", file.display())))?,
-        ),
-    };
-    let source = Source::load(options.machine.as_deref(), options.dmar.as_deref())?;
+    if options.iommu != Kind::Vtd && !options.assign.is_empty() {
+        return Err(Failure::Input(
+            "--assign: nothing can be assigned without isolation; it goes with --iommu vtd".to_owned(),
+        ));
+    }
+    // A mistake in it is said before anything is done.
+    expectation(options)?;
+    let source = Source::load(&Wanted {
+        file: options.machine.as_deref(),
+        dmar: options.dmar.as_deref(),
+        root: options.root.as_deref(),
+    })?;
     let mut transcript = Transcript::new(options.json);
     transcript.block(&format!(
         "Rehearsal on {}: all in software, the host is not touched.\n\n",
@@ -110,6 +127,11 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
     outcome.machine.clone_from(&source.origin);
 
     survey::table(&mut transcript, &source.dmar, &source.table_origin)?;
+    if options.iommu != Kind::Vtd {
+        let bare = Bench::bare(&source.description).map_err(Failure::Measure)?;
+        survey::functions(&mut transcript, &bare.machine, &source.notes)?;
+        return without::rehearse(options, &source, &mut transcript, outcome);
+    }
     let machine = source.machine()?;
     guests::check_wishes(&machine, &options.assign).map_err(Failure::Input)?;
     survey::units(&mut transcript, &machine)?;
@@ -165,9 +187,8 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
     };
     move_data(&mut transcript, &platform, &guests, options, outcome)?;
     let forged = raise_interrupts(&mut transcript, &platform, &guests, outcome)?;
-    let bare = Machine::without_iommu(&source.description)
-        .map_err(|why| Failure::Measure(format!("{} without IOMMU: {why}", source.origin)))?;
-    let (mut vtd, mut none) = use_dma_api(&mut transcript, &platform, &guests, &bare, outcome)?;
+    let benches = benches(&transcript, &source)?;
+    let (mut vtd, mut rows) = use_dma_api(&mut transcript, &platform, &guests, &benches, outcome)?;
 
     transcript.step("Access matrix: who reaches what, tried with real accesses")?;
     let grid = grid::build(&platform, &guests, options.mem).map_err(Failure::Measure)?;
@@ -175,34 +196,107 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
     outcome.take_matrix(&grid.cells);
     outcome.summary.forbidden.add(forged);
     // The same accesses with and without: what needs a mapping to be forbidden is left out.
-    let again = unprotected::try_again(&bare, &grid.repeatable).map_err(Failure::Measure)?;
     let accesses = unprotected::accesses(&grid.repeatable);
-    for (row, tried, blocked) in [
-        (&mut none, u64::from(again.tried), u64::from(again.stopped)),
-        (&mut vtd, accesses, accesses - grid.repeatable_and_reached()),
-    ] {
-        row.dmas += tried;
-        row.forbidden_tried = tried;
-        row.forbidden_blocked = blocked;
+    vtd.take_forbidden(accesses, accesses - grid.repeatable_and_reached());
+    vtd.take_cells(&grid.cells);
+    for (row, bench) in rows.iter_mut().zip(&benches) {
+        let again = unprotected::try_again(bench, &grid.repeatable).map_err(Failure::Measure)?;
+        row.take_forbidden(again.tried.into(), again.stopped.into());
+        let lesser = lesser::build(bench, &source.dmar, options.mem).map_err(Failure::Measure)?;
+        row.take_cells(&lesser.cells);
     }
-    survey::comparison(&mut transcript, &none, &vtd)?;
-    outcome.comparison = vec![none, vtd];
+    rows.push(vtd);
+    survey::comparison(&mut transcript, &rows)?;
+    outcome.comparison = rows;
+    conclude(options, &source, &grid.cells, &transcript, outcome)
+}
 
-    if let Some(kept) = kept {
-        let differences: Vec<DifferenceRow> = kept
-            .differences(&grid.cells)
-            .into_iter()
-            .map(DifferenceRow::from)
-            .collect();
-        survey::differences(&transcript, &differences)?;
+/// A machine whose units are in service and whose groups were given away, as a rehearsal has it.
+#[derive(Debug)]
+pub(crate) struct SetUp {
+    /// What the machine is called.
+    pub(crate) origin: String,
+    /// What was assumed about it.
+    pub(crate) notes: Vec<String>,
+    /// The machine under the driver.
+    pub(crate) platform: Platform,
+    /// Who has what; nobody, if nothing can be given away.
+    pub(crate) guests: Vec<Guest>,
+}
+
+/// Sets a machine up as a rehearsal does, without a word.
+pub(crate) fn set_up(wanted: &Wanted<'_>, assign: &[Bdf], mem: u64, unsafe_interrupts: bool) -> Result<SetUp, Failure> {
+    let source = Source::load(wanted)?;
+    let machine = source.machine()?;
+    guests::check_wishes(&machine, assign).map_err(Failure::Input)?;
+    let options = PlatformOptions {
+        unsafe_interrupts,
+        ..PlatformOptions::default()
+    };
+    let platform =
+        Platform::bring_up(machine, options).map_err(|why| Failure::Input(format!("{}: {why}", source.origin)))?;
+    let plan = guests::plan(&platform, assign).map_err(|why| Failure::Input(why.to_string()))?;
+    let mut given = Vec::new();
+    let mut notes = source.notes;
+    for (name, groups) in [("guest A", &plan.first), ("guest B", &plan.second)] {
+        if groups.is_empty() {
+            continue;
+        }
+        match guests::create(&platform, name, groups, mem) {
+            Ok(guest) => given.push(guest),
+            Err(why) if assign.is_empty() => notes.push(format!("{name} cannot have what it should: {why}")),
+            Err(why) => return Err(Failure::Input(format!("{name} cannot have what it should: {why}"))),
+        }
+    }
+    Ok(SetUp {
+        origin: source.origin,
+        notes,
+        platform,
+        guests: given,
+    })
+}
+
+/// The kept matrix, if one was given.
+fn expectation(options: &Options) -> Result<Option<Expectation>, Failure> {
+    let Some(file) = &options.expect else {
+        return Ok(None);
+    };
+    let kept = Expectation::parse(&read_text(file)?);
+    let kept = kept.map_err(|why| Failure::Input(format!("{}:{why}", file.display())))?;
+    Ok(Some(kept))
+}
+
+/// The machine without units: bare, and with an aperture if there is room for a window.
+fn benches(transcript: &Transcript, source: &Source) -> Result<Vec<Bench>, Failure> {
+    let bare = Bench::bare(&source.description)
+        .map_err(|why| Failure::Measure(format!("{} without IOMMU: {why}", source.origin)))?;
+    let mut benches = vec![bare];
+    match Bench::with_aperture(&source.description) {
+        Ok(bench) => benches.push(bench),
+        Err(why) => transcript.line(&why)?,
+    }
+    Ok(benches)
+}
+
+/// The last step: what is not as it was kept, and what the run comes to.
+fn conclude(
+    options: &Options,
+    source: &Source,
+    cells: &[Cell],
+    transcript: &Transcript,
+    outcome: &mut Outcome,
+) -> Result<Verdict, Failure> {
+    if let Some(kept) = expectation(options)? {
+        let differences: Vec<DifferenceRow> = kept.differences(cells).into_iter().map(DifferenceRow::from).collect();
+        survey::differences(transcript, &differences)?;
         outcome.differences = Some(differences);
     }
-    let cells_hold = grid.cells.iter().all(matrix::Cell::holds);
+    let cells_hold = cells.iter().all(Cell::holds);
     let as_kept = outcome.differences.as_ref().is_none_or(Vec::is_empty);
     outcome.summary.ok = cells_hold && as_kept && outcome.summary.failed_checks.is_empty();
-    survey::verdict(&transcript, outcome)?;
+    survey::verdict(transcript, outcome)?;
     if let Some(file) = &options.keep {
-        std::fs::write(file, expect::keep(&grid.cells, &source.origin))
+        std::fs::write(file, expect::keep(cells, &source.origin))
             .map_err(|why| Failure::Measure(format!("--keep {}: cannot be written: {why}", file.display())))?;
     }
     Ok(if outcome.summary.ok {
@@ -337,36 +431,36 @@ fn raise_interrupts(
     Ok(seen.forged)
 }
 
-/// Step: the DMA API of the host, with the unit and without one.
+/// Step: the DMA API of the host, with the unit and without one. The row of the unit, and one for each bench.
 fn use_dma_api(
     transcript: &mut Transcript,
     platform: &Platform,
     guests: &[Guest],
-    bare: &Machine,
+    benches: &[Bench],
     outcome: &mut Outcome,
-) -> Result<(ComparisonRow, ComparisonRow), Failure> {
-    transcript.step("DMA API: two pages apart as one transfer; a 32-bit function and a page above 4 GiB")?;
-    let mut vtd = ComparisonRow::new("VT-d");
-    let mut none = ComparisonRow::new("none");
+) -> Result<(ComparisonRow, Vec<ComparisonRow>), Failure> {
+    transcript.step("DMA API: pages apart as one transfer; a 32-bit function and a page above 4 GiB")?;
+    let mut vtd = ComparisonRow::new(Kind::Vtd);
+    let mut rows: Vec<ComparisonRow> = benches.iter().map(|bench| ComparisonRow::new(bench.kind())).collect();
     let Some(function) = host_function(platform, guests) else {
         transcript.line("every function is assigned or unserved: the host has none to show this with")?;
-        return Ok((vtd, none));
+        return Ok((vtd, rows));
     };
-    for (label, work, row) in [
-        ("no IOMMU", dma_api::without(bare, function, NARROW_BITS), &mut none),
-        ("VT-d", dma_api::with_unit(platform, function, NARROW_BITS), &mut vtd),
-    ] {
+    let without = benches
+        .iter()
+        .map(|bench| dma_api::without_unit(bench, function, NARROW_BITS));
+    let works = without.chain([dma_api::with_unit(platform, function, NARROW_BITS)]);
+    for (row, work) in rows.iter_mut().chain([&mut vtd]).zip(works) {
         let work = work.map_err(Failure::Measure)?;
         for line in &work.lines {
-            transcript.line(&format!("{label:<8} {line}"))?;
+            transcript.line(&format!("{:<8} {line}", row.iommu))?;
         }
-        row.dmas += work.dmas;
-        row.bytes_bounced = work.bounced;
+        row.take_work(&work);
         for problem in work.failed {
-            fail(transcript, outcome, format!("{label}: {problem}"))?;
+            fail(transcript, outcome, format!("{}: {problem}", row.iommu))?;
         }
     }
-    Ok((vtd, none))
+    Ok((vtd, rows))
 }
 
 /// A function that stayed with the host and is served by a unit; one with 32 address lines first.

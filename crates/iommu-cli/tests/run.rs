@@ -84,12 +84,146 @@ fn the_sample_machine_comes_out_as_predicted() {
     // Firmware reserves memory for the USB controller, and for nobody else.
     assert_eq!(cell(&report, "0000:00:1a.0", "rmrr")["seen"], "allowed");
     assert_eq!(cell(&report, "0000:00:1e.0", "rmrr")["seen"], "blocked");
-    // Without IOMMU the same accesses all arrive.
-    let [none, vtd] = [0, 1].map(|row| &report["comparison"][row]);
-    assert_eq!(none["forbidden_blocked"], 0);
+    // Without IOMMU the same accesses all arrive, and through an aperture too.
+    let [none, aperture, vtd] = [0, 1, 2].map(|row| &report["comparison"][row]);
+    for (row, name) in [(none, "none"), (aperture, "aperture"), (vtd, "VT-d")] {
+        assert_eq!(row["iommu"], name);
+        assert_eq!(row["scatter_pages"], 8);
+    }
+    for open in [none, aperture] {
+        assert_eq!(open["forbidden_blocked"], 0);
+        assert_eq!(open["forbidden_tried"], vtd["forbidden_tried"]);
+        assert_eq!(open["faults_recorded"], 0);
+        assert!(open["cells_blocked"].as_u64() < vtd["cells_blocked"].as_u64());
+    }
     assert_eq!(vtd["forbidden_blocked"], vtd["forbidden_tried"]);
+    assert!(vtd["faults_recorded"].as_u64() >= vtd["cells_blocked"].as_u64());
+    // Only nothing at all has to copy, and to name each page.
     assert!(none["bytes_bounced"].as_u64() > Some(0));
-    assert_eq!(vtd["bytes_bounced"], 0);
+    assert_eq!(none["scatter_segments"], 8);
+    for translated in [aperture, vtd] {
+        assert_eq!(translated["bytes_bounced"], 0);
+        assert_eq!(translated["scatter_segments"], 1);
+    }
+}
+
+#[test]
+fn a_machine_without_units_is_rehearsed_on_its_own() {
+    for (kind, name, blocked) in [("none", "none", 0), ("aperture", "aperture", 9)] {
+        let run = short_run(&["--json", "--iommu", kind]);
+        assert_eq!(run.status.code(), Some(0), "{}{}", text(&run.stdout), text(&run.stderr));
+        let report: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+        assert_eq!(report["iommu"], name);
+        assert_eq!(report["summary"]["ok"], true);
+        assert!(report["summary"]["bytes_moved"].as_u64() >= Some(8 << 20));
+        let cells = report["matrix"].as_array().expect("a matrix");
+        let stopped: Vec<&Value> = cells.iter().filter(|cell| cell["seen"] == "blocked").collect();
+        let requesters = cells.iter().filter(|cell| cell["target"] == "own-mapping").count();
+        assert_eq!(requesters, 9);
+        assert_eq!(stopped.len(), blocked);
+        assert!(stopped.iter().all(|cell| cell["target"] == "unmapped-again"));
+        assert_eq!(cell(&report, "0000:03:00.0", "host-memory")["seen"], "allowed");
+    }
+}
+
+/// The sample machine as a root folder: configuration space of every function, and the table.
+fn root_folder(name: &str, with_table: bool) -> PathBuf {
+    use soft_platform::{Machine, MachineDescription};
+    let description = MachineDescription::two_socket().expect("sound");
+    let dmar = description.to_dmar().expect("a table");
+    let machine = Machine::build(&description, &dmar).expect("a machine");
+    let root = scratch(name);
+    let _ = std::fs::remove_dir_all(&root);
+    for function in machine.functions() {
+        let folder = root.join("sys/bus/pci/devices").join(function.bdf.to_string());
+        std::fs::create_dir_all(&folder).expect("writable");
+        let mut config = vec![0; if function.kind.is_conventional() { 256 } else { 4096 }];
+        machine.config_read(function.bdf, 0, &mut config);
+        std::fs::write(folder.join("config"), config).expect("writable");
+    }
+    let tables = root.join("sys/firmware/acpi/tables");
+    std::fs::create_dir_all(&tables).expect("writable");
+    if with_table {
+        std::fs::write(tables.join("DMAR"), dmar).expect("writable");
+    }
+    root
+}
+
+#[test]
+fn a_machine_read_from_a_root_folder_gives_the_groups_and_the_matrix_of_the_machine() {
+    let root = root_folder("root", true);
+    let outputs = [short_run(&["--json", "--root", path(&root)]), short_run(&["--json"])];
+    let [read, original] = outputs.map(|run| {
+        assert_eq!(run.status.code(), Some(0), "{}{}", text(&run.stdout), text(&run.stderr));
+        serde_json::from_slice::<Value>(&run.stdout).expect("JSON")
+    });
+    let groups = |report: &Value| {
+        let groups = report["groups"].as_array().expect("groups").iter();
+        let mut functions: Vec<String> = groups.map(|group| group["functions"].to_string()).collect();
+        functions.sort();
+        functions
+    };
+    assert_eq!(groups(&read), groups(&original));
+    let requesters = |report: &Value| report["matrix"].as_array().expect("a matrix").len();
+    assert!(requesters(&read) >= requesters(&original));
+    // Who is blocked from what depends on groups, units and reserved memory only.
+    for (requester, target) in [
+        ("0000:00:1a.0", "rmrr"),
+        ("0000:00:1d.0", "rmrr"),
+        ("0000:0c:04.0", "host-memory"),
+        ("0000:06:00.0", "group-peer"),
+        ("0000:0c:05.0", "group-peer"),
+        ("0000:03:00.0", "msi-window"),
+    ] {
+        let [seen, expected] = [&read, &original].map(|report| cell(report, requester, target)["seen"].clone());
+        assert!(!expected.is_null(), "{requester} {target}");
+        assert_eq!(seen, expected, "{requester} {target}");
+    }
+    let shown = text(&short_run(&["--root", path(&root)]).stdout);
+    assert!(
+        shown.contains("assumed: memory: a snapshot does not say where it is"),
+        "{shown}"
+    );
+    assert!(shown.contains("what they can do is not known"), "{shown}");
+}
+
+#[test]
+fn what_is_not_known_of_a_machine_is_said() {
+    let root = root_folder("root-without-table", false);
+    let run = short_run(&["--root", path(&root)]);
+    assert!(matches!(run.status.code(), Some(2 | 3)), "{}", text(&run.stdout));
+    assert!(text(&run.stderr).contains("DMAR table"), "{}", text(&run.stderr));
+    let run = short_run(&["--root", path(&scratch("nowhere"))]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("nowhere"), "{}", text(&run.stderr));
+}
+
+#[test]
+fn the_group_peer_is_predicted_by_places_and_access_control() {
+    let run = short_run(&["--json"]);
+    let report: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    let function = cell(&report, "0000:06:00.0", "group-peer");
+    assert_eq!(function["predicted"], "allowed");
+    assert!(
+        function["because"]
+            .as_str()
+            .expect("words")
+            .contains("06:00.0: it has no ACS capability"),
+        "{function}"
+    );
+    let card = cell(&report, "0000:0c:04.0", "group-peer");
+    assert_eq!(card["predicted"], "allowed");
+    assert!(
+        card["because"].as_str().expect("words").contains("conventional bus"),
+        "{card}"
+    );
+}
+
+#[test]
+fn without_isolation_nothing_can_be_assigned() {
+    let run = short_run(&["--iommu", "aperture", "--assign", "03:00.0"]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("--iommu vtd"), "{}", text(&run.stderr));
 }
 
 #[test]

@@ -131,6 +131,7 @@ mod tests {
             seen,
             evidence: String::new(),
             logged: None,
+            silent: false,
             tally: Tally::default(),
         }
     }

@@ -7,6 +7,7 @@ use vtd_driver::{EventMessage, InterruptBlock, InterruptSource, InterruptTarget}
 
 use super::guests::{Guest, past_guest, victim};
 use super::matrix::{Cell, Target, Verdict};
+use super::peers::{self, Way};
 use super::probe::{Place, Probed, Prober};
 use super::render::Requester;
 
@@ -17,7 +18,7 @@ pub(crate) const COMPATIBILITY_MESSAGE: u64 = 0xfee0_0000;
 /// Why a function that no unit covers reaches everything.
 const UNCOVERED: &str = "no unit of the table covers the function";
 /// Offset of a scratch register in BAR 0 of functions with an engine (`edu`'s liveness check).
-const SCRATCH: u64 = 4;
+pub(crate) const SCRATCH: u64 = 4;
 /// Bytes of a probing access.
 const PROBE_LEN: u64 = 8;
 
@@ -87,7 +88,7 @@ pub(crate) fn build(platform: &Platform, guests: &[Guest], mem: u64) -> Result<G
         foreign,
     };
     let mut grid = Grid::default();
-    let prober = Prober::new(machine, Some(platform));
+    let prober = Prober::new(platform);
     let functions: Vec<FunctionInfo> = machine
         .functions()
         .filter(|function| function.engine)
@@ -152,7 +153,7 @@ fn foreign_messages(
 }
 
 /// A prediction and what it rests on.
-type Prediction = (Verdict, String);
+pub(crate) type Prediction = (Verdict, String);
 
 impl Scene<'_> {
     fn guest_of(&self, function: Bdf) -> Option<&Guest> {
@@ -258,16 +259,43 @@ impl Scene<'_> {
             let mut probed = Probed::default();
             prober.write(function.bdf, Iova::new(at.raw()), Place::Register(at), &mut probed)?;
             let prediction = if inside {
-                (
-                    Verdict::Unknown,
-                    format!("in one group with {}: nothing keeps them apart", peer.bdf.source),
-                )
+                self.predict_group_peer(function, peer.bdf, guest, at)
             } else {
                 self.predict(target, function, guest, at)
             };
             grid.push(cell(function.bdf, target, prediction, probed), On::Register(at));
         }
         Ok(())
+    }
+
+    /// What is to become of a write to the registers of a function of the same group: what the places of the two and
+    /// the access control between them say.
+    fn predict_group_peer(
+        &self,
+        function: &FunctionInfo,
+        peer: Bdf,
+        guest: Option<&Guest>,
+        at: HostPhys,
+    ) -> Prediction {
+        let name = peer.source;
+        match peers::way(self.platform.topology(), function.bdf, peer) {
+            Way::Straight { at, lack: Some(lack) } => (
+                Verdict::Allowed,
+                format!("goes straight to {name}, past the unit, at {}: {lack}", at.source),
+            ),
+            Way::Straight { lack: None, .. } => (
+                Verdict::Allowed,
+                format!("on one conventional bus with {name}: everybody there reads along"),
+            ),
+            Way::Up => {
+                let (verdict, why) = self.predict(Target::GroupPeer, function, guest, at);
+                (verdict, format!("goes up to the unit, not straight to {name}: {why}"))
+            }
+            Way::Unknown => (
+                Verdict::Unknown,
+                format!("in one group with {name}; whether requests go straight to it cannot be said"),
+            ),
+        }
     }
 
     /// The scratch register of `peer`, if `function` can put its address on the bus.
@@ -387,12 +415,13 @@ impl Scene<'_> {
 impl Grid {
     /// How many of the repeatable accesses reached their target here.
     pub(crate) fn repeatable_and_reached(&self) -> u64 {
-        const REPEATABLE: [Target; 5] = [
+        const REPEATABLE: [Target; 6] = [
             Target::OtherGuest,
             Target::HostMemory,
             Target::Rmrr,
             Target::MsiWindow,
             Target::PeerBar,
+            Target::GroupPeer,
         ];
         self.cells
             .iter()
@@ -414,12 +443,12 @@ impl Grid {
 }
 
 /// Whether a function's address lines reach `at` and the bytes after it.
-fn reachable(function: &FunctionInfo, at: HostPhys) -> bool {
+pub(crate) fn reachable(function: &FunctionInfo, at: HostPhys) -> bool {
     function.dma_bits >= 64 || at.raw() + PROBE_LEN <= 1 << function.dma_bits
 }
 
 /// The cell of an access that says something only if `premise`, an access that is allowed, arrived.
-fn after(premise: Probed, what: &str, cell: Cell) -> Cell {
+pub(crate) fn after(premise: Probed, what: &str, cell: Cell) -> Cell {
     if premise.reached == premise.tally.tried {
         return cell;
     }
@@ -430,7 +459,8 @@ fn after(premise: Probed, what: &str, cell: Cell) -> Cell {
     }
 }
 
-fn cell(requester: Bdf, target: Target, (predicted, because): Prediction, probed: Probed) -> Cell {
+/// The cell of accesses that were made.
+pub(crate) fn cell(requester: Bdf, target: Target, (predicted, because): Prediction, probed: Probed) -> Cell {
     let seen = if probed.reached == probed.tally.tried {
         Verdict::Allowed
     } else if probed.reached == 0 {
@@ -446,6 +476,7 @@ fn cell(requester: Bdf, target: Target, (predicted, because): Prediction, probed
         seen,
         evidence: probed.evidence,
         logged: probed.logged,
+        silent: false,
         tally: probed.tally,
     }
 }

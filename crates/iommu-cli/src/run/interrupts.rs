@@ -94,7 +94,7 @@ pub(crate) fn show(platform: &Platform, guest: &Guest) -> Result<Seen, String> {
     if let Some(forger) = others.first().copied() {
         machine.set_command(forger, iommu_groups::pci::header::COMMAND_BUS_MASTER, true);
         let mut probed = Probed::default();
-        let prober = Prober::new(machine, Some(platform));
+        let prober = Prober::new(platform);
         prober.message(forger, message.address, message.data, VECTOR, &mut probed)?;
         seen.forged = probed.tally;
         match (&probed.logged, probed.reached) {

@@ -165,6 +165,8 @@ pub(crate) struct Cell {
     pub(crate) evidence: String,
     /// The unit's record of the access, where it made one.
     pub(crate) logged: Option<Logged>,
+    /// What blocks here keeps no record, so that none is asked for.
+    pub(crate) silent: bool,
     /// The accesses behind the cell.
     pub(crate) tally: Tally,
 }
@@ -175,7 +177,9 @@ impl Cell {
         match self.predicted {
             Verdict::Unknown => true,
             Verdict::Allowed => self.seen == Verdict::Allowed,
-            Verdict::Blocked => self.seen == Verdict::Blocked && self.tally.recorded == self.tally.tried,
+            Verdict::Blocked => {
+                self.seen == Verdict::Blocked && (self.silent || self.tally.recorded == self.tally.tried)
+            }
         }
     }
 }

@@ -3,7 +3,9 @@
 use iommu_vfio::GroupInfo;
 use serde::Serialize;
 
+use super::dma_api::{LIST, Work};
 use super::expect::Difference;
+use super::kind::Kind;
 use super::matrix::{Cell, Tally, Verdict};
 
 /// Version of the JSON's shape; it changes when a field changes its meaning or goes away.
@@ -13,6 +15,8 @@ const SCHEMA: &str = "portcullis-run-1";
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
     schema: &'static str,
+    /// What stands between devices and memory: `VT-d`, `aperture` or `none`.
+    pub(crate) iommu: &'static str,
     /// The machine's name; empty if there was none to speak of.
     pub(crate) machine: String,
     /// Why the rehearsal did not get to its end: a mistake in what was given (exit code 2), something that could
@@ -24,7 +28,7 @@ pub(crate) struct Outcome {
     pub(crate) groups: Vec<GroupRow>,
     /// One element for each cell of the access matrix.
     pub(crate) matrix: Vec<CellRow>,
-    /// With and without IOMMU.
+    /// The same work side by side: without IOMMU, with an aperture if there is room for one, with VT-d if it was run.
     pub(crate) comparison: Vec<ComparisonRow>,
     /// What is not as it was kept (`--expect`); nothing without such a file.
     pub(crate) differences: Option<Vec<DifferenceRow>>,
@@ -98,30 +102,63 @@ struct FaultRow {
 }
 
 /// The same work under one kind of IOMMU.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct ComparisonRow {
     /// Which.
     pub(crate) iommu: &'static str,
-    /// DMAs issued.
+    /// Cells of its access matrix that were reached.
+    pub(crate) cells_allowed: u64,
+    /// Cells that were not.
+    pub(crate) cells_blocked: u64,
+    /// DMAs issued by the DMA API's work and by the forbidden accesses.
     pub(crate) dmas: u64,
+    /// Pages of the DMA API's scatter list.
+    pub(crate) scatter_pages: u64,
+    /// Segments that the scatter list became.
+    pub(crate) scatter_segments: u64,
     /// Bytes copied through bounce buffers.
     pub(crate) bytes_bounced: u64,
-    /// Forbidden accesses tried.
+    /// How often the DMA API waited for the hardware to forget a mapping.
+    pub(crate) invalidations: u64,
+    /// Forbidden accesses tried: those that the groups and mappings of the VT-d machine forbid.
     pub(crate) forbidden_tried: u64,
     /// Forbidden accesses that did not reach their target.
     pub(crate) forbidden_blocked: u64,
+    /// Blocked accesses of the matrix that left a record with the right source and address.
+    pub(crate) faults_recorded: u64,
 }
 
 impl ComparisonRow {
     /// A row without figures.
-    pub(crate) const fn new(iommu: &'static str) -> Self {
+    pub(crate) fn new(kind: Kind) -> Self {
         Self {
-            iommu,
-            dmas: 0,
-            bytes_bounced: 0,
-            forbidden_tried: 0,
-            forbidden_blocked: 0,
+            iommu: kind.name(),
+            ..Self::default()
         }
+    }
+
+    /// Takes in what the DMA API did.
+    pub(crate) fn take_work(&mut self, work: &Work) {
+        self.dmas += work.dmas;
+        self.scatter_pages = LIST;
+        self.scatter_segments = work.segments;
+        self.bytes_bounced = work.bounced;
+        self.invalidations = work.invalidations;
+    }
+
+    /// Takes in a matrix.
+    pub(crate) fn take_cells(&mut self, cells: &[Cell]) {
+        let count = |verdict| u64::try_from(cells.iter().filter(|c| c.seen == verdict).count()).unwrap_or(u64::MAX);
+        self.cells_allowed = count(Verdict::Allowed);
+        self.cells_blocked = count(Verdict::Blocked);
+        self.faults_recorded = cells.iter().map(|cell| u64::from(cell.tally.recorded)).sum();
+    }
+
+    /// Takes in forbidden accesses.
+    pub(crate) fn take_forbidden(&mut self, tried: u64, blocked: u64) {
+        self.dmas += tried;
+        self.forbidden_tried = tried;
+        self.forbidden_blocked = blocked;
     }
 }
 
@@ -143,6 +180,7 @@ impl Default for Outcome {
     fn default() -> Self {
         Self {
             schema: SCHEMA,
+            iommu: Kind::Vtd.name(),
             machine: String::new(),
             error: None,
             summary: Summary::default(),

@@ -1,9 +1,12 @@
 //! One requester reaching for one place: the access, what came of it, and the record it left.
 
+use iommu_devices::Bus;
+use iommu_dma::ApertureUnit;
 use iommu_types::{Bdf, HostPhys, Iova, SourceId, SystemMemory};
 use iommu_vfio::{Fault, FaultedAccess, Platform};
 use soft_platform::Machine;
 
+use super::kind::{Bench, Through};
 use super::matrix::{Logged, Tally};
 
 /// Bytes of one probing access.
@@ -56,12 +59,27 @@ pub(crate) struct Prober<'a> {
     machine: &'a Machine,
     /// The driver side, to read fault records; nothing on a machine without IOMMU.
     platform: Option<&'a Platform>,
+    /// The aperture that requests pass, if the machine has one.
+    aperture: Option<&'a ApertureUnit>,
 }
 
 impl<'a> Prober<'a> {
-    /// Probes on a machine.
-    pub(crate) const fn new(machine: &'a Machine, platform: Option<&'a Platform>) -> Self {
-        Self { machine, platform }
+    /// Probes on a machine whose units are in service.
+    pub(crate) fn new(platform: &'a Platform) -> Self {
+        Self {
+            machine: platform.machine(),
+            platform: Some(platform),
+            aperture: None,
+        }
+    }
+
+    /// Probes on a machine without units.
+    pub(crate) fn without_unit(bench: &'a Bench) -> Self {
+        Self {
+            machine: &bench.machine,
+            platform: None,
+            aperture: bench.aperture(),
+        }
     }
 
     /// `requester` writes at `address`, which is to reach `place`.
@@ -106,6 +124,7 @@ impl<'a> Prober<'a> {
         let (sent, found) = self
             .machine
             .with_engine(requester, |engine, bus| {
+                let bus = &self.through(bus);
                 let len = LEN as u64;
                 engine.buffer_mut()[..LEN].fill(0);
                 let sent = engine.fetch(bus, address, 0, len).map_err(|why| why.to_string());
@@ -143,12 +162,22 @@ impl<'a> Prober<'a> {
     fn send(&self, requester: Bdf, address: Iova, bytes: &[u8]) -> Result<Result<(), String>, String> {
         self.machine
             .with_engine(requester, |engine, bus| {
+                let bus = &self.through(bus);
                 engine.buffer_mut()[..bytes.len()].copy_from_slice(bytes);
                 engine
                     .store(bus, address, 0, bytes.len() as u64)
                     .map_err(|why| why.to_string())
             })
             .map_err(|why| why.to_string())
+    }
+
+    /// A function's bus, with the aperture if there is one.
+    fn through<'b>(&'b self, bus: &'b dyn Bus) -> Through<'b> {
+        Through {
+            aperture: self.aperture,
+            machine: self.machine,
+            bus,
+        }
     }
 
     /// What stands at a place now.

@@ -103,7 +103,9 @@ fn reasons(cells: &[Cell]) -> String {
         );
     }
     let records = cells.iter().filter_map(|cell| Some((cell, cell.logged.as_ref()?)));
-    text.push_str("\n  What the units logged and the driver read back, for example:\n");
+    if records.clone().next().is_some() {
+        text.push_str("\n  What the units logged and the driver read back, for example:\n");
+    }
     for (cell, logged) in records.step_by(EXAMPLE_STEP).take(EXAMPLES) {
         let line = format!(
             "    {} tried {}: source {}, {}: {}",
@@ -145,6 +147,7 @@ mod tests {
             seen,
             evidence: "memory unchanged".to_owned(),
             logged,
+            silent: false,
             tally: Tally {
                 tried: 1,
                 stopped: 1,

@@ -4,8 +4,20 @@ use std::path::Path;
 
 use soft_platform::{Machine, MachineDescription, MachineOptions};
 
+use super::real;
 use crate::exit::{Failure, read};
 use crate::machine;
+
+/// Where a machine is to come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted<'a> {
+    /// A machine file.
+    pub(crate) file: Option<&'a Path>,
+    /// A firmware table.
+    pub(crate) dmar: Option<&'a Path>,
+    /// A root folder, or a snapshot.
+    pub(crate) root: Option<&'a Path>,
+}
 
 /// A machine before it is built.
 #[derive(Debug)]
@@ -20,11 +32,17 @@ pub(crate) struct Source {
     pub(crate) dmar: Vec<u8>,
     /// What was assumed where a table alone says nothing.
     pub(crate) notes: Vec<String>,
+    /// How the machine is made: what its units can do.
+    pub(crate) options: MachineOptions,
 }
 
 impl Source {
-    /// A machine file, a firmware table, or the embedded sample.
-    pub(crate) fn load(file: Option<&Path>, dmar: Option<&Path>) -> Result<Self, Failure> {
+    /// A root folder or snapshot, a firmware table, a machine file, or the embedded sample.
+    pub(crate) fn load(wanted: &Wanted<'_>) -> Result<Self, Failure> {
+        let Wanted { file, dmar, root } = *wanted;
+        if let Some(root) = root {
+            return real::load(root);
+        }
         if let Some(table) = dmar {
             let bytes = read(table)?;
             let (description, assumptions) = MachineDescription::from_dmar(&bytes).map_err(|why| {
@@ -38,6 +56,7 @@ impl Source {
                 description,
                 dmar: bytes,
                 notes: assumptions.iter().map(ToString::to_string).collect(),
+                options: MachineOptions::default(),
             });
         }
         let description = machine::describe(file)?;
@@ -54,12 +73,13 @@ impl Source {
             description,
             dmar,
             notes: Vec::new(),
+            options: MachineOptions::default(),
         })
     }
 
     /// Builds the machine.
     pub(crate) fn machine(&self) -> Result<Machine, Failure> {
-        Machine::build_with(&self.description, &self.dmar, MachineOptions::default())
+        Machine::build_with(&self.description, &self.dmar, self.options)
             .map_err(|why| Failure::Input(format!("{}: {why}", self.origin)))
     }
 }

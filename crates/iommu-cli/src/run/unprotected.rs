@@ -1,16 +1,17 @@
 //! The same machine without IOMMU: what the same accesses do there.
 
 use iommu_types::Iova;
-use soft_platform::Machine;
 
 use super::grid::{Attempt, COMPATIBILITY_MESSAGE, FOREIGN_VECTOR, On};
+use super::kind::Bench;
 use super::matrix::Tally;
 use super::probe::{Place, Probed, Prober};
 
 /// Tries everything again on a machine without units, where memory and registers have the same addresses.
-pub(crate) fn try_again(machine: &Machine, attempts: &[Attempt]) -> Result<Tally, String> {
+pub(crate) fn try_again(bench: &Bench, attempts: &[Attempt]) -> Result<Tally, String> {
     let mut probed = Probed::default();
-    let prober = Prober::new(machine, None);
+    let machine = &bench.machine;
+    let prober = Prober::without_unit(bench);
     for attempt in attempts {
         let requester = attempt.requester;
         machine.set_command(requester, iommu_groups::pci::header::COMMAND_BUS_MASTER, true);
