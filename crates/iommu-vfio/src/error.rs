@@ -427,6 +427,23 @@ pub enum VfioError {
         /// What to do.
         advice: &'static str,
     },
+    /// No addresses are left to choose for a buffer.
+    #[error(
+        "no addresses are left for a buffer of {bytes:#x} bytes, or the memory is not in one piece; drop buffers, ask for \
+         less, or choose another policy"
+    )]
+    NoAddresses {
+        /// Bytes that were asked for.
+        bytes: u64,
+    },
+    /// A function that is no virtio device, or lacks something.
+    #[error("{function} cannot be driven as a virtio device: it has no {what}")]
+    NotVirtio {
+        /// The function.
+        function: Bdf,
+        /// What is missing.
+        what: &'static str,
+    },
     /// There is no way to reset the function alone.
     #[error("{0} has no function level reset; reset the bus above it, with everything on it")]
     NoReset(Bdf),
@@ -481,7 +498,8 @@ impl VfioError {
             Self::Exists { .. } => Errno::Eexist,
             Self::TooManyMappings { .. } => Errno::Enospc,
             Self::OutOfMemory(_) | Self::PinLimit { .. } | Self::NoMemory { .. } => Errno::Enomem,
-            Self::NoVectors(_) => Errno::Enospc,
+            Self::NoVectors(_) | Self::NoAddresses { .. } => Errno::Enospc,
+            Self::NotVirtio { .. } => Errno::Enodev,
             Self::Kernel { errno, .. } => *errno,
             Self::Unconfirmed { .. } | Self::Map { .. } | Self::Unmap { .. } | Self::Interrupts { .. } => Errno::Eio,
             Self::OtherPlatform(_)

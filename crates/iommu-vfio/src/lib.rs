@@ -67,6 +67,7 @@
 //! memory is host memory of the machine, not of this process. Groups are formed once: there is no hot-plug.
 
 mod backend;
+mod buffer;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod container;
@@ -74,6 +75,7 @@ mod device;
 mod dirty;
 mod error;
 mod group;
+mod guest_space;
 mod host;
 #[cfg(target_os = "linux")]
 mod linux;
@@ -82,13 +84,17 @@ mod platform;
 mod rules;
 mod software;
 mod user;
+#[cfg(feature = "virtio")]
+pub mod virtio;
 
 pub use backend::{Backend, DeviceBackend, DirtyInfo, DmaMemory, InterruptKind, RegionInfo, Type1Info};
+pub use buffer::{DmaBuffer, DmaPiece, DmaPool, IovaPolicy, SgList};
 pub use container::{Container, MAX_MAPPINGS, MappingInfo, NoIommu, Type1};
 pub use device::Device;
 pub use dirty::{DirtyBitmap, LONGEST_BITMAP};
 pub use error::{Errno, Uncontained, VfioError};
 pub use group::{Group, GroupId, Opened, Refused, Viable};
+pub use guest_space::{GuestAddressSpace, GuestRange};
 pub use host::HostSpace;
 #[cfg(target_os = "linux")]
 pub use linux::{Linux, LinuxDevice, LinuxGroup, LinuxMemory, LinuxSpace, RegionMap};
