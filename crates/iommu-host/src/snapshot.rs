@@ -12,7 +12,7 @@ use std::path::Path;
 use crate::knowledge::{Knowledge, Obstacle};
 use crate::platform::{CPUINFO, CPUINFO_HEAD, NAMESPACE};
 use crate::sysfs::{DEVICES, GROUPS, LOGS, MAX_TABLE, PARAMETERS, TABLES, UNITS};
-use crate::tar;
+use crate::tar::{self, ArchiveError};
 use crate::tree::{Archive, Entry, Missing, Tree, joined};
 
 /// Where the manifest stands.
@@ -67,15 +67,31 @@ const FILES: [&str; 6] = [
 /// Takes a snapshot of the machine below a root folder.
 #[must_use]
 pub fn take(root: &Path, scrub: bool) -> Snapshot {
+    take_of(Tree::Folder(root.to_owned()), root.as_os_str() == "/", scrub)
+}
+
+/// Takes a snapshot of what an archive holds: to scrub one that was taken in full, or to have another tool's in this form.
+///
+/// # Errors
+///
+/// If the archive cannot be read at all.
+pub fn take_again(archive: &[u8], scrub: bool) -> Result<Snapshot, ArchiveError> {
+    let mut contents = tar::read(archive)?;
+    read_manifest(&mut contents.archive);
+    Ok(take_of(Tree::Archive(contents.archive), false, scrub))
+}
+
+/// `live` is this very machine, whose log is not in a file.
+fn take_of(tree: Tree, live: bool, scrub: bool) -> Snapshot {
     let mut taker = Taker {
-        tree: Tree::Folder(root.to_owned()),
+        tree,
         archive: Archive::default(),
         missing: Vec::new(),
         denied: Vec::new(),
         files: 0,
         scrub,
     };
-    taker.everything(root);
+    taker.everything(live);
     let mut manifest = format!("portcullis snapshot {VERSION}\n");
     for (path, why) in &taker.missing {
         let word = match why {
@@ -120,7 +136,7 @@ struct Taker {
 }
 
 impl Taker {
-    fn everything(&mut self, root: &Path) {
+    fn everything(&mut self, live: bool) {
         for name in self.names(DEVICES) {
             self.function(&name);
         }
@@ -180,7 +196,7 @@ impl Taker {
         self.filtered("proc/net/route", |line| {
             line.starts_with("Iface") || line.split_whitespace().nth(1) == Some("00000000")
         });
-        self.log(root);
+        self.log(live);
     }
 
     fn function(&mut self, name: &str) {
@@ -211,8 +227,7 @@ impl Taker {
         }
     }
 
-    fn log(&mut self, root: &Path) {
-        let live = root.as_os_str() == "/";
+    fn log(&mut self, live: bool) {
         let found = if live {
             crate::kmsg::read()
         } else {

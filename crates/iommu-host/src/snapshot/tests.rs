@@ -95,3 +95,23 @@ fn a_snapshot_tells_the_same_as_the_machine_it_was_taken_of() {
         assert_eq!(read.root_buses, live.root_buses);
     }
 }
+
+#[test]
+fn a_snapshot_of_a_snapshot_tells_the_same_and_can_be_scrubbed_late() {
+    let root = Scratch::new("snapshot-again");
+    let nic = "sys/devices/pci0000:00/0000:00:02.0";
+    root.file(&format!("{nic}/vendor"), b"0x8086\n");
+    root.link(
+        "sys/bus/pci/devices/0000:00:02.0",
+        "../../../devices/pci0000:00/0000:00:02.0",
+    );
+    root.file(
+        "proc/cmdline",
+        b"root=UUID=3f1b2c4d-0000-1111-2222-abcdefabcdef intel_iommu=on\n",
+    );
+    let full = take(&root.0, false);
+    assert_eq!(take_again(&full.bytes, false).expect("valid").bytes, full.bytes);
+    let scrubbed = take_again(&full.bytes, true).expect("valid");
+    assert_eq!(scrubbed.bytes, take(&root.0, true).bytes);
+    assert!(take_again(b"no archive", true).is_err() || take_again(b"no archive", true).is_ok_and(|s| s.files == 0));
+}
