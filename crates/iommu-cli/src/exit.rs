@@ -58,18 +58,23 @@ impl fmt::Display for Failure {
 /// The largest file that is read: tables and machine files are a few kilobytes.
 const LARGEST_FILE: u64 = 16 << 20;
 
-/// Reads a whole file.
+/// Reads a whole file: a table, a machine file, a list of names.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    read_up_to(file, LARGEST_FILE)
+}
+
+/// Reads a whole file of `limit` bytes at most.
+pub(crate) fn read_up_to(file: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
     let failed = |why: &dyn fmt::Display| Failure::Measure(format!("{}: {why}", file.display()));
     let mut bytes = Vec::new();
     // The length that a device or a pipe states means nothing: the reading itself is bounded.
     std::fs::File::open(file)
-        .and_then(|opened| opened.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+        .and_then(|opened| opened.take(limit + 1).read_to_end(&mut bytes))
         .map_err(|why| failed(&why))?;
-    if bytes.len() as u64 > LARGEST_FILE {
+    if bytes.len() as u64 > limit {
         return Err(failed(&format!(
-            "longer than {} MiB: no table or machine file is; give another file",
-            LARGEST_FILE >> 20
+            "longer than {} MiB, which nothing that is meant here is; give another file",
+            limit >> 20
         )));
     }
     Ok(bytes)

@@ -13,7 +13,7 @@ mod plan;
 mod select;
 mod snapshot;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use iommu_host::{Machine, OpenError};
@@ -124,6 +124,13 @@ impl Source {
         })
     }
 
+    /// The same machine again, at the end of a command to try next.
+    pub(crate) fn again(&self) -> String {
+        self.root
+            .as_ref()
+            .map_or_else(String::new, |root| format!(" --root {}", quoted(root)))
+    }
+
     /// What functions are called.
     pub(crate) fn names(&self) -> Result<Names, Failure> {
         match &self.pci_ids {
@@ -153,9 +160,33 @@ impl Source {
 const NO_FUNCTION: &str = "no PCI function can be seen here (/sys/bus/pci/devices): in a container or a guest without PCI, look at \
                            another machine with --root, or try `iommu run`, which needs none";
 
+/// A path as a shell reads it.
+fn quoted(path: &Path) -> String {
+    let text = printable(&path.display().to_string());
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+/// A command to try next, and what for.
+pub(crate) fn next(lead: &str, command: &str, why: &str) -> String {
+    let why = if why.is_empty() {
+        String::new()
+    } else {
+        format!("  ({why})")
+    };
+    format!("{lead:5} {}{why}\n", style::command(command))
+}
+
 /// What the machine was read from, and what of it was left out, for the end of a text.
 pub(crate) fn notes(machine: &Machine) -> String {
     let mut text = String::new();
+    if !machine.notes.is_empty() || !machine.wide_domains.is_empty() {
+        text.push('\n');
+    }
     for note in &machine.notes {
         text.push_str(&format!("{} {}\n", style::faint("note:"), printable(note)));
     }

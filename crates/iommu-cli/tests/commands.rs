@@ -179,7 +179,17 @@ fn a_snapshot_says_the_same_as_the_machine_and_is_private() {
         assert_eq!(code(&live), code(&kept), "{command:?}");
         assert_eq!(json(&live), json(&kept), "{command:?}");
     }
-    assert_eq!(code(&iommu(&["snapshot", "--root", "/nonexistent", name])), 2);
+    // One that was taken in full is scrubbed later.
+    let scrubbed = machine.at("scrubbed.tar");
+    let other = scrubbed.to_str().expect("a plain path");
+    let again = iommu(&["snapshot", "--root", name, "--scrub", other]);
+    assert_eq!(code(&again), 0, "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(
+        json(&iommu(&["groups", "--json", "--root", name])),
+        json(&iommu(&["groups", "--json", "--root", other]))
+    );
+    assert_eq!(code(&iommu(&["snapshot", "--root", "/nonexistent", name])), 3);
+    assert_eq!(code(&iommu(&["snapshot", "--root", "/dev/null", name])), 2);
     assert_eq!(code(&iommu(&["snapshot", "--root", root, "/nonexistent/x"])), 3);
 }
 

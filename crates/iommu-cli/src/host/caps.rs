@@ -47,7 +47,8 @@ pub(crate) fn answer(machine: &Machine) -> Result<Answer, Failure> {
         });
     }
     let mut out = String::new();
-    for unit in units {
+    for (at, unit) in units.iter().enumerate() {
+        out.push_str(if at > 0 { "\n" } else { "" });
         out.push_str(&unit_text(unit));
     }
     out.push_str(&notes(machine));
@@ -124,7 +125,6 @@ fn unit_text(unit: &Unit) -> String {
         "shared virtual addresses (SVA, DSA)",
         &caps::missing_for_shared_addresses(ecap),
     ));
-    out.push('\n');
     out
 }
 

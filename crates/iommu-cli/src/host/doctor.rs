@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::groups::function_json;
 use super::names::{Names, printable, short};
 use super::select::Filter;
-use super::{Answer, Source, notes};
+use super::{Answer, Source, next, notes};
 use crate::exit::{Failure, Verdict};
 use crate::{size, style};
 
@@ -65,14 +65,20 @@ impl Guest {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
-    Ok(diagnosis(&options.source.open()?))
+    Ok(diagnosis(&options.source.open()?, &options.source.again()))
 }
 
 pub(crate) fn run_check(options: &CheckOptions) -> Result<Answer, Failure> {
     let machine = options.source.open()?;
     let chosen = options.guest.functions(&machine)?;
     let plan = options.guest.plan(&options.source);
-    Ok(checked(&machine, &options.source.names()?, &chosen, plan))
+    Ok(checked(
+        &machine,
+        &options.source.names()?,
+        &chosen,
+        plan,
+        &options.source.again(),
+    ))
 }
 
 /// The limit of locked memory of this process, which is that of a guest started from the same shell.
@@ -85,14 +91,15 @@ fn lockable() -> Option<u64> {
     }
 }
 
-pub(crate) fn diagnosis(machine: &Machine) -> Answer {
+/// What is to be said of the machine; `again` names it in the command to try next.
+pub(crate) fn diagnosis(machine: &Machine, again: &str) -> Answer {
     let diagnosis = doctor::examine(machine);
     let text = format!(
         "{}\n\n{}{}{}",
         state_text(diagnosis.state),
         items_text(&diagnosis.items),
         notes(machine),
-        next(diagnosis.state),
+        next_of(diagnosis.state, again),
     );
     Answer {
         text,
@@ -119,23 +126,19 @@ pub(crate) fn state_text(state: State) -> String {
 }
 
 /// What to try next.
-fn next(state: State) -> String {
-    let command = match state {
-        State::Working => "iommu groups",
-        State::Unknown => "sudo iommu doctor",
-        State::InitFailed => "iommu dmar lint",
-        State::KernelOff | State::FirmwareOff => "iommu groups --model linux",
+fn next_of(state: State, again: &str) -> String {
+    let (command, why) = match state {
+        State::Working => ("iommu groups", "what has to be assigned together"),
+        State::Unknown if again.is_empty() => ("sudo iommu doctor", "root can read what is missing"),
+        State::Unknown => ("iommu snapshot", "on that machine, as root: it holds what is missing"),
+        State::InitFailed => ("iommu dmar lint", "what is wrong with the firmware's table"),
+        State::KernelOff | State::FirmwareOff => ("iommu groups --model linux", "the groups that there would be"),
     };
-    let why = match state {
-        State::Working => "what has to be assigned together",
-        State::Unknown => "root can read what is missing",
-        State::InitFailed => "what is wrong with the firmware's table",
-        State::KernelOff | State::FirmwareOff => "the groups that there would be",
-    };
-    format!("\nnext: {}  ({why})\n", style::command(command))
+    let again = if state == State::Unknown { "" } else { again };
+    format!("\n{}", next("next:", &format!("{command}{again}"), why))
 }
 
-pub(crate) fn checked(machine: &Machine, names: &Names, chosen: &[Bdf], plan: Plan) -> Answer {
+pub(crate) fn checked(machine: &Machine, names: &Names, chosen: &[Bdf], plan: Plan, again: &str) -> Answer {
     let topology = machine.topology();
     let groups = group(&topology, machine.linux_rules());
     let items = check::check(machine, &topology, &groups, chosen, plan);
@@ -157,12 +160,12 @@ pub(crate) fn checked(machine: &Machine, names: &Names, chosen: &[Bdf], plan: Pl
     };
     text.push_str(&format!("{headline}\n\n{}{}", items_text(&items), notes(machine)));
     let addresses: Vec<String> = chosen.iter().copied().map(short).collect();
-    let next = match (overall(&items), machine.has_groups()) {
+    let command = match (overall(&items), machine.has_groups()) {
         (iommu_host::Answer::No, Some(false)) => "iommu doctor".to_owned(),
         (iommu_host::Answer::No, _) => format!("iommu explain {}", addresses.first().map_or("", String::as_str)),
         _ => format!("iommu plan {}", addresses.join(" ")),
     };
-    text.push_str(&format!("\nnext: {}\n", style::command(next)));
+    text.push_str(&format!("\n{}", next("next:", &format!("{command}{again}"), "")));
     Answer {
         text,
         json: json!({

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::groups::{causes, function_json};
 use super::names::{Names, printable, short};
 use super::select::select_one;
-use super::{Answer, Source, notes};
+use super::{Answer, Source, next, notes};
 use crate::exit::{Failure, Verdict};
 use crate::style;
 
@@ -40,7 +40,15 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
     let linux = group(&topology, machine.linux_rules());
     let strict = group(&topology, Rules::Strict);
     match &options.other {
-        None => Ok(one(&machine, &names, &topology, &linux, &strict, a)),
+        None => {
+            let mut answer = one(&machine, &names, &topology, &linux, &strict, a);
+            if topology.get(a).is_some_and(|f| !f.is_bridge()) {
+                let command = format!("iommu check {}{}", short(a), options.source.again());
+                let why = "whether it can be given to a guest";
+                answer.text.push_str(&format!("\n{}", next("next:", &command, why)));
+            }
+            Ok(answer)
+        }
         Some(other) => {
             let b = select_one(&machine, other)?;
             two(&machine, &names, &topology, &linux, &strict, a, b)

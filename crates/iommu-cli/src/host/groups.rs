@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::names::{Names, printable, short};
 use super::select::Filter;
-use super::{Answer, Source, count, notes};
+use super::{Answer, Source, count, next, notes};
 use crate::exit::{Failure, Verdict};
 use crate::style;
 
@@ -66,6 +66,8 @@ pub(crate) struct View {
     pub(crate) tree: bool,
     /// Only groups that one of these functions is in; `None` for all.
     pub(crate) only: Option<Vec<Bdf>>,
+    /// The same machine again, at the end of a command to try next.
+    pub(crate) again: String,
 }
 
 impl Default for View {
@@ -75,6 +77,7 @@ impl Default for View {
             format: Format::Text,
             tree: false,
             only: None,
+            again: String::new(),
         }
     }
 }
@@ -96,6 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
         format: options.format,
         tree: options.tree,
         only: options.filter.select(&machine)?,
+        again: options.source.again(),
     };
     Ok(answer(&machine, &options.source.names()?, &view))
 }
@@ -166,7 +170,7 @@ pub(crate) fn answer(machine: &Machine, names: &Names, view: &View) -> Answer {
             ));
         }
         out.push_str(&notes(machine));
-        out.push_str(&next(machine, &topology, &shown));
+        out.push_str(&next_of(machine, &topology, &shown, &view.again));
         out
     };
     Answer {
@@ -275,30 +279,29 @@ fn heading(machine: &Machine, source: &str, shown: &[Shown], all: usize) -> Stri
     )
 }
 
-/// What to ask next: about a group that several endpoints share, else about any endpoint.
-fn next(machine: &Machine, topology: &Topology, shown: &[Shown]) -> String {
+/// What to ask next: about a group that several endpoints share, and about an endpoint that guests are given.
+fn next_of(machine: &Machine, topology: &Topology, shown: &[Shown], again: &str) -> String {
     let endpoints = |group: &Shown| -> Vec<Bdf> {
         let is_endpoint = |bdf: &Bdf| topology.get(*bdf).is_some_and(|f| !f.is_bridge());
         group.functions.iter().copied().filter(is_endpoint).collect()
     };
     let shared = shown.iter().map(endpoints).find(|endpoints| endpoints.len() > 1);
-    let mut out = String::new();
+    let mut lines = Vec::new();
     if let Some([a, b, ..]) = shared.as_deref() {
-        let command = format!("iommu explain {} {}", short(*a), short(*b));
-        out.push_str(&format!(
-            "\nnext: {}  (why they are together)\n",
-            style::command(command)
-        ));
+        let command = format!("iommu explain {} {}{again}", short(*a), short(*b));
+        lines.push((command, "why they are together"));
     }
     let assignable = super::overview::worth_assigning(machine, topology);
     let of_shown = |bdf: &&Bdf| shown.iter().any(|group| group.functions.contains(bdf));
     if let Some(bdf) = assignable.iter().find(of_shown) {
-        let command = format!("iommu check {}", short(*bdf));
-        let lead = if out.is_empty() { "\nnext:" } else { "     " };
-        out.push_str(&format!(
-            "{lead} {}  (whether it can be given to a guest)\n",
-            style::command(command)
-        ));
+        let command = format!("iommu check {}{again}", short(*bdf));
+        lines.push((command, "whether it can be given to a guest"));
+    }
+    let mut out = String::new();
+    for (at, (command, why)) in lines.iter().enumerate() {
+        let lead = if at == 0 { "next:" } else { "" };
+        out.push_str(if at == 0 { "\n" } else { "" });
+        out.push_str(&next(lead, command, why));
     }
     out
 }

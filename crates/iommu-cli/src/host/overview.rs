@@ -107,8 +107,7 @@ pub(crate) fn answer(machine: &Machine, names: &Names, source: &Source) -> Answe
         .collect();
     let devices = worth_assigning(machine, &topology);
     let groups = groups_text(machine, &linux, &topology);
-    let root = source.root.as_ref().map(|root| format!(" --root {}", quoted(root)));
-    let next = next(diagnosis.state, &devices, root.as_deref().unwrap_or_default());
+    let next = next(diagnosis.state, &devices, &source.again());
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
         text.push_str(&format!("{:10}{value}\n", style::title(label)));
@@ -158,17 +157,6 @@ pub(crate) fn answer(machine: &Machine, names: &Names, source: &Source) -> Answe
             State::InitFailed | State::KernelOff | State::FirmwareOff => Verdict::Findings,
             State::Working | State::Unknown => Verdict::Yes,
         }),
-    }
-}
-
-/// A path as a shell reads it.
-fn quoted(path: &std::path::Path) -> String {
-    let text = printable(&path.display().to_string());
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
     }
 }
 

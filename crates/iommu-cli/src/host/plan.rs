@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::doctor::{Guest, items_json, items_text, verdict};
 use super::groups::function_json;
 use super::names::{Names, printable, short};
-use super::{Answer, Source, notes};
+use super::{Answer, Source, next, notes};
 use crate::exit::{Failure, Verdict};
 use crate::style;
 
@@ -52,7 +52,7 @@ pub(crate) struct Options {
 }
 
 /// What is wanted of a plan.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct View {
     /// How the commands are given.
     pub(crate) format: Format,
@@ -60,6 +60,8 @@ pub(crate) struct View {
     pub(crate) undo: bool,
     /// Even if something stands in the way.
     pub(crate) anyway: bool,
+    /// The same machine again, at the end of a command to try next.
+    pub(crate) again: String,
 }
 
 pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
@@ -69,13 +71,14 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
         format: options.format,
         undo: options.undo,
         anyway: options.anyway,
+        again: options.source.again(),
     };
     answer(
         &machine,
         &options.source.names()?,
         &chosen,
         options.guest.plan(&options.source),
-        view,
+        &view,
     )
 }
 
@@ -84,7 +87,7 @@ pub(crate) fn answer(
     names: &Names,
     chosen: &[Bdf],
     guest: Plan,
-    view: View,
+    view: &View,
 ) -> Result<Answer, Failure> {
     let topology = machine.topology();
     let groups = group(&topology, machine.linux_rules());
@@ -175,7 +178,7 @@ fn refusal(items: &[Item]) -> String {
     format!("it must not be done as things are: {}", no.join(", "))
 }
 
-fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: View, allowed: bool) -> String {
+fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, allowed: bool) -> String {
     let mut out = String::new();
     for f in &assignment.functions {
         let line = moved_line(machine, names, f);
@@ -235,11 +238,8 @@ fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: View, a
         out.push_str(&format!("  qemu-system-x86_64 … {}\n", options.join(" ")));
     }
     out.push_str(&notes(machine));
-    out.push_str(&format!(
-        "\n{} {}  (a script for sh)\n",
-        "next:",
-        style::command(format!("iommu plan {} --format sysfs", chosen_text(assignment)))
-    ));
+    let command = format!("iommu plan {} --format sysfs{}", chosen_text(assignment), view.again);
+    out.push_str(&format!("\n{}", next("next:", &command, "a script for sh")));
     out
 }
 
@@ -253,7 +253,7 @@ fn script(
     names: &Names,
     assignment: &Assignment,
     route: &Route,
-    view: View,
+    view: &View,
     allowed: bool,
 ) -> String {
     let mut out = "#!/bin/sh\n".to_owned();
@@ -300,7 +300,7 @@ fn comment(text: &str) -> String {
     format!("<!-- {} -->\n", plain.trim_end_matches('-'))
 }
 
-fn xml(machine: &Machine, names: &Names, assignment: &Assignment, view: View, allowed: bool) -> String {
+fn xml(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, allowed: bool) -> String {
     if !allowed {
         return comment(&refusal(&assignment.items));
     }

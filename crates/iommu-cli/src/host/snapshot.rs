@@ -5,12 +5,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use iommu_host::snapshot;
+use iommu_host::snapshot::{self, Snapshot};
 use serde_json::json;
 
 use super::Answer;
-use crate::exit::{Failure, Verdict};
+use crate::exit::{self, Failure, Verdict};
 
+/// The largest snapshot that is read.
+const LARGEST_SNAPSHOT: u64 = 128 << 20;
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
 
@@ -22,20 +24,32 @@ pub(crate) struct Options {
     /// Take out serial numbers, network addresses, host and user names, and identifiers of file systems
     #[arg(long)]
     scrub: bool,
-    /// Another root folder than /
-    #[arg(long, value_name = "DIR")]
+    /// Another root folder than /, or a snapshot that was taken before, to scrub it now
+    #[arg(long, value_name = "DIR|FILE")]
     root: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
+fn taken(root: &Path, scrub: bool) -> Result<Snapshot, Failure> {
+    if root.is_dir() {
+        return Ok(snapshot::take(root, scrub));
+    }
+    let wrong = |why: &dyn std::fmt::Display| Failure::Input(format!("{}: {why}", root.display()));
+    let bytes = exit::read_up_to(root, LARGEST_SNAPSHOT)?;
+    let taken = snapshot::take_again(&bytes, scrub).map_err(|why| wrong(&why))?;
+    if taken.files == 0 {
+        return Err(wrong(
+            &"neither a root folder nor a snapshot: nothing in it is of a machine",
+        ));
+    }
+    Ok(taken)
+}
+
 pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
     let root = options.root.as_deref().unwrap_or(Path::new("/"));
-    if !root.is_dir() {
-        return Err(Failure::Input(format!("{}: not a folder", root.display())));
-    }
-    let taken = snapshot::take(root, options.scrub);
+    let taken = taken(root, options.scrub)?;
     let failed = |why: std::io::Error| Failure::Measure(format!("{}: {why}", options.file.display()));
     // It tells a lot about the machine: nobody else gets to read it unasked.
     let mut file = std::fs::OpenOptions::new()

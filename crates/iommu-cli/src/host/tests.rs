@@ -280,7 +280,7 @@ fn caps_decode_units_from_the_log_and_say_what_is_missing() {
 
 #[test]
 fn doctor_says_what_is_unknown_and_ends_with_code_3() {
-    let answer = plain(doctor::diagnosis(&machine()));
+    let answer = plain(doctor::diagnosis(&machine(), ""));
     assert!(matches!(answer.verdict, Err(Failure::Measure(_))), "{}", answer.text);
     assert!(answer.text.starts_with("working"), "{}", answer.text);
     assert_eq!(
@@ -304,6 +304,7 @@ fn check_refuses_a_group_that_is_in_use() {
         &Names::default(),
         &chosen,
         iommu_host::check::Plan::default(),
+        "",
     ));
     assert!(matches!(answer.verdict, Err(Failure::Measure(_))), "{}", answer.text);
     assert!(answer.text.contains("not known whether"), "{}", answer.text);
@@ -313,6 +314,7 @@ fn check_refuses_a_group_that_is_in_use() {
         &Names::default(),
         &bridge,
         iommu_host::check::Plan::default(),
+        "",
     ));
     assert!(is_findings(&answer));
     assert!(answer.text.contains("cannot be given to a guest as it is"));
