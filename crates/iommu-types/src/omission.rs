@@ -69,6 +69,8 @@ steps! {
     DeviceTlbForgotten 1 "device-tlb-forgotten",
     /// They are told last, when the unit itself has forgotten it.
     DeviceTlbLast 1 "device-tlb-last",
+    /// Each of these waits for the one before: hardware may carry out what is behind one wait in any order.
+    DependentWaits 1 "dependent-waits",
     /// An entry loses its presence first and the rest when hardware has forgotten it.
     PresenceFirst 2 "presence-first",
     /// In caching mode a new entry is flushed as the absence that may be cached.

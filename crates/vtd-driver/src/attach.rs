@@ -155,10 +155,8 @@ impl Structures {
             self.root_changed(shared)
                 .map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
         }
-        if let Target::Space(space) = target {
-            if kept(Step::ReservedThroughAttach) {
-                self.map_reserved(shared, requester.rid, &ids, space)?;
-            }
+        if let (Target::Space(space), true) = (target, kept(Step::ReservedThroughAttach)) {
+            self.map_reserved(shared, requester.rid, &ids, space)?;
         }
         // IDs that are parked for their reserved regions leave there first.
         let parked: Vec<SourceId> = fresh
@@ -321,12 +319,12 @@ impl Structures {
                 source,
                 domain: NOT_PRESENT,
             };
-            let mut batch: Vec<Invalidation> = ids.iter().map(forget).collect();
-            if shared.options.mode == TableMode::Scalable {
-                batch.push(Invalidation::PasidCacheDomain(NOT_PRESENT));
-            }
-            batch.push(Invalidation::IotlbDomain(target.id()));
-            shared.invalidate(&batch)
+            let contexts: Vec<Invalidation> = ids.iter().map(forget).collect();
+            let pasids = match shared.options.mode {
+                TableMode::Legacy => &[][..],
+                TableMode::Scalable => &[Invalidation::PasidCacheDomain(NOT_PRESENT)],
+            };
+            shared.invalidate_in_turn(&[&contexts, pasids, &[Invalidation::IotlbDomain(target.id())]])
         } else {
             shared.flush_write_buffer()
         };
@@ -467,30 +465,29 @@ impl Structures {
     /// Makes the unit forget the entries of `ids`, which were cleared (`VT-d §6.5.3.3`, rule D1): the context
     /// cache under each ID, the PASID cache, then all translations of the domain.
     fn forget<R: Registers, P: Host>(&self, shared: &Shared<R, P>, ids: &[SourceId]) -> Result<(), HardwareError> {
-        let mut batch = Vec::new();
-        let mut domains = Vec::new();
+        let (mut contexts, mut domains) = (Vec::new(), Vec::new());
         for &source in ids {
             if let Some(owner) = self.owners.get(&source) {
                 let domain = owner.target.id();
                 if kept(Step::ContextForgotten) {
-                    batch.push(Invalidation::ContextDevice { source, domain });
+                    contexts.push(Invalidation::ContextDevice { source, domain });
                 }
                 if !domains.contains(&domain) {
                     domains.push(domain);
                 }
             }
         }
-        if shared.options.mode == TableMode::Scalable && kept(Step::PasidCacheForgotten) {
-            batch.extend(domains.iter().copied().map(Invalidation::PasidCacheDomain));
-        }
-        if kept(Step::TranslationsForgotten) {
-            batch.extend(domains.into_iter().map(Invalidation::IotlbDomain));
-        }
-        if batch.is_empty() {
-            Ok(())
-        } else {
-            shared.invalidate(&batch)
-        }
+        let of_each = |forget: fn(DomainId) -> Invalidation, wanted: bool| -> Vec<Invalidation> {
+            let domains = domains.iter().filter(|_| wanted);
+            domains.copied().map(forget).collect()
+        };
+        let scalable = shared.options.mode == TableMode::Scalable;
+        let pasids = of_each(
+            Invalidation::PasidCacheDomain,
+            scalable && kept(Step::PasidCacheForgotten),
+        );
+        let translations = of_each(Invalidation::IotlbDomain, kept(Step::TranslationsForgotten));
+        shared.invalidate_in_turn(&[&contexts, &pasids, &translations])
     }
 
     /// Second half: the unit has forgotten the entries, so they can be zeroed and the IDs are free.

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 
 use iommu_types::omission::{Step, kept};
 use iommu_types::{
-    AddrRange, AddressSpace, DomainId, HostPhys, Iova, OutOfFrames, Perms, Registers, TableFrame, UnmapRefused,
+    AddrRange, AddressSpace, DomainId, HostPhys, Iova, OutOfFrames, Perms, Piece, Registers, TableFrame, UnmapRefused,
 };
 use thiserror::Error;
 use vtd_spec::Agaw;
@@ -32,6 +32,9 @@ pub struct DomainOptions {
     pub superpages: bool,
     /// The format of the tables.
     pub stage: Stage,
+    /// Whether the unit notes which pages devices write ([`Domain::read_dirty`]). Second-stage tables on units in
+    /// scalable mode with `ECAP_REG.SSADS`.
+    pub track_writes: bool,
 }
 
 /// The format of a domain's tables.
@@ -46,12 +49,13 @@ pub enum Stage {
 }
 
 impl Default for DomainOptions {
-    /// 48 bits, with superpages, second stage.
+    /// 48 bits, with superpages, second stage, writes not noted.
     fn default() -> Self {
         Self {
             width: 48,
             superpages: true,
             stage: Stage::Second,
+            track_writes: false,
         }
     }
 }
@@ -72,6 +76,9 @@ pub enum DomainError {
     /// First-stage tables need scalable mode and `ECAP_REG.FSTS`.
     #[error("first-stage tables need scalable mode and a unit with ECAP.FSTS")]
     NoFirstStage,
+    /// The unit cannot note writes in these tables.
+    #[error("writes are noted in second-stage tables, in scalable mode, on units with ECAP.SSADS whose walks snoop")]
+    NoDirtyTracking,
     /// A guest's tables cannot be used here.
     #[error("nesting needs scalable mode, ECAP.NEST, a second-stage parent and a page-aligned guest root inside it")]
     NotNestable,
@@ -115,6 +122,13 @@ pub enum MapError {
         phys: HostPhys,
         /// Length in bytes.
         len: u64,
+    },
+    /// Guests' tables lead through the domain, and the unit lets writes of theirs past a mapping without the right
+    /// to write.
+    #[error("{at} cannot be mapped for reading only: the unit ignores that under guests' tables (erratum 772415)")]
+    ReadOnlyParent {
+        /// The first input address.
+        at: Iova,
     },
     /// Somebody else owns the memory, or nobody that may give it to devices.
     #[error("{range} of host memory is not {by}'s but {}'s; it is not mapped for its devices", of(.owner))]
@@ -463,13 +477,9 @@ pub(crate) fn destroy<R: Registers, P: Host>(
         TableMode::Legacy => Invalidation::ContextDomain(id),
         TableMode::Scalable => Invalidation::PasidCacheDomain(id),
     };
-    let batch = [forget, Invalidation::IotlbDomain(id)];
-    let batch = if kept(Step::TranslationsForgotten) {
-        &batch[..]
-    } else {
-        &batch[..1]
-    };
-    if let Err(cause) = shared.invalidate(batch) {
+    let translations = [Invalidation::IotlbDomain(id)];
+    let translations = translations.get(usize::from(!kept(Step::TranslationsForgotten))..);
+    if let Err(cause) = shared.invalidate_in_turn(&[&[forget], translations.unwrap_or_default()]) {
         let reachable = Reachable::Range {
             domain: id,
             range: space.aperture,
@@ -494,6 +504,12 @@ impl<R: Registers, P: Host> AddressSpace for Domain<R, P> {
 
     fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), SpaceError> {
         Ok(Self::map(self, iova, phys, len, perms)?)
+    }
+
+    fn map_pieces(&self, base: Iova, pieces: &[Piece], perms: Perms) -> Result<(), (usize, SpaceError)> {
+        self.space
+            .map_pieces(&self.shared, base, pieces, perms)
+            .map_err(|(done, error)| (done, error.into()))
     }
 
     fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<SpaceError, L>> {

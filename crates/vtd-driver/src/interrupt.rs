@@ -13,6 +13,7 @@ use vtd_spec::entry::{Irte, SourceValidation};
 use vtd_spec::message::{IoApicEntry, RemappableAddress, RemappableData};
 use vtd_spec::register::{InterruptRemapTableAddress, offset};
 
+use crate::capabilities::Capabilities;
 use crate::command::Command;
 use crate::error::{HardwareError, Reachable, TableError, Unconfirmed};
 use crate::fault::EventMessage;
@@ -28,6 +29,24 @@ pub enum ApicMode {
     XApic,
     /// 32-bit APIC IDs. Only if every unit has `ECAP_REG.EIM` and firmware does not object.
     X2Apic,
+}
+
+impl ApicMode {
+    /// What all units of a machine can do alike: 32-bit APIC IDs if every one has them, 8-bit ones if none insists on
+    /// the others; `None` if they contradict each other. Units that do not remap interrupts have no say.
+    #[must_use]
+    pub fn common<'a>(units: impl IntoIterator<Item = &'a Capabilities>) -> Option<Self> {
+        let (mut extended, mut classic) = (true, true);
+        for unit in units.into_iter().filter(|unit| unit.ecap.ir()) {
+            extended &= unit.ecap.eim();
+            classic &= !unit.ecap.eimer();
+        }
+        match (extended, classic) {
+            (true, _) => Some(Self::X2Apic),
+            (false, true) => Some(Self::XApic),
+            (false, false) => None,
+        }
+    }
 }
 
 /// How interrupt remapping is set up.
@@ -494,6 +513,27 @@ mod tests {
         let entry = block(0x8000, 1).io_apic_entry(0, level, Polarity::ActiveLow, true);
         // Index bit 15 in bit 11, polarity 13, trigger mode 15, mask 16, format 48.
         assert_eq!(entry.map(|entry| entry.raw_value()), Some(0x0001_0000_0001_a831));
+    }
+
+    #[test]
+    fn the_weakest_unit_decides_how_apics_are_addressed() {
+        let unit = |remaps: bool, wide: bool, only_wide: bool| Capabilities {
+            version: vtd_spec::register::Version::new_with_raw_value(0x10),
+            cap: vtd_spec::register::Capability::DEFAULT,
+            ecap: vtd_spec::register::ExtendedCapability::DEFAULT
+                .with_ir(remaps)
+                .with_eim(wide)
+                .with_eimer(only_wide),
+        };
+        let [narrow, wide, strict, silent] = [
+            unit(true, false, false),
+            unit(true, true, false),
+            unit(true, true, true),
+            unit(false, false, false),
+        ];
+        assert_eq!(ApicMode::common([&wide, &strict, &silent]), Some(ApicMode::X2Apic));
+        assert_eq!(ApicMode::common([&wide, &narrow]), Some(ApicMode::XApic));
+        assert_eq!(ApicMode::common([&strict, &narrow]), None);
     }
 
     #[test]

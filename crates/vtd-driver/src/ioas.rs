@@ -3,6 +3,7 @@
 use core::fmt;
 use core::mem::ManuallyDrop;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -94,8 +95,9 @@ struct State<R, P> {
 pub struct Ioas<R, P> {
     serial: u64,
     options: DomainOptions,
-    owner: Option<Owner>,
-    state: Mutex<State<R, P>>,
+    owner: Option<Box<Owner>>,
+    /// Apart, so that a map that could not be destroyed travels cheaply in the error.
+    state: Box<Mutex<State<R, P>>>,
 }
 
 impl<R, P> fmt::Debug for Ioas<R, P> {
@@ -135,6 +137,17 @@ impl<L> fmt::Debug for IoasPending<L> {
     }
 }
 
+/// Of many unmaps, some were flushed.
+#[derive(Debug)]
+pub struct PartlyFlushed<L> {
+    /// The first error.
+    pub error: FlushError,
+    /// The leases of what every unit has confirmed.
+    pub confirmed: Vec<L>,
+    /// What some unit has not.
+    pub kept: Vec<IoasPending<L>>,
+}
+
 impl<R: Registers, P: Host> Ioas<R, P> {
     /// An empty memory map without devices.
     #[must_use]
@@ -143,10 +156,10 @@ impl<R: Registers, P: Host> Ioas<R, P> {
             serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             options,
             owner: None,
-            state: Mutex::new(State {
+            state: Box::new(Mutex::new(State {
                 domains: Vec::new(),
                 mappings: BTreeMap::new(),
-            }),
+            })),
         }
     }
 
@@ -154,14 +167,14 @@ impl<R: Registers, P: Host> Ioas<R, P> {
     #[must_use]
     pub fn owned_by(options: DomainOptions, owner: OwnerId, pages: Arc<PageOwners>) -> Self {
         Self {
-            owner: Some(Owner { id: owner, pages }),
+            owner: Some(Box::new(Owner { id: owner, pages })),
             ..Self::new(options)
         }
     }
 
     /// Claims `memory` for a mapping.
     fn pin(&self, memory: AddrRange<HostPhys>) -> Result<(), MapError> {
-        let Some(Owner { id, pages }) = &self.owner else {
+        let Some(Owner { id, pages }) = self.owner.as_deref() else {
             return Ok(());
         };
         pages
@@ -171,7 +184,7 @@ impl<R: Registers, P: Host> Ioas<R, P> {
 
     /// No device can reach `memory` through one mapping less.
     fn unpin(&self, memory: impl IntoIterator<Item = AddrRange<HostPhys>>) {
-        if let Some(Owner { pages, .. }) = &self.owner {
+        if let Some(Owner { pages, .. }) = self.owner.as_deref() {
             memory.into_iter().for_each(|range| pages.unpin(range));
         }
     }
@@ -342,11 +355,8 @@ impl<R: Registers, P: Host> Ioas<R, P> {
     /// As [`Self::flush`], of many unmaps at once: each unit is asked once for all of them.
     ///
     /// # Errors
-    /// The first error, with the tokens that stand for units that have not confirmed, and the leases of the others.
-    pub fn flush_all<L>(
-        &self,
-        mut pending: Vec<IoasPending<L>>,
-    ) -> (Vec<L>, Option<(FlushError, Vec<IoasPending<L>>)>) {
+    /// [`PartlyFlushed`] with the tokens that stand for units that have not confirmed, and the leases of the others.
+    pub fn flush_all<L>(&self, mut pending: Vec<IoasPending<L>>) -> Result<Vec<L>, PartlyFlushed<L>> {
         let state = self.state.lock();
         let own = |token: &IoasPending<L>| token.serial == self.serial;
         let mut first = (!pending.iter().all(own)).then_some(FlushError::OtherDomain);
@@ -369,12 +379,18 @@ impl<R: Registers, P: Host> Ioas<R, P> {
         }
         // A part of no domain is of one that was destroyed, and cannot be flushed any more.
         let done = |token: &mut IoasPending<L>| own(token) && token.parts.is_empty();
-        let leases = pending
+        let confirmed: Vec<L> = pending
             .extract_if(.., done)
             .map(|token| self.confirmed(token))
             .collect();
-        let kept = (!pending.is_empty()).then(|| (first.unwrap_or(FlushError::OtherDomain), pending));
-        (leases, kept)
+        if pending.is_empty() {
+            return Ok(confirmed);
+        }
+        Err(PartlyFlushed {
+            error: first.unwrap_or(FlushError::OtherDomain),
+            confirmed,
+            kept: pending,
+        })
     }
 
     /// Destroys the domains on all units.
@@ -478,13 +494,15 @@ impl<R: Registers, P: Host> AddressSpace for Ioas<R, P> {
         confirmed: impl FnMut(L),
         kept: impl FnMut(IoasPending<L>),
     ) -> Result<(), SpaceError> {
-        let (leases, rest) = Self::flush_all(self, pending.collect());
-        leases.into_iter().for_each(confirmed);
-        match rest {
-            None => Ok(()),
-            Some((error, pending)) => {
-                pending.into_iter().for_each(kept);
-                Err(error.into())
+        match Self::flush_all(self, pending.collect()) {
+            Ok(leases) => {
+                leases.into_iter().for_each(confirmed);
+                Ok(())
+            }
+            Err(partly) => {
+                partly.confirmed.into_iter().for_each(confirmed);
+                partly.kept.into_iter().for_each(kept);
+                Err(partly.error.into())
             }
         }
     }

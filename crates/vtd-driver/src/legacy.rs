@@ -102,7 +102,7 @@ fn context_entry<R: Registers, P: Host>(shared: &Shared<R, P>, target: &Target) 
     let entry = ContextEntry::DEFAULT.with_p(true).with_domain(target.id());
     match target {
         Target::Space(space) => match &space.stages {
-            Stages::Second { agaw, table } => entry
+            Stages::Second { agaw, table, .. } => entry
                 .with_tt(ContextTranslation::Untranslated)
                 .with_agaw(*agaw)
                 .with_second_stage_table(table.root()),

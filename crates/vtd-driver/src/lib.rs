@@ -60,11 +60,21 @@
 //! | requests without PASID in scalable mode | go by PASID 0 on every unit |
 //! | first-stage domains | one identifier each, never shared with another (rule D10) |
 //! | tables of several units | never shared: see [`Ioas`] |
+//! | dependent invalidations (context, PASID, IOTLB, device-TLB) | each waits for the one before: a unit may carry out what is behind one wait in any order |
+//! | many unmaps flushed together | up to 8 blocks by page, more by domain, in both cases behind one wait |
+//! | memory of several guests | [`Ioas::owned_by`] maps only what [`PageOwners`] say is the owner's; [`Domain`] asks nobody |
+//! | ATS | only where the caller names the ATSR or SATC that allows it, for trusted functions; PASID is on before or not used |
 //! | empty context tables | kept until the unit is given up |
 //! | snoop control | set on every leaf where the unit has it |
 //!
+//! # Tests that leave steps out
+//!
+//! Every step that is taken because of one of the rules D1 to D25 can be left out by a test (cargo feature `mutation`,
+//! which no product has), and a test misses it: see `RULES.md`.
+//!
 //! # What it does not do
 //!
+//! No page requests: PRS is never enabled. No suspend, no hand-over of a previous kernel's tables, no posted interrupts.
 //! No IOVA allocation (`iommu-iova`), no DMA API (`iommu-dma`), no parsing of firmware tables (`acpi-dmar`), no
 //! groups (`iommu-groups`). It must not be called from an interrupt handler that can interrupt another call on the
 //! same unit: its locks spin. [`Unit::drain_faults`] takes a lock of its own only.
@@ -78,7 +88,8 @@
 //! | [`TableMode`], [`NestedDomain`], [`Unit::attach_pasid`] | §3.4.3, §3.8 (Nested Translation), §9.4 to §9.6 |
 //! | [`Domain`] | §3.7, §6.1 (Caching Mode), §6.2.3.1 (domain identifiers), §6.8 (Write Buffer Flushing) |
 //! | the queue behind all of it | §6.5.2 |
-//! | [`Unit::attach_with_ats`] | §4 (Support For Device-TLBs), §6.5.2.5 |
+//! | [`Unit::attach_with_ats`] | §4 (Support For Device-TLBs), §6.5.2.5, §6.5.2.6, §8.5 (ATSR), §8.8 (SATC) |
+//! | [`Domain::read_dirty`] | §3.7.3 (accessed and dirty flags), §9.6 (SSADE) |
 //! | [`Unit::drain_faults`] | §7.2.1, §11.4.7 |
 //! | [`Unit::start_interrupt_remapping`] | §5.1, §9.9 (IRTE) |
 #![no_std]
@@ -89,6 +100,7 @@ extern crate alloc;
 mod attach;
 mod capabilities;
 mod command;
+mod dirty;
 mod domain;
 mod error;
 mod fault;
@@ -113,9 +125,12 @@ mod testing;
 mod unit;
 mod wait;
 
+pub use iommu_pagetable::{DirtyBits, DirtyError};
+
 pub use attach::{AtsRefusal, AttachError, DetachError};
 pub use capabilities::Capabilities;
 pub use command::Command;
+pub use dirty::DirtyReadError;
 pub use domain::{
     DestroyError, Domain, DomainError, DomainOptions, FlushError, MapError, NotDestroyed, PendingFlush, SpaceError,
     Stage, UnmapError,
@@ -126,7 +141,7 @@ pub use health::Health;
 pub use interrupt::{
     ApicMode, InterruptBlock, InterruptError, InterruptOptions, InterruptSource, InterruptTarget, Polarity,
 };
-pub use ioas::{Ioas, IoasPending, JoinError};
+pub use ioas::{Ioas, IoasPending, JoinError, PartlyFlushed};
 pub use nested::NestedDomain;
 pub use options::{AtsListing, DeviceTlb, PassThrough, Requester, ReservedRegion, TableMode, UnitOptions};
 pub use owners::{OwnerId, OwnershipError, PageOwners};

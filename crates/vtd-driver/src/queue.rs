@@ -491,4 +491,6 @@ pub(crate) fn table_word<P: TableMemory>(host: &P, at: HostPhys) -> Result<&iomm
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod tests;

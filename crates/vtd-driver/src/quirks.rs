@@ -30,6 +30,10 @@ pub enum QuirkEffect {
     DeviceTlbTwice,
     /// Do not remap interrupts on this chipset.
     NoInterruptRemapping,
+    /// Identity-map the sound controller if firmware gave its unit no translation cache entries for isochronous traffic,
+    /// which the configuration space of the matching function tells: VTISOCHCTRL, entries 0, and not switched over to
+    /// the other unit.
+    IsochronousSound,
     /// First-stage PASID entries need the unit's address width: [`UnitQuirks::first_stage_width`].
     FirstStageWidth,
 }
@@ -118,6 +122,11 @@ pub const QUIRKS: &[Quirk] = &[
         QuirkEffect::NoInterruptRemapping,
         "5500, 5520 and X58: early steppings lose remapped interrupts",
     ),
+    intel(
+        &[0x342e],
+        QuirkEffect::IsochronousSound,
+        "Tylersburg: sound (8086:3a3e) stutters translated if firmware gave its unit no TLB entries",
+    ),
     // The chip itself knows no scalable mode, so that the effect is on QEMU's machine only.
     intel(
         &[0x29c0],
@@ -154,6 +163,9 @@ pub struct UnitQuirks {
     pub max_address_mask: Option<u8>,
     /// Do not use superpages.
     pub no_superpages: bool,
+    /// Erratum 772415 of Sapphire Rapids: under guests' tables a second-stage mapping for reading only does not keep
+    /// writes out. Such mappings are refused in domains that are parents, and domains that have some are no parents.
+    pub no_read_only_parents: bool,
     /// Write the largest width of the unit into AW of first-stage PASID entries, where the specification has it
     /// ignored or reserved (`VT-d §9.6`). Without it such a unit translates 29 bits.
     pub first_stage_width: bool,

@@ -241,9 +241,9 @@ fn pasid_entry<R: Registers, P: Host>(shared: &Shared<R, P>, target: &Target) ->
     let (control, first_stage) = match target {
         Target::PassThrough(_) => (control.with_translation(PasidTranslation::PassThrough), first),
         Target::Space(space) => match &space.stages {
-            Stages::Second { agaw, table } => {
+            Stages::Second { agaw, table, flags } => {
                 let control = control.with_translation(PasidTranslation::SecondStage);
-                (second_stage(control, *agaw, table.root()), first)
+                (second_stage(control, *agaw, table.root(), *flags), first)
             }
             Stages::First { five_levels, table } => {
                 let control = control.with_translation(PasidTranslation::FirstStage);
@@ -258,7 +258,7 @@ fn pasid_entry<R: Registers, P: Host>(shared: &Shared<R, P>, target: &Target) ->
             Stages::Nested { parent, guest } => {
                 let control = control.with_translation(PasidTranslation::Nested);
                 let control = match &parent.stages {
-                    Stages::Second { agaw, table } => second_stage(control, *agaw, table.root()),
+                    Stages::Second { agaw, table, flags } => second_stage(control, *agaw, table.root(), *flags),
                     // Parents are second-stage spaces; anything else is blocked.
                     Stages::First { .. } | Stages::Nested { .. } => control.with_p(false),
                 };
@@ -281,8 +281,8 @@ fn pasid_entry<R: Registers, P: Host>(shared: &Shared<R, P>, target: &Target) ->
     }
 }
 
-fn second_stage(control: PasidControl, agaw: Agaw, root: HostPhys) -> PasidControl {
-    control.with_agaw(agaw).with_second_stage_table(root)
+fn second_stage(control: PasidControl, agaw: Agaw, root: HostPhys, flags: bool) -> PasidControl {
+    control.with_agaw(agaw).with_second_stage_table(root).with_ssade(flags)
 }
 
 const fn paging_mode(five_levels: bool) -> FirstStagePagingMode {

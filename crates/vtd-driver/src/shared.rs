@@ -88,6 +88,16 @@ impl<R: Registers, P: Host> Shared<R, P> {
         self.note(self.invalidator.run(self, batch))
     }
 
+    /// Invalidates step by step: each is confirmed before the next is asked for, since a unit may carry out what is
+    /// behind one wait in any order, and fill one cache from another in between (rule D1, `VT-d §6.5.2.9`, FN).
+    pub(crate) fn invalidate_in_turn(&self, steps: &[&[Invalidation]]) -> Result<(), HardwareError> {
+        if !kept(Step::DependentWaits) {
+            return self.invalidate(&steps.concat());
+        }
+        let mut steps = steps.iter().filter(|step| !step.is_empty());
+        steps.try_for_each(|step| self.invalidate(step))
+    }
+
     /// Has the unit confirm an empty batch.
     pub(crate) fn try_queue(&self) -> Result<(), HardwareError> {
         self.note(self.invalidator.confirm(self))
@@ -95,11 +105,11 @@ impl<R: Registers, P: Host> Shared<R, P> {
 
     /// Invalidates everything about translation, each cache before those that are filled from it (rule D1).
     pub(crate) fn invalidate_globally(&self) -> Result<(), HardwareError> {
-        self.invalidate(&[Invalidation::ContextGlobal])?;
-        if self.options.mode == TableMode::Scalable {
-            self.invalidate(&[Invalidation::PasidCacheGlobal])?;
-        }
-        self.invalidate(&[Invalidation::IotlbGlobal])
+        let pasids = match self.options.mode {
+            TableMode::Legacy => &[][..],
+            TableMode::Scalable => &[Invalidation::PasidCacheGlobal],
+        };
+        self.invalidate_in_turn(&[&[Invalidation::ContextGlobal], pasids, &[Invalidation::IotlbGlobal]])
     }
 
     /// The largest address mask of page-selective invalidation; `None` if there is none.

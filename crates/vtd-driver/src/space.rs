@@ -8,8 +8,8 @@ use alloc::vec::Vec;
 
 use iommu_pagetable::{Config, FirstStage, LeafSizes, Levels, PageTable, SecondStage, UnmapRules, Unmapped};
 use iommu_types::omission::{Step, kept};
-use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, Pasid, Perms, Registers};
+use iommu_types::sync::{AtomicBool, AtomicU64, Ordering};
+use iommu_types::{AddrRange, DomainId, GuestPhys, HostPhys, Iova, Pasid, Perms, Piece, Registers};
 use spin::Mutex;
 use vtd_spec::Agaw;
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
@@ -43,7 +43,12 @@ pub struct GuestTable {
 #[derive(Debug)]
 pub(crate) enum Stages {
     /// Second-stage tables of the driver's.
-    Second { agaw: Agaw, table: PageTable<SecondStage> },
+    Second {
+        agaw: Agaw,
+        table: PageTable<SecondStage>,
+        /// The unit notes accesses and writes in them.
+        flags: bool,
+    },
     /// First-stage tables of the driver's. Scalable mode only.
     First {
         five_levels: bool,
@@ -63,6 +68,8 @@ pub(crate) struct Space {
     /// Identifiers of the nested spaces that translate through this one: what is cached under them depends on
     /// these tables too.
     nested: Mutex<Vec<DomainId>>,
+    /// Something was mapped here without the right to write.
+    read_only: AtomicBool,
     /// PASIDs that lead here, once for each requester.
     pasids: Mutex<Vec<Pasid>>,
     /// Functions that may hold translations of the space in a device-TLB.
@@ -103,6 +110,7 @@ impl Space {
         guest: GuestTable,
     ) -> Result<Self, DomainError> {
         let capabilities = &shared.capabilities;
+        let strict = shared.options.quirks.no_read_only_parents;
         let possible = shared.options.mode == TableMode::Scalable
             && capabilities.ecap.nest()
             && matches!(parent.stages, Stages::Second { .. })
@@ -114,7 +122,13 @@ impl Space {
         }
         let aperture = up_to(if guest.five_levels { 56 } else { 47 })?;
         let parent = parent.clone();
-        parent.nested.lock().push(id);
+        {
+            let mut nested = parent.nested.lock();
+            if strict && parent.read_only.load(Ordering::Acquire) {
+                return Err(DomainError::NotNestable);
+            }
+            nested.push(id);
+        }
         Self::with(id, Stages::Nested { parent, guest }, aperture)
     }
 
@@ -125,6 +139,7 @@ impl Space {
             aperture,
             stages,
             nested: Mutex::new(Vec::new()),
+            read_only: AtomicBool::new(false),
             pasids: Mutex::new(Vec::new()),
             holders: Mutex::new(Vec::new()),
             identity: Mutex::new(Vec::new()),
@@ -170,17 +185,8 @@ impl Space {
         len: u64,
         perms: Perms,
     ) -> Result<(), MapError> {
-        if let Some(range) = AddrRange::from_base_len(iova, len) {
-            if !self.aperture.covers(range) {
-                let aperture = self.aperture;
-                return Err(MapError::OutsideAperture { range, aperture });
-            }
-            // Writes there are never translated, and a mapping to there would let a device forge interrupts.
-            let target = AddrRange::from_base_len(phys, len).map(identity);
-            if [Some(range), target].into_iter().flatten().any(touches_interrupts) {
-                return Err(MapError::InterruptWindow { iova, phys, len });
-            }
-        }
+        self.mappable(iova, phys, len)?;
+        self.writable(shared, iova, perms)?;
         with_table!(self, table => table.map(&shared.host, iova, phys, len, perms)?, return Err(MapError::GuestTables));
         let Some(range) = AddrRange::from_base_len(iova, len) else {
             return Ok(());
@@ -192,6 +198,74 @@ impl Space {
             let reachable = Reachable::Range { domain: self.id, range };
             MapError::Unconfirmed(Unconfirmed { reachable, cause })
         })
+    }
+
+    /// Maps every piece of a block: the tables are walked once for neighbours, and the unit is told once.
+    ///
+    /// An error comes with the number of pieces at the front that are in the tables.
+    pub(crate) fn map_pieces<R: Registers, P: Host>(
+        &self,
+        shared: &Shared<R, P>,
+        base: Iova,
+        pieces: &[Piece],
+        perms: Perms,
+    ) -> Result<(), (usize, MapError)> {
+        let range = |piece: &Piece| AddrRange::from_base_len(base.checked_add(piece.offset)?, piece.len);
+        for piece in pieces {
+            // An address that does not exist is refused by the tables.
+            if let Some(iova) = base.checked_add(piece.offset) {
+                self.mappable(iova, piece.phys, piece.len).map_err(|error| (0, error))?;
+            }
+        }
+        self.writable(shared, base, perms).map_err(|error| (0, error))?;
+        let none = (0, MapError::GuestTables);
+        let done = with_table!(self, table => table.map_pieces(&shared.host, base, pieces, perms), return Err(none));
+        done.map_err(|(done, error)| (done, error.into()))?;
+        let Some(all) = pieces.iter().filter_map(range).reduce(AddrRange::hull) else {
+            return Ok(());
+        };
+        self.mapped(shared, all).map_err(|cause| {
+            // As for a single mapping.
+            for range in pieces.iter().filter_map(range) {
+                drop(self.unmap(shared, range));
+            }
+            let reachable = Reachable::Range {
+                domain: self.id,
+                range: all,
+            };
+            (0, MapError::Unconfirmed(Unconfirmed { reachable, cause }))
+        })
+    }
+
+    /// Refuses what must not be mapped, whatever the tables hold.
+    fn mappable(&self, iova: Iova, phys: HostPhys, len: u64) -> Result<(), MapError> {
+        // What is no range is refused by the tables.
+        let Some(range) = AddrRange::from_base_len(iova, len) else {
+            return Ok(());
+        };
+        if !self.aperture.covers(range) {
+            let aperture = self.aperture;
+            return Err(MapError::OutsideAperture { range, aperture });
+        }
+        // Writes there are never translated, and a mapping to there would let a device forge interrupts.
+        let target = AddrRange::from_base_len(phys, len).map(identity);
+        if [Some(range), target].into_iter().flatten().any(touches_interrupts) {
+            return Err(MapError::InterruptWindow { iova, phys, len });
+        }
+        Ok(())
+    }
+
+    /// Refuses mappings for reading only under guests' tables where an erratum makes them writable.
+    fn writable<R: Registers, P: Host>(&self, shared: &Shared<R, P>, at: Iova, perms: Perms) -> Result<(), MapError> {
+        if shared.options.quirks.no_read_only_parents && !perms.contains(Perms::WRITE) {
+            // Under the lock that nested spaces are entered by: none comes in between.
+            let nested = self.nested.lock();
+            if !nested.is_empty() {
+                return Err(MapError::ReadOnlyParent { at });
+            }
+            self.read_only.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// What a unit needs to notice that entries became present (`VT-d §6.1`, `§6.8`, rule D3).
@@ -375,10 +449,20 @@ fn second_stage<R: Registers, P: Host>(
     } else {
         format
     };
+    let format = if options.track_writes {
+        let possible = shared.options.mode == TableMode::Scalable && capabilities.ecap.ssads() && shared.walks_snoop();
+        if !possible {
+            return Err(DomainError::NoDirtyTracking);
+        }
+        format.track_dirty()
+    } else {
+        format
+    };
     let table = PageTable::new(format, config(shared, levels, sizes), &shared.host)?;
     // VT-d §3.6: input addresses are limited by the tables' width and by the unit's MGAW.
     let aperture = up_to(agaw.width().min(capabilities.cap.max_guest_address_width()))?;
-    Ok((Stages::Second { agaw, table }, aperture))
+    let flags = options.track_writes;
+    Ok((Stages::Second { agaw, table, flags }, aperture))
 }
 
 fn first_stage<R: Registers, P: Host>(
@@ -388,6 +472,9 @@ fn first_stage<R: Registers, P: Host>(
     let capabilities = &shared.capabilities;
     if shared.options.mode != TableMode::Scalable || !capabilities.ecap.fsts() {
         return Err(DomainError::NoFirstStage);
+    }
+    if options.track_writes {
+        return Err(DomainError::NoDirtyTracking);
     }
     // Only the lower canonical half is used: one bit less than the tables have.
     let five_levels = options.width > 47 && capabilities.cap.fs5lp();

@@ -51,6 +51,10 @@ pub(crate) struct Machine {
     pub(crate) gone: Cell<bool>,
     /// The unit fetches descriptors ahead: its head is at the tail long before they are carried out.
     pub(crate) fetches_ahead: Cell<bool>,
+    /// The unit carries out what is announced by one doorbell in the opposite order, all but the wait behind it.
+    pub(crate) reorders: Cell<bool>,
+    /// A device that reads this address all the time.
+    pub(crate) busy: Cell<Option<(SourceId, Iova)>>,
     /// Stores stay in write buffers until the unit is told to flush them, or is given something to invalidate.
     write_buffers: bool,
     /// Register accesses left before something breaks, and what.
@@ -100,6 +104,8 @@ impl Machine {
             frozen: Cell::new(false),
             gone: Cell::new(false),
             fetches_ahead: Cell::new(false),
+            reorders: Cell::new(false),
+            busy: Cell::new(None),
             write_buffers: false,
             breaks: Cell::new(None),
         }
@@ -315,6 +321,27 @@ impl Machine {
         self.breaks.set(None);
     }
 
+    /// Turns the order of the descriptors between the old tail and the wait before `tail`.
+    fn reorder(&self, tail: u64) {
+        let queue = InvalidationQueueAddress::new_with_raw_value(self.register64(offset::IQA));
+        let size = queue.dw().bytes();
+        let mut places = Vec::new();
+        let mut at = self.register64(offset::IQT);
+        while at != tail {
+            places.push(HostPhys::new(queue.base().raw() + at));
+            at = (at + size) % PAGE_SIZE;
+        }
+        places.pop();
+        let read = |at: &HostPhys| -> [u64; 2] { self.memory.read_words(*at).expect("the ring") };
+        let turned: Vec<[u64; 2]> = places.iter().rev().map(read).collect();
+        for (at, words) in places.iter().zip(turned) {
+            for (offset, word) in [0, 8].into_iter().zip(words) {
+                let at = HostPhys::new(at.raw() + offset);
+                self.memory.write_u64(at, word).expect("the ring");
+            }
+        }
+    }
+
     /// Makes every store visible to the unit.
     fn flush_write_buffers(&self) {
         if self.write_buffers {
@@ -371,6 +398,9 @@ impl Machine {
             }
             self.note_descriptors(value);
             self.spoil(value);
+            if self.reorders.get() {
+                self.reorder(value);
+            }
             self.flush_write_buffers();
         }
         if at == offset::GCMD && value & u64::from(GlobalCommand::DEFAULT.with_wbf(true).raw_value()) != 0 {
@@ -430,6 +460,9 @@ impl Clock for Machine {
         self.now.set(self.now.get() + TURN_NS);
         if !self.frozen.get() {
             self.unit.borrow_mut().step(&self.memory.hardware());
+            if let Some((source, at)) = self.busy.get() {
+                let _ = self.dma(source, at, Access::Read);
+            }
             self.devices_answer();
         }
     }

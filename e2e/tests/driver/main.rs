@@ -11,10 +11,14 @@
 )]
 
 mod bring_up;
+mod deferred;
 mod device_tlb;
+mod dirty;
+mod failure;
 mod interrupts;
 mod machine;
 mod nested;
+mod ownership;
 mod pasid;
 mod protocol;
 mod random;

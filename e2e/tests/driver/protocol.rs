@@ -1,6 +1,7 @@
 //! What the driver tells the unit, word for word: the steps whose absence a given unit may forgive.
 
-use iommu_types::{HostPhys, Iova, PAGE_SIZE, Pasid, Perms, SystemMemory};
+use iommu_testkit::contract;
+use iommu_types::{Access, AddressSpace, HostPhys, Iova, PAGE_SIZE, Pasid, Perms, Piece, SystemMemory};
 use vtd_driver::{
     DomainOptions, InterruptOptions, InterruptSource, InterruptTarget, PassThrough, Requester, TableMode, Unit,
     UnitOptions,
@@ -81,7 +82,8 @@ fn an_entry_that_is_taken_away_loses_its_presence_first_and_the_rest_after_the_f
 
     machine.watch.set(Some(context));
     unit.detach(&device).expect("detached");
-    assert_eq!(machine.take_watched(), [[present[0] & !1, present[1]]]);
+    // Entry, then translations: two doorbells.
+    assert_eq!(machine.take_watched(), [[present[0] & !1, present[1]]; 2]);
     assert_eq!(machine.memory.read_words(context), Ok([0, 0]));
 }
 
@@ -109,7 +111,8 @@ fn a_pasid_entry_loses_its_presence_before_the_flush_too() {
     assert_eq!(present[0] & 1, 1);
     machine.watch.set(Some(entry));
     unit.detach_pasid(device, pasid).expect("detached");
-    assert_eq!(machine.take_watched(), [[present[0] & !1, present[1]]]);
+    // Entry, then translations: two doorbells.
+    assert_eq!(machine.take_watched(), [[present[0] & !1, present[1]]; 2]);
     assert_eq!(machine.memory.read_words(entry), Ok([0, 0]));
 }
 
@@ -155,6 +158,62 @@ fn caching_mode_flushes_new_entries_under_domain_zero_and_new_mappings_under_the
         machine.take_descriptors(),
         [iotlb_pages(id, 0x3000, 0, false), iotlb_pages(id, 0x4000, 0, false)]
     );
+}
+
+#[test]
+fn a_list_of_pages_is_announced_to_a_caching_unit_once() {
+    let machine = machine(UnitConfig::builder().caching_mode(true));
+    let unit = machine.translating();
+    let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+    let id = u64::from(domain.id().0);
+    let nic = Requester::new(source("05:00.0"));
+    unit.attach(&nic, &domain).expect("attached");
+    let list: Vec<Piece> = (0..16)
+        .map(|page| Piece {
+            offset: page * PAGE_SIZE,
+            phys: HostPhys::new(0x20_0000 - page * PAGE_SIZE),
+            len: PAGE_SIZE,
+        })
+        .collect();
+    let base = Iova::new(0x10_0000);
+    assert!(
+        machine.dma(nic.rid, base, Access::Read).is_err(),
+        "and that it may remember"
+    );
+    machine.take_descriptors();
+    domain.map_pieces(base, &list, Perms::READ).expect("mapped");
+    assert_eq!(machine.take_descriptors(), [iotlb_pages(id, 0x10_0000, 4, false)]);
+    for piece in &list {
+        let iova = Iova::new(base.raw() + piece.offset);
+        assert_eq!(machine.dma(nic.rid, iova, Access::Read), Ok(piece.phys));
+    }
+    let interrupts = [
+        list[0],
+        Piece {
+            phys: HostPhys::new(0xfee0_0000),
+            ..list[1]
+        },
+    ];
+    let refused = domain.map_pieces(Iova::new(0x20_0000), &interrupts, Perms::READ);
+    assert!(
+        matches!(refused, Err((0, _))),
+        "nothing is mapped of a list with a page that must not be"
+    );
+    assert!(machine.dma(nic.rid, Iova::new(0x20_0000), Access::Read).is_err());
+}
+
+#[test]
+fn a_domain_keeps_the_address_space_contract() {
+    for caching in [false, true] {
+        let machine = machine(UnitConfig::builder().caching_mode(caching));
+        let unit = machine.translating();
+        let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+        let nic = Requester::new(source("05:00.0"));
+        unit.attach(&nic, &domain).expect("attached");
+        contract::address_space(&domain, Iova::new(0x10_0000), HostPhys::new(0x20_0000), |at, access| {
+            machine.dma(nic.rid, at, access).ok()
+        });
+    }
 }
 
 #[test]

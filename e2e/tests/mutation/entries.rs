@@ -33,6 +33,23 @@ pub(crate) fn a_device_that_moves_reaches_its_new_domain_only() -> Verdict {
     clean(&machine)
 }
 
+pub(crate) fn a_busy_device_that_moves_takes_nothing_along() -> Verdict {
+    let machine = scalable_board(scalable());
+    let rig = rig(&machine, DomainOptions::default())?;
+    let other = rig.unit.create_domain(DomainOptions::default()).must()?;
+    rig.map(0x1000, 0x9000, 0x1000)?;
+    map(&other, 0x1000, 0xa000, 0x1000)?;
+    rig.reaches(0x1000, 0x9000)?;
+    // As long as the context entry is cached, each of its requests fills the PASID cache again.
+    machine.busy.set(Some((rig.nic.rid, Iova::new(0x1000))));
+    machine.reorders.set(true);
+    rig.unit.detach(&rig.nic).must()?;
+    machine.busy.set(None);
+    rig.unit.attach(&rig.nic, &other).must()?;
+    rig.reaches(0x1000, 0xa000)?;
+    clean(&machine)
+}
+
 pub(crate) fn an_identifier_that_comes_back_brings_nothing() -> Verdict {
     let machine = board(silicon().domain_id_bits(4));
     let unit = up(&machine)?;

@@ -60,6 +60,7 @@ cases! {
     d01_root: RootForgotten, Reached, protocol::the_previous_owners_mappings_are_gone;
     d01_device_tlb: DeviceTlbForgotten, Reached, ats::what_was_unmapped_is_gone_from_the_function;
     d01_device_tlb_last: DeviceTlbLast, Reached, ats::a_function_that_asks_again_gets_nothing_old;
+    d01_dependent_waits: DependentWaits, Reached, entries::a_busy_device_that_moves_takes_nothing_along;
     d02_presence_first: PresenceFirst, Words, entries::an_entry_is_whole_or_absent;
     d03_absent_entry: AbsentEntryForgotten, Blocked, entries::a_device_seen_before_is_let_through_once_attached;
     d03_absent_page: AbsentPageForgotten, Blocked, pages::a_page_seen_before_is_usable_once_mapped;

@@ -54,9 +54,9 @@ impl Structures {
         }
         self.pasids.insert((rid, pasid), space.clone());
         let confirmed = if shared.capabilities.caching_mode() && kept(Step::AbsentEntryForgotten) {
-            shared.invalidate(&[
-                Invalidation::PasidCacheDomain(NOT_PRESENT),
-                Invalidation::IotlbDomain(space.id),
+            shared.invalidate_in_turn(&[
+                &[Invalidation::PasidCacheDomain(NOT_PRESENT)],
+                &[Invalidation::IotlbDomain(space.id)],
             ])
         } else {
             shared.flush_write_buffer()
@@ -85,14 +85,10 @@ impl Structures {
             Stages::Second { .. } => Invalidation::IotlbDomain(domain),
             Stages::First { .. } | Stages::Nested { .. } => Invalidation::PasidIotlbAll { domain, pasid },
         };
-        let batch = [Invalidation::PasidCacheEntry { domain, pasid }, translations];
-        let batch = if kept(Step::PasidCacheForgotten) {
-            &batch[..]
-        } else {
-            &batch[1..]
-        };
+        let entry = [Invalidation::PasidCacheEntry { domain, pasid }];
+        let entry = entry.get(usize::from(!kept(Step::PasidCacheForgotten))..);
         shared
-            .invalidate(batch)
+            .invalidate_in_turn(&[entry.unwrap_or_default(), &[translations]])
             .and_then(|()| space.empty_holder(shared, rid, Some(pasid)))
             .map_err(|cause| self.unconfirmed(rid, &Target::Space(space.clone()), cause))?;
         tables.zero_pasid(shared, rid, pasid)?;

@@ -202,7 +202,14 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
     let invalidator = if capabilities.ecap.qi() {
         Invalidator::Queue(
             // 256-bit descriptors must be in place before the unit walks scalable tables (VT-d §6.5.2).
-            Queue::new(host, page, options.mode == TableMode::Scalable)?,
+            match Queue::new(host, page, options.mode == TableMode::Scalable) {
+                Ok(queue) => queue,
+                Err(error) => {
+                    // No hardware has seen it.
+                    host.free(root);
+                    return Err(error.into());
+                }
+            },
         )
     } else {
         Invalidator::Registers
