@@ -4,8 +4,8 @@
 
 use iommu_types::sync::Ordering;
 use iommu_types::{
-    Access, AddrRange, AddressSpace, BusError, Clock, FrameRequest, HostPhys, Iova, PAGE_SIZE, Perms, SystemMemory,
-    TableFrame, TableMemory,
+    Access, AddrRange, AddressSpace, BusError, Clock, FrameRequest, HostPhys, Iova, PAGE_SIZE, Perms, Piece,
+    SystemMemory, TableFrame, TableMemory,
 };
 
 /// [`TableMemory`]: zeroed, naturally aligned, contiguous, disjoint frames below the limit, visible as tables
@@ -267,6 +267,69 @@ where
     assert!(space.flush(pending).is_ok(), "the flush is confirmed");
     for n in 0..4 {
         assert_eq!(probe(page(n), Access::Read), None, "no access after the flush");
+    }
+    pieces(space, page(0), host(0), &probe);
+}
+
+/// A list of pieces is mapped where each of them says; one that cannot be mapped ends it, and what was mapped before it
+/// is told and stays.
+fn pieces<A, P>(space: &A, base: Iova, phys: HostPhys, probe: P)
+where
+    A: AddressSpace,
+    P: Fn(Iova, Access) -> Option<HostPhys>,
+{
+    let page = |n: u64| Iova::new(base.raw() + n * PAGE_SIZE);
+    let host = |n: u64| HostPhys::new(phys.raw() + n * PAGE_SIZE);
+    let piece = |n: u64, to: u64, pages: u64| Piece {
+        offset: n * PAGE_SIZE,
+        phys: host(to),
+        len: pages * PAGE_SIZE,
+    };
+    let list = [piece(0, 9, 1), piece(1, 3, 1), piece(2, 5, 2), piece(6, 1, 1)];
+    let gone = |n: u64, pages: u64| {
+        let range = AddrRange::from_base_len(page(n), pages * PAGE_SIZE).expect("in the aperture");
+        let Ok(pending) = space.unmap(range, ()) else {
+            panic!("{range} is mapped");
+        };
+        assert!(space.flush(pending).is_ok(), "the flush is confirmed");
+    };
+    space.map_pieces(base, &list, Perms::WRITE).expect("free pages");
+    for (n, to) in [
+        (0, Some(9)),
+        (1, Some(3)),
+        (2, Some(5)),
+        (3, Some(6)),
+        (4, None),
+        (5, None),
+        (6, Some(1)),
+    ] {
+        assert_eq!(probe(page(n), Access::Write), to.map(host), "page {n} of a list");
+        assert_eq!(probe(page(n), Access::Read), None, "a list has the rights it was given");
+    }
+    for (n, pages) in [(0, 1), (1, 1), (2, 2), (6, 1)] {
+        gone(n, pages);
+    }
+    // The third piece meets a mapping.
+    space
+        .map(page(3), host(0), PAGE_SIZE, Perms::READ)
+        .expect("a free page");
+    let (done, _) = space
+        .map_pieces(base, &list, Perms::WRITE)
+        .expect_err("a piece overlaps a mapping");
+    assert!(done <= 2, "pieces at the front are told, the one that failed is not");
+    for n in [2, 6] {
+        assert_eq!(
+            probe(page(n), Access::Write),
+            None,
+            "nothing from the piece that failed on"
+        );
+    }
+    for n in 0..done as u64 {
+        gone(n, 1);
+    }
+    gone(3, 1);
+    for n in 0..8 {
+        assert_eq!(probe(page(n), Access::Write), None, "nothing is left of a list");
     }
 }
 

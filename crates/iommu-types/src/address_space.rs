@@ -54,7 +54,7 @@ pub trait AddressSpace {
     /// once, tell the hardware once.
     ///
     /// # Errors
-    /// As [`Self::map`], with the number of pieces before the one that failed: those are mapped, the others not.
+    /// As [`Self::map`], with the number of pieces at the front that are mapped nevertheless; the others are not.
     fn map_pieces(&self, base: Iova, pieces: &[Piece], perms: Perms) -> Result<(), (usize, Self::Error)> {
         for (done, piece) in pieces.iter().enumerate() {
             // A block does not pass the end of the space; an address that would is refused by `map` as misaligned.
