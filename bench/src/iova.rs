@@ -2,6 +2,11 @@
 //!
 //! Every trace runs once against a naive account of what is live before anything is timed.
 
+mod linux;
+mod mixes;
+mod sides;
+mod threads;
+
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
@@ -33,9 +38,13 @@ pub(crate) fn rows(quick: bool) -> Vec<Row> {
         quick,
         &[
             ("B1", ring_rows),
+            ("B1", mixes::ring_rows),
             ("B2", mix_rows),
+            ("B2", mixes::mix_rows),
+            ("B3", mixes::uncached_rows),
             ("B3", long_and_short_rows),
             ("B4", fragment_rows),
+            ("B5", threads::rows),
         ],
     )
 }
@@ -386,7 +395,7 @@ fn long_and_short_rows(quick: bool) -> Outcome<Vec<Row>> {
             },
         );
         ours.done()?;
-        let case = format!("two pairs, {long} long-lived, 64 short-lived");
+        let case = format!("(b) two pairs, {long} long-lived, 64 short-lived");
         rows.push(Row::at_most("B3", case, &comparison, "buddy_system_allocator", 25.0).and_at_least(&comparison, 1.7));
     }
     Ok(rows)

@@ -51,7 +51,7 @@ pub(crate) fn compare_timed(quick: bool, ours: TimedBatch<'_>, peer: TimedBatch<
     let peer_operations = calibrate(peer);
     let pairs = if quick { PAIRS.1 } else { PAIRS.0 };
     let mut random = Random::new(0x5eed);
-    let (mut our_times, mut peer_times, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut our_times, mut peer_times) = (Vec::new(), Vec::new());
     for _ in 0..pairs {
         let (a, b) = if random.next() & 1 == 0 {
             let a = per_operation(ours, our_operations);
@@ -62,13 +62,18 @@ pub(crate) fn compare_timed(quick: bool, ours: TimedBatch<'_>, peer: TimedBatch<
         };
         our_times.push(a);
         peer_times.push(b);
-        ratios.push(b / a);
     }
+    summary(&mut our_times, &mut peer_times, &mut random)
+}
+
+/// What pairs of times, in nanoseconds for one operation, come to. Both lists are as long.
+pub(crate) fn summary(ours: &mut [f64], peer: &mut [f64], random: &mut Random) -> Comparison {
+    let mut ratios: Vec<f64> = peer.iter().zip(ours.iter()).map(|(peer, ours)| peer / ours).collect();
     Comparison {
-        ours_ns: median(&mut our_times),
-        peer_ns: median(&mut peer_times),
-        ratio_low: bootstrap_low(&ratios, &mut random),
+        ratio_low: bootstrap_low(&ratios, random),
         ratio: median(&mut ratios),
+        ours_ns: median(ours),
+        peer_ns: median(peer),
     }
 }
 
@@ -101,7 +106,8 @@ fn per_operation(side: TimedBatch<'_>, operations: u64) -> f64 {
     side(operations).as_secs_f64() * 1e9 / operations as f64
 }
 
-fn median(values: &mut [f64]) -> f64 {
+/// The value in the middle.
+pub(crate) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -85,6 +85,21 @@ impl Row {
         }
     }
 
+    /// How many times as much two threads do as one.
+    pub(crate) fn speed_up(id: &'static str, case: String, factor: f64, least: f64) -> Self {
+        Self {
+            id,
+            case,
+            ours: factor,
+            unit: "",
+            peer: 1.0,
+            peer_name: "one thread",
+            ratio: factor,
+            target: format!(">= {least}x"),
+            met: Some(factor >= least),
+        }
+    }
+
     /// Counts instead of times, ours and the peer's: the same on every machine.
     pub(crate) fn counted(
         id: &'static str,

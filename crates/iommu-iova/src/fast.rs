@@ -84,7 +84,7 @@ type Found = Option<(u64, Zone)>;
 pub struct CachedAllocator<L: LockKind = SpinLock> {
     space: IovaSpace,
     shared: L::Lock<Shared>,
-    /// Pages of the space that can be handed out.
+    /// Pages of the space that stock is a share of.
     pages: u64,
     /// Changes in moments of want: each core then gives its stock back when it next frees, or next needs more.
     ///
@@ -125,6 +125,14 @@ impl<L: LockKind> CachedAllocator<L> {
             epoch: AtomicU64::new(number),
             number,
         }
+    }
+
+    /// The same without stock: every call asks the tree. For spaces so scarce that no core may keep addresses in
+    /// reserve. It concerns cores made from now on.
+    #[must_use]
+    pub fn without_stock(mut self) -> Self {
+        self.pages = 0;
+        self
     }
 
     const fn owns(&self, core: &CoreCache) -> bool {
