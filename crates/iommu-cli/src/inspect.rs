@@ -411,6 +411,85 @@ fn explained_text(text: &mut String, explained: &Explained) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use iommu_types::{HostPhys, SystemMemory};
+
+    /// The sample machine with two guests.
+    fn sample() -> SetUp {
+        set_up(&Wanted::default(), &[], 4 << 20, false).expect("the sample comes up")
+    }
+
+    fn findings(set_up: &SetUp) -> Vec<String> {
+        look(set_up).expect("the tables can be read").findings
+    }
+
+    /// Where the entry stands that a way ends with, of an address of the disk.
+    fn last_entry(set_up: &SetUp, iova: u64) -> HostPhys {
+        let disk = "03:00.0".parse().expect("valid");
+        let way = explain::explain(&set_up.platform, disk, Iova::new(iova)).expect("there is a way");
+        let at = way.steps.last().and_then(|step| step.at.clone()).expect("an entry");
+        let at = at.strip_prefix("0x").expect("hexadecimal");
+        HostPhys::new(u64::from_str_radix(at, 16).expect("hexadecimal"))
+    }
+
+    #[test]
+    fn what_the_driver_set_up_is_what_the_tables_say() {
+        assert_eq!(findings(&sample()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_changed_page_table_entry_is_a_finding() {
+        let set_up = sample();
+        let machine = set_up.platform.machine();
+        let at = last_entry(&set_up, 0x3000);
+        let entry = machine.read_u64(at).expect("memory");
+        // The frame of another page, the right to write taken away, and nothing at all.
+        for wrong in [entry ^ 1 << 21, entry & !2, 0] {
+            machine.write_u64(at, wrong).expect("memory");
+            let found = findings(&set_up);
+            assert!(
+                found.iter().any(|finding| finding.contains("does not map")),
+                "{wrong:#x}: {found:?}"
+            );
+        }
+        machine.write_u64(at, entry).expect("memory");
+        assert_eq!(findings(&set_up), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_page_that_nobody_asked_for_is_a_finding() {
+        let set_up = sample();
+        // The entry after the page that is mapped for reading only.
+        let at = last_entry(&set_up, 0xc800_1000);
+        set_up.platform.machine().write_u64(at, 0x5003).expect("memory");
+        let found = findings(&set_up);
+        let expected = "maps 0xc8001000..=0xc8001fff to 0x5000..=0x5fff (read and write), which nobody asked for";
+        assert!(found.iter().any(|finding| finding.ends_with(expected)), "{found:?}");
+    }
+
+    #[test]
+    fn an_entry_of_nobody_and_a_shared_table_are_findings() {
+        let set_up = sample();
+        let machine = set_up.platform.machine();
+        let report = look(&set_up).expect("readable");
+        let unit = report.units.first().expect("a unit");
+        let entry_at = |source: &str| {
+            let row = unit.contexts.iter().find(|row| row.source == source).expect("it has an entry");
+            HostPhys::new(u64::from_str_radix(row.entry_at.trim_start_matches("0x"), 16).expect("hexadecimal"))
+        };
+        // The GPU of guest B gets the entry of guest A's disk; a function that is not there gets one too.
+        let (disk, gpu) = (entry_at("03:00.0"), entry_at("04:00.0"));
+        let words: [u64; 2] = machine.read_words(disk).expect("memory");
+        let beside = gpu.checked_add(0x10).expect("in range");
+        for at in [gpu, beside] {
+            machine.write_u64(at, words[0]).expect("memory");
+            let second = at.checked_add(8).expect("in range");
+            machine.write_u64(second, words[1]).expect("memory");
+        }
+        let found = findings(&set_up);
+        for expected in ["share the table", "has an entry for 04:00.1, which no function has"] {
+            assert!(found.iter().any(|finding| finding.contains(expected)), "{expected}: {found:?}");
+        }
+    }
 
     #[test]
     fn addresses_are_hexadecimal_or_decimal() {

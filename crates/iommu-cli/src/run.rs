@@ -6,6 +6,7 @@
 pub(crate) mod expect;
 pub(crate) mod matrix;
 
+mod disk;
 mod dma_api;
 mod grid;
 pub(crate) mod guests;
@@ -64,6 +65,9 @@ pub(crate) struct Options {
     /// How much data to move through translated DMA
     #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "1G")]
     bytes: u64,
+    /// Put a virtio disk over this file into the machine and drive it through VFIO; what is overwritten is put back
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
     /// Compare the access matrix with a kept one
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
@@ -107,10 +111,16 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
             "--mem: expected whole pages, {smallest} or more"
         )));
     }
-    if options.iommu != Kind::Vtd && !options.assign.is_empty() {
-        return Err(Failure::Input(
-            "--assign: nothing can be assigned without isolation; it goes with --iommu vtd".to_owned(),
-        ));
+    let needs_isolation = [
+        ("--assign", !options.assign.is_empty()),
+        ("--disk", options.disk.is_some()),
+    ];
+    if let Some((option, _)) = needs_isolation.into_iter().find(|(_, given)| *given)
+        && options.iommu != Kind::Vtd
+    {
+        return Err(Failure::Input(format!(
+            "{option}: nothing can be assigned without isolation; it goes with --iommu vtd"
+        )));
     }
     // A mistake in it is said before anything is done.
     expectation(options)?;
@@ -187,6 +197,9 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
     };
     move_data(&mut transcript, &platform, &guests, options, outcome)?;
     let forged = raise_interrupts(&mut transcript, &platform, &guests, outcome)?;
+    if let Some(file) = &options.disk {
+        use_disk(&mut transcript, &platform, &plan, &source, file, options, outcome)?;
+    }
     let benches = benches(&transcript, &source)?;
     let (mut vtd, mut rows) = use_dma_api(&mut transcript, &platform, &guests, &benches, outcome)?;
 
@@ -429,6 +442,32 @@ fn raise_interrupts(
         fail(transcript, outcome, problem)?;
     }
     Ok(seen.forged)
+}
+
+/// Step: a driver of another crate with a disk behind the unit.
+fn use_disk(
+    transcript: &mut Transcript,
+    platform: &Platform,
+    plan: &Plan,
+    source: &Source,
+    file: &std::path::Path,
+    options: &Options,
+    outcome: &mut Outcome,
+) -> Result<(), Failure> {
+    transcript.step("Disk: a user-space driver reads and writes a virtio disk through VFIO and the unit")?;
+    let Some(function) = disk::place(platform, &plan.first) else {
+        let why = "no group of guest A is a single endpoint in whose place a disk could stand; name one with --assign";
+        return fail(transcript, outcome, format!("--disk: {why}"));
+    };
+    let row = disk::rehearse(source, function, file, options.unsafe_interrupts)?;
+    for line in row.lines() {
+        transcript.line(&line)?;
+    }
+    for problem in &row.failed {
+        fail(transcript, outcome, format!("{function}: {problem}"))?;
+    }
+    outcome.disk = Some(row);
+    Ok(())
 }
 
 /// Step: the DMA API of the host, with the unit and without one. The row of the unit, and one for each bench.

@@ -220,6 +220,36 @@ fn the_group_peer_is_predicted_by_places_and_access_control() {
 }
 
 #[test]
+fn a_disk_is_written_and_read_through_vfio_and_left_as_it_was() {
+    let file = scratch("disk.img");
+    let before: Vec<u8> = (0..3 << 20)
+        .map(|at: u32| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    std::fs::write(&file, &before).expect("writable");
+    let run = short_run(&["--json", "--disk", path(&file)]);
+    assert_eq!(run.status.code(), Some(0), "{}{}", text(&run.stdout), text(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).expect("JSON");
+    let disk = &report["disk"];
+    assert_eq!(disk["function"], "0000:03:00.0");
+    assert_eq!(
+        (&disk["bytes"], &disk["verified"]),
+        (&Value::from(3 << 20), &Value::from(3 << 20))
+    );
+    assert!(disk["interrupts"].as_u64() > Some(0));
+    assert_eq!(
+        (&disk["withheld"], &disk["withheld_blocked"]),
+        (&Value::from(2), &Value::from(2))
+    );
+    assert_eq!(std::fs::read(&file).expect("there"), before);
+
+    let run = short_run(&["--disk", path(&scratch("no-disk"))]);
+    assert_eq!(run.status.code(), Some(2));
+    assert!(text(&run.stderr).contains("no-disk"), "{}", text(&run.stderr));
+    let run = short_run(&["--disk", path(&file), "--iommu", "none"]);
+    assert_eq!(run.status.code(), Some(2));
+}
+
+#[test]
 fn without_isolation_nothing_can_be_assigned() {
     let run = short_run(&["--iommu", "aperture", "--assign", "03:00.0"]);
     assert_eq!(run.status.code(), Some(2));

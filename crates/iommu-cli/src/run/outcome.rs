@@ -3,6 +3,7 @@
 use iommu_vfio::GroupInfo;
 use serde::Serialize;
 
+use super::disk::DiskRow;
 use super::dma_api::{LIST, Work};
 use super::expect::Difference;
 use super::kind::Kind;
@@ -30,6 +31,9 @@ pub(crate) struct Outcome {
     pub(crate) matrix: Vec<CellRow>,
     /// The same work side by side: without IOMMU, with an aperture if there is room for one, with VT-d if it was run.
     pub(crate) comparison: Vec<ComparisonRow>,
+    /// What a driver did with a disk (`--disk`); nothing without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk: Option<DiskRow>,
     /// What is not as it was kept (`--expect`); nothing without such a file.
     pub(crate) differences: Option<Vec<DifferenceRow>>,
 }
@@ -187,6 +191,7 @@ impl Default for Outcome {
             groups: Vec::new(),
             matrix: Vec::new(),
             comparison: Vec::new(),
+            disk: None,
             differences: None,
         }
     }

@@ -1,0 +1,286 @@
+//! `iommu run --disk FILE`: a virtio disk in the machine, driven through VFIO by a driver that knows nothing of either.
+//!
+//! The device takes the place of a function that would go to the first guest. The driver is `virtio-drivers`; every byte
+//! goes through the rings, the unit's translation and the file. What it overwrites is put back.
+
+mod hal;
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
+use iommu_types::{Bdf, Iova};
+use iommu_vfio::virtio::VirtioTransport;
+use iommu_vfio::{
+    Container, Device, DmaPool, Driver, EventFd, FaultedAccess, Group, GroupInfo, IovaPolicy, Platform,
+    PlatformOptions, Software,
+};
+use serde::Serialize;
+use soft_platform::FunctionKind;
+use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+
+use super::guests;
+use super::source::Source;
+use crate::exit::Failure;
+use crate::size;
+
+/// Sectors of one request.
+const REQUEST: usize = 128;
+/// Sectors that are written at most: 4 MiB.
+const MOST_SECTORS: usize = 8192;
+/// Memory that driver and device share: rings, and room for requests.
+const SHARED: u64 = 1 << 20;
+/// The last address that the disk is given: what 32 address lines reach.
+const LAST: Iova = Iova::new(0x7eff_ffff);
+/// Open an event that does not block when it is read (`EFD_NONBLOCK`).
+const NON_BLOCKING: i32 = 0o4000;
+/// How long the interrupt may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The driver's memory is process-global, so one disk is rehearsed at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// What came of it.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct DiskRow {
+    /// The file.
+    pub(crate) file: String,
+    /// Where the device stands.
+    pub(crate) function: String,
+    /// Bytes of the disk.
+    pub(crate) bytes: u64,
+    /// Bytes that were written, read back, looked up in the file, and put back.
+    pub(crate) verified: u64,
+    /// Interrupts of the queue.
+    pub(crate) interrupts: u64,
+    /// Requests with data that the driver did not map, and those of them that the unit stopped and recorded.
+    pub(crate) withheld: u64,
+    /// See `withheld`.
+    pub(crate) withheld_blocked: u64,
+    /// What did not come out as it should.
+    #[serde(skip)]
+    pub(crate) failed: Vec<String>,
+}
+
+type Disk = VirtIOBlk<hal::Shared, VirtioTransport<Device>>;
+
+/// The function of the first guest in whose place a disk can stand: an endpoint with a group of its own.
+pub(crate) fn place(platform: &Platform, groups: &[GroupInfo]) -> Option<Bdf> {
+    let machine = platform.machine();
+    let alone = |group: &&GroupInfo| guests::endpoints(platform, group).len() == 1;
+    groups
+        .iter()
+        .filter(alone)
+        .flat_map(|group| guests::endpoints(platform, group))
+        .find(|bdf| {
+            machine
+                .function(*bdf)
+                .is_some_and(|f| f.engine && f.dma_bits >= 64 && f.kind == FunctionKind::Endpoint)
+        })
+}
+
+/// Runs it on a machine of its own, with the disk at `function`.
+///
+/// # Errors
+/// What could not be set up.
+pub(crate) fn rehearse(
+    source: &Source,
+    function: Bdf,
+    file: &Path,
+    unsafe_interrupts: bool,
+) -> Result<DiskRow, Failure> {
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = file.display().to_string();
+    let opened = OpenOptions::new().read(true).write(true).open(file);
+    let opened = opened.map_err(|why| Failure::Input(format!("--disk {name}: {why}")))?;
+    let disk = FileDisk::new(opened, false).map_err(|why| Failure::Input(format!("--disk {name}: {why}")))?;
+    let mut row = DiskRow {
+        file: name.clone(),
+        function: function.to_string(),
+        ..DiskRow::default()
+    };
+    let measure = |why: String| Failure::Measure(format!("--disk {name}: {why}"));
+    let options = VirtioBlkOptions::default();
+    let config = VirtioBlk::describe(options)
+        .build()
+        .map_err(|why| measure(why.to_string()))?;
+    let card = VirtioBlk::new(config, Box::new(disk), options).map_err(|why| measure(why.to_string()))?;
+    let machine = source.machine()?;
+    machine
+        .replace(function, Box::new(card))
+        .map_err(|why| measure(why.to_string()))?;
+    let options = PlatformOptions {
+        unsafe_interrupts,
+        ..PlatformOptions::default()
+    };
+    let platform = Platform::bring_up(machine, options).map_err(|why| measure(why.to_string()))?;
+    let done = drive(&platform, function, file, &mut row);
+    // No driver is left: it was dropped with what `drive` had.
+    hal::remove();
+    done.map_err(|why| measure(why.to_string()))?;
+    Ok(row)
+}
+
+/// Opens the device as a user-space driver does, and works with it.
+fn drive(platform: &Platform, function: Bdf, file: &Path, row: &mut DiskRow) -> Result<(), Box<dyn std::error::Error>> {
+    let info = platform.group_of(function).ok_or("the disk is in no group")?;
+    for member in guests::endpoints(platform, &info) {
+        platform.bind(member, Driver::Vfio)?;
+    }
+    let backend = Software::new(platform, platform.user("disk driver"));
+    let group = Group::open(&backend, info.id)?.viable()?;
+    let mut container = Container::open(&backend)?;
+    container.attach(group)?;
+    let container = container.set_iommu()?;
+    let device = container.open_device(function)?;
+    let pool = DmaPool::new(container, IovaPolicy::Allocated { last: LAST })?;
+    if !hal::install(pool.buffer(SHARED)?) {
+        return Err("the memory to share is not in one piece".into());
+    }
+    let events = [EventFd::new(NON_BLOCKING)?, EventFd::new(NON_BLOCKING)?];
+    let [changes, queue] = &events;
+    let transport = VirtioTransport::open(device, &[changes, queue])?;
+    let mut disk: Disk = VirtIOBlk::new(transport)?;
+    row.bytes = disk.capacity().saturating_mul(SECTOR_SIZE as u64);
+    let sectors = usize::try_from(disk.capacity()).unwrap_or(usize::MAX).min(MOST_SECTORS);
+    if sectors == 0 {
+        return Err("the file is shorter than a sector of 512 bytes".into());
+    }
+    write_and_read(&mut disk, file, sectors, row)?;
+    row.interrupts = wait(queue)?;
+    withhold(&mut disk, platform, function, row)
+}
+
+/// Writes sectors, reads them back, looks them up in the file, and puts back what was there.
+fn write_and_read(
+    disk: &mut Disk,
+    file: &Path,
+    sectors: usize,
+    row: &mut DiskRow,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut on_host = File::open(file)?;
+    let mut first = 0;
+    while first < sectors {
+        let count = REQUEST.min(sectors - first);
+        let mut before = vec![0; count * SECTOR_SIZE];
+        disk.read_blocks(first, &mut before)?;
+        let pattern = pattern(first, count);
+        disk.write_blocks(first, &pattern)?;
+        let mut back = vec![0; count * SECTOR_SIZE];
+        let read = disk.read_blocks(first, &mut back);
+        let written = sectors_of(&mut on_host, first, count);
+        // Whatever comes of it, the file gets its own back.
+        disk.write_blocks(first, &before)?;
+        disk.flush()?;
+        read?;
+        for (found, place) in [(&back, "read back"), (&written?, "in the file")] {
+            if *found != pattern {
+                row.failed.push(format!(
+                    "what is {place} of sectors {first} and after is not what was written"
+                ));
+            }
+        }
+        if sectors_of(&mut on_host, first, count)? != before {
+            row.failed
+                .push(format!("sectors {first} and after were not put back; they are lost"));
+        }
+        row.verified += (count * SECTOR_SIZE) as u64;
+        first += count;
+    }
+    Ok(())
+}
+
+/// The driver names data that it did not map: the device must not get at them, and the unit records it.
+fn withhold(
+    disk: &mut Disk,
+    platform: &Platform,
+    function: Bdf,
+    row: &mut DiskRow,
+) -> Result<(), Box<dyn std::error::Error>> {
+    const SECRET: u8 = 0x5e;
+    let requester = platform.requester(function);
+    let mut before = [0; SECTOR_SIZE];
+    disk.read_blocks(0, &mut before)?;
+    let _ = platform.drain_faults();
+    for write in [false, true] {
+        hal::withhold(true);
+        let mut data = [SECRET; SECTOR_SIZE];
+        let answer = if write {
+            disk.write_blocks(0, &data)
+        } else {
+            disk.read_blocks(0, &mut data)
+        };
+        hal::withhold(false);
+        row.withheld += 1;
+        let recorded = platform.drain_faults().faults.into_iter().any(|fault| {
+            let ours = fault.source == requester.rid || requester.aliases.contains(&fault.source);
+            ours && matches!(fault.access, FaultedAccess::Memory(_, page) if page == hal::NOWHERE)
+        });
+        let mut after = [0; SECTOR_SIZE];
+        disk.read_blocks(0, &mut after)?;
+        let untouched = data == [SECRET; SECTOR_SIZE] && after == before;
+        if answer.is_err() && recorded && untouched {
+            row.withheld_blocked += 1;
+        } else {
+            let what = if write { "write" } else { "read" };
+            row.failed.push(format!(
+                "a {what} with data that were not mapped: answered {answer:?}, recorded {recorded}, untouched {untouched}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What the file holds.
+fn sectors_of(file: &mut File, first: usize, count: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; count * SECTOR_SIZE];
+    file.seek(SeekFrom::Start((first * SECTOR_SIZE) as u64))?;
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What is written: each byte tells its place.
+fn pattern(first: usize, count: usize) -> Vec<u8> {
+    let bytes = (first * SECTOR_SIZE..(first + count) * SECTOR_SIZE).map(|at| at as u64);
+    bytes
+        .map(|at| {
+            let [.., high] = (at | 1 << 40).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+            high
+        })
+        .collect()
+}
+
+/// The count of an event, when it is there.
+fn wait(event: &EventFd) -> Result<u64, String> {
+    let started = Instant::now();
+    loop {
+        match event.read() {
+            Ok(count) => return Ok(count),
+            Err(_) if started.elapsed() < PATIENCE => std::thread::yield_now(),
+            Err(why) => return Err(format!("no interrupt of the queue arrived: {why}")),
+        }
+    }
+}
+
+impl DiskRow {
+    /// Lines for people.
+    pub(crate) fn lines(&self) -> [String; 2] {
+        [
+            format!(
+                "{}: {} of {} ({}) written, read back, found in the file, and put back; {} interrupts",
+                self.function,
+                size::show(self.verified),
+                self.file,
+                size::show(self.bytes),
+                self.interrupts
+            ),
+            format!(
+                "{}: {} requests with data that were not mapped, {} stopped and recorded by the unit",
+                self.function, self.withheld, self.withheld_blocked
+            ),
+        ]
+    }
+}
