@@ -392,11 +392,11 @@ fn sysfs(machine: &Machine, functions: &[Move]) -> Route {
         undo.push(step(Purpose::Override, format!("echo > {at}/driver_override")));
         match &f.holder {
             Holder::Nobody => {}
-            Holder::Host(driver) | Holder::UserSpace(driver) => undo.push(step(
+            Holder::Host(driver) | Holder::UserSpace(driver) if is_plain(driver) => undo.push(step(
                 Purpose::GiveBack,
                 format!("echo {bdf} > /sys/bus/pci/drivers/{driver}/bind"),
             )),
-            Holder::Stub | Holder::Unknown(_) => undo.push(step(Purpose::GiveBack, probe)),
+            _ => undo.push(step(Purpose::GiveBack, probe)),
         }
     }
     Route {
@@ -404,6 +404,13 @@ fn sysfs(machine: &Machine, functions: &[Move]) -> Route {
         undo,
         lasts: Until::Restart,
     }
+}
+
+/// Whether a driver's name is what names of drivers are. Snapshots come from anybody, and what stands in a command is
+/// run by root.
+fn is_plain(driver: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    !driver.starts_with('.') && driver.chars().all(plain)
 }
 
 /// Whether the driver is known to be in the kernel already.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iommu_groups::BusId;
-use iommu_groups::pci::{EXTENDED_LEN, bridge, class, header};
+use iommu_groups::pci::{bridge, class, header};
 use iommu_types::{AddrRange, Bdf, HostPhys, Iova, NodeId, Segment};
 use vtd_spec::register::{Capability, ExtendedCapability};
 
@@ -15,6 +15,8 @@ use crate::machine::{self, KernelGroup, Machine, Origin, PciFunction, ReservedRe
 use crate::platform::Platform;
 use crate::tree::Tree;
 use crate::vmd;
+
+mod space;
 
 /// Bytes of an ACPI table.
 pub(crate) const MAX_TABLE: usize = 1 << 20;
@@ -173,10 +175,7 @@ fn function(tree: &Tree, bdf: Bdf, place: &Place, hierarchy: &Hierarchy) -> PciF
         Knowledge::Known(text) => hexadecimal(&text),
         _ => None,
     };
-    let mut config = match tree.read(&at("config"), usize::from(EXTENDED_LEN)) {
-        Knowledge::Known(bytes) => ConfigSpace::from_bytes(&bytes),
-        _ => ConfigSpace::default(),
-    };
+    let mut config = space::read(tree, &at("config"));
     let (vendor, device) = (number("vendor"), number("device"));
     if config.byte(header::VENDOR_ID).is_none() {
         attributes(&mut config, bdf, &number, hierarchy);

@@ -2,9 +2,46 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::knowledge::{Knowledge, Obstacle};
+
+/// A file that is read in parts: parts of some files of sysfs cost time to make.
+#[derive(Debug)]
+pub(crate) enum Parts<'a> {
+    /// A file of this system.
+    File(std::fs::File),
+    /// What an archive holds.
+    Bytes(&'a [u8]),
+}
+
+impl Parts<'_> {
+    /// The bytes from `offset` on, `length` of them at most; none where reading fails or the file ends.
+    pub(crate) fn read(&self, offset: u16, length: usize) -> Vec<u8> {
+        match self {
+            Self::File(file) => {
+                let mut bytes = vec![0; length];
+                let mut done = 0;
+                // A read gives at least a byte or ends the loop.
+                while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+                    match file.read_at(rest, u64::from(offset) + done as u64) {
+                        Ok(0) => break,
+                        Ok(read) => done += read,
+                        Err(why) if why.kind() == ErrorKind::Interrupted => {}
+                        Err(_) => break,
+                    }
+                }
+                bytes.truncate(done);
+                bytes
+            }
+            Self::Bytes(bytes) => {
+                let rest = bytes.get(usize::from(offset)..).unwrap_or_default();
+                rest.get(..length).unwrap_or(rest).to_vec()
+            }
+        }
+    }
+}
 
 /// Names that one folder may have. A machine has at most 65,536 functions a segment.
 const MAX_NAMES: usize = 1 << 17;
@@ -202,6 +239,17 @@ impl Tree {
     }
 
     /// The names in a folder, sorted.
+    /// A file, to be read in parts; `None` if it is not there or may not be read.
+    pub(crate) fn parts(&self, path: &str) -> Option<Parts<'_>> {
+        match self {
+            Self::Folder(root) => std::fs::File::open(root.join(path)).ok().map(Parts::File),
+            Self::Archive(archive) => match archive.get(path)? {
+                Entry::File(bytes) => Some(Parts::Bytes(bytes)),
+                Entry::Folder | Entry::Link(_) => None,
+            },
+        }
+    }
+
     pub(crate) fn names(&self, path: &str) -> Knowledge<Vec<String>> {
         match self {
             Self::Folder(root) => match std::fs::read_dir(root.join(path)) {

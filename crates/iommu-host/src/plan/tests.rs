@@ -145,6 +145,21 @@ fn who_has_a_function_decides_what_it_needs() {
 }
 
 #[test]
+fn a_driver_name_that_a_shell_would_obey_is_in_no_command() {
+    for name in ["$(reboot)", "x;reboot", "../../x", "a b", "`x`", "%gb"] {
+        let driver = Knowledge::Known(name.to_owned());
+        let plan = ask(|machine| set_driver(machine, "06:00.0", driver), &["06:00.0"]).expect("planned");
+        for step in plan.sysfs.prepare.iter().chain(&plan.sysfs.undo) {
+            assert!(!step.command.contains(name), "{}", step.command);
+        }
+        assert_eq!(
+            plan.sysfs.undo.last().map(|step| step.command.as_str()),
+            Some("echo 0000:06:00.0 > /sys/bus/pci/drivers_probe")
+        );
+    }
+}
+
+#[test]
 fn libvirt_and_qemu_name_the_function_in_full() {
     let plan = ask(|_| {}, &["06:00.0"]).expect("planned");
     let f = plan.chosen().next().expect("one");
