@@ -42,9 +42,11 @@ impl Names {
     fn model(&self, vendor: u16, device: u16) -> String {
         let mut models = self.models.borrow_mut();
         let name = models.entry((vendor, device)).or_insert_with(|| {
-            let vendor_name = self.ids.vendor(vendor).unwrap_or("Vendor");
             let device_name = self.ids.device(vendor, device).unwrap_or("Device");
-            format!("{vendor_name} {device_name}")
+            match self.ids.vendor(vendor) {
+                Some(vendor_name) => format!("{vendor_name} {device_name}"),
+                None => device_name.to_owned(),
+            }
         });
         name.clone()
     }
@@ -63,7 +65,8 @@ impl Names {
         let mut text = match class {
             Some(class) => {
                 let code = u16::try_from(class >> 16).unwrap_or(0);
-                format!("{} [{code:04x}]", self.ids.class(code).unwrap_or("Class"))
+                let name = self.ids.class(code).or_else(|| base_class(code)).unwrap_or("Class");
+                format!("{name} [{code:04x}]")
             }
             None => "Function".to_owned(),
         };
@@ -80,6 +83,34 @@ impl Names {
     }
 }
 
+/// The kind of a function, for systems without a list of names: a guest, a container, a rescue disk.
+fn base_class(code: u16) -> Option<&'static str> {
+    let [base, _] = code.to_be_bytes();
+    // PCI Code and ID Assignment Specification, base classes.
+    Some(match base {
+        0x01 => "Mass storage controller",
+        0x02 => "Network controller",
+        0x03 => "Display controller",
+        0x04 => "Multimedia controller",
+        0x05 => "Memory controller",
+        0x06 => "Bridge",
+        0x07 => "Communication controller",
+        0x08 => "System peripheral",
+        0x09 => "Input device controller",
+        0x0a => "Docking station",
+        0x0b => "Processor",
+        0x0c => "Serial bus controller",
+        0x0d => "Wireless controller",
+        0x0e => "Intelligent controller",
+        0x0f => "Satellite controller",
+        0x10 => "Encryption controller",
+        0x11 => "Signal processing controller",
+        0x12 => "Processing accelerator",
+        0x13 => "Non-essential instrumentation",
+        _ => return None,
+    })
+}
+
 /// An address as people write it: without the domain where that is 0.
 pub(crate) fn short(bdf: Bdf) -> String {
     if bdf.segment.0 == 0 {
@@ -94,4 +125,26 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_list_classes_have_names_and_models_numbers() {
+        let machine = Machine::from_listing(
+            b"00:03.0 0200: 1af4:1041\n\tStatus: Cap-\n\n00:04.0 ffff: 1af4:1053\n\tStatus: Cap-\n",
+        );
+        let names = Names::default();
+        let label = |bdf: &str| {
+            let mut f = machine.clone();
+            let bdf = bdf.parse().expect("valid");
+            // As sysfs tells it, without words.
+            f.functions.get_mut(&bdf).expect("there").description = None;
+            names.label(&f, bdf)
+        };
+        assert_eq!(label("00:03.0"), "Network controller [0200]: Device [1af4:1041]");
+        assert_eq!(label("00:04.0"), "Class [ffff]: Device [1af4:1053]");
+    }
 }
