@@ -148,7 +148,10 @@ fn start(launcher: &Path, kernel: &Path, image: &Path, run: Run) -> Result<Strin
         .args(["-device", "edu,bus=below,dma_mask=0xffffffffffffffff"])
         .arg("-drive")
         .arg(format!("if=none,id=disk,format=raw,file={}", image.display()))
-        .args(["-device", "virtio-blk-pci,drive=disk,iommu_platform=on,disable-legacy=on"])
+        .args([
+            "-device",
+            "virtio-blk-pci,drive=disk,iommu_platform=on,disable-legacy=on",
+        ])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(["-append", run.command_line, "-kernel"])
         .arg(kernel);
