@@ -68,6 +68,17 @@ pub struct MappingInfo {
     pub memory: Vec<AddrRange<HostPhys>>,
 }
 
+/// Where an address of a container leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The mapping that holds it.
+    pub range: AddrRange<Iova>,
+    /// Where in host memory it leads.
+    pub phys: HostPhys,
+    /// What devices may do.
+    pub perms: Perms,
+}
+
 impl<S> Container<S, Software> {
     /// Whose container it is.
     #[must_use]
@@ -275,6 +286,12 @@ impl Container<Type1, Software> {
     #[must_use]
     pub fn mappings(&self) -> Vec<MappingInfo> {
         self.space.0.mappings()
+    }
+
+    /// The mapping that holds `at`, and where in host memory it leads.
+    #[must_use]
+    pub fn find(&self, at: Iova) -> Option<Found> {
+        self.space.0.find(at)
     }
 
     /// Maps `size` bytes of host memory at `phys`, which must belong to the container's user.

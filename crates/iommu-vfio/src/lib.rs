@@ -89,7 +89,7 @@ pub mod virtio;
 
 pub use backend::{Backend, DeviceBackend, DirtyInfo, DmaMemory, InterruptKind, RegionInfo, Type1Info};
 pub use buffer::{DmaBuffer, DmaPiece, DmaPool, IovaPolicy, SgList};
-pub use container::{Container, MAX_MAPPINGS, MappingInfo, NoIommu, Type1};
+pub use container::{Container, Found, MAX_MAPPINGS, MappingInfo, NoIommu, Type1};
 pub use device::Device;
 pub use dirty::{DirtyBitmap, LONGEST_BITMAP};
 pub use error::{Errno, Uncontained, VfioError};

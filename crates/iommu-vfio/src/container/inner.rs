@@ -7,7 +7,7 @@ use iommu_types::{AddrRange, Bdf, HostPhys, Iova, PAGE_SIZE, Perms, UnmapRefused
 use vtd_driver::{DomainOptions, IoasPending, Requester};
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
-use super::{MAX_MAPPINGS, MappingInfo};
+use super::{Found, MAX_MAPPINGS, MappingInfo};
 use crate::dirty::DirtyBitmap;
 use crate::error::{Uncontained, VfioError};
 use crate::group::{Group, GroupHandle, GroupId, Refused, Viable};
@@ -265,6 +265,27 @@ impl Inner {
             memory: mapping.runs.clone(),
         };
         state.mappings.values().map(info).collect()
+    }
+
+    pub(super) fn find(&self, at: Iova) -> Option<Found> {
+        let state = self.state();
+        let (first, mapping) = state.mappings.range(..=at).next_back()?;
+        if !mapping.range.contains(at) {
+            return None;
+        }
+        let mut left = at.offset_from(*first)?;
+        for run in &mapping.runs {
+            let bytes = run.page_count() * PAGE_SIZE;
+            if left < bytes {
+                return Some(Found {
+                    range: mapping.range,
+                    phys: run.first().checked_add(left)?,
+                    perms: mapping.perms,
+                });
+            }
+            left -= bytes;
+        }
+        None
     }
 
     pub(crate) fn mapping_count(&self) -> usize {

@@ -25,6 +25,8 @@ pub struct SoftDevice {
     container: Arc<ContainerInner>,
     function: Bdf,
     interrupts: Mutex<Interrupts>,
+    /// Where the table of MSI-X is, which belongs to the host.
+    table: Option<Table>,
 }
 
 /// What the device may interrupt.
@@ -65,11 +67,14 @@ impl SoftDevice {
         if !container.state().open.insert(function) {
             return Err(VfioError::DeviceOpen(function));
         }
-        Ok(Self {
+        let mut device = Self {
             container: container.clone(),
             function,
             interrupts: Mutex::default(),
-        })
+            table: None,
+        };
+        device.table = device.find_table();
+        Ok(device)
     }
 
     fn machine(&self) -> &Machine {
@@ -100,7 +105,7 @@ impl SoftDevice {
 
     /// Whether an access touches the table of MSI-X, which belongs to the host.
     fn in_table(&self, region: u8, offset: u64, len: usize) -> bool {
-        self.msi_x().is_some_and(|table| {
+        self.table.is_some_and(|table| {
             let end = offset.saturating_add(u64::try_from(len).unwrap_or(u64::MAX));
             table.bar == region && offset < table.offset + table.len() && table.offset < end
         })
@@ -213,8 +218,7 @@ impl SoftDevice {
         released
     }
 
-    /// Where the table of MSI-X is.
-    fn msi_x(&self) -> Option<Table> {
+    fn find_table(&self) -> Option<Table> {
         let at = self.capability(capability::MSI_X)?;
         let machine = self.machine();
         let place = machine.config_read32(self.function, at + msix::TABLE);
@@ -478,7 +482,7 @@ impl DeviceBackend for SoftDevice {
         match kind {
             InterruptKind::Line => u32::from(pin != [0]),
             InterruptKind::Msi => self.msi_count().into(),
-            InterruptKind::MsiX => self.msi_x().map_or(0, |table| table.vectors.into()),
+            InterruptKind::MsiX => self.table.map_or(0, |table| table.vectors.into()),
         }
     }
 
@@ -494,7 +498,7 @@ impl DeviceBackend for SoftDevice {
             });
         }
         self.disable_interrupts(kind)?;
-        match (kind, events, self.msi_x()) {
+        match (kind, events, self.table) {
             (InterruptKind::Line, [event, ..], _) => {
                 let event = event.try_clone().map_err(|_| VfioError::NoVectors(function))?;
                 self.lock().line = Some((event, false));

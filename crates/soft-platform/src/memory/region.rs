@@ -14,11 +14,43 @@ const CHUNK_PAGES: usize = 512;
 /// Bytes that are committed together.
 const CHUNK_BYTES: usize = CHUNK_PAGES * TABLE_ENTRIES * 8;
 
+/// Words that are committed together.
+const CHUNK_WORDS: usize = CHUNK_PAGES * TABLE_ENTRIES;
+
+/// Committed memory. Its pages start on pages of this process too, so that drivers that want page-aligned buffers can use
+/// it in place.
+struct Chunk {
+    /// One page more than are used.
+    pages: Vec<Table>,
+    /// Words before the first page boundary.
+    skip: usize,
+}
+
+impl Chunk {
+    fn zeroed() -> Option<Self> {
+        let pages = Table::new_vec_zeroed(CHUNK_PAGES + 1).ok()?;
+        let page = TABLE_ENTRIES * 8;
+        // Words are aligned to themselves, so the distance is whole words.
+        let skip = (page - pages.as_ptr().addr() % page) % page / 8;
+        Some(Self { pages, skip })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        let words = self.pages.as_flattened();
+        words.get(self.skip..self.skip + CHUNK_WORDS).unwrap_or_default()
+    }
+
+    fn page(&self, index: usize) -> Option<&Table> {
+        let first = index * TABLE_ENTRIES;
+        self.words().get(first..first + TABLE_ENTRIES)?.try_into().ok()
+    }
+}
+
 /// A run of memory on one node. Chunks that nobody has written take no host memory and read as zero.
 pub(super) struct Region {
     node: NodeId,
     range: AddrRange<HostPhys>,
-    chunks: Vec<OnceLock<Vec<Table>>>,
+    chunks: Vec<OnceLock<Chunk>>,
     /// One bit a page: handed out as table memory. Read without the lock by [`Region::table`].
     tables: Vec<AtomicU64>,
     state: Mutex<State>,
@@ -86,25 +118,25 @@ impl Region {
     }
 
     /// The committed chunk with number `index`, committing it first if need be.
-    fn commit(&self, index: usize) -> Option<&[Table]> {
+    fn commit(&self, index: usize) -> Option<&Chunk> {
         let slot = self.chunks.get(index)?;
         if let Some(chunk) = slot.get() {
             return Some(chunk);
         }
-        let fresh = Table::new_vec_zeroed(CHUNK_PAGES).ok()?;
+        let fresh = Chunk::zeroed()?;
         Some(slot.get_or_init(|| fresh))
     }
 
     /// The word at byte `offset`, for reading: `None` while its chunk is not committed (it reads as zero).
     pub(super) fn peek_word(&self, offset: usize) -> Option<&AtomicU64> {
         let chunk = self.chunks.get(offset / CHUNK_BYTES)?.get()?;
-        chunk.as_flattened().get((offset % CHUNK_BYTES) / 8)
+        chunk.words().get((offset % CHUNK_BYTES) / 8)
     }
 
     /// The word at byte `offset`, committed.
     pub(super) fn word(&self, offset: usize) -> Option<&AtomicU64> {
         let chunk = self.commit(offset / CHUNK_BYTES)?;
-        chunk.as_flattened().get((offset % CHUNK_BYTES) / 8)
+        chunk.words().get((offset % CHUNK_BYTES) / 8)
     }
 
     /// The words from byte `offset`, a multiple of 8, committed: as many of `bytes` as the region and the chunk have.
@@ -112,7 +144,7 @@ impl Region {
         let count = self.limit(offset, bytes) / 8;
         let chunk = self.commit(offset / CHUNK_BYTES)?;
         let first = (offset % CHUNK_BYTES) / 8;
-        chunk.as_flattened().get(first..first + count)
+        chunk.words().get(first..first + count)
     }
 
     /// Copies memory at byte `offset` to `into`, up to the end of the region or of the chunk, whichever comes
@@ -125,7 +157,7 @@ impl Region {
         };
         match slot.get() {
             None => into.fill(0),
-            Some(chunk) => copy_out(chunk.as_flattened(), offset % CHUNK_BYTES, into),
+            Some(chunk) => copy_out(chunk.words(), offset % CHUNK_BYTES, into),
         }
         limit
     }
@@ -137,7 +169,7 @@ impl Region {
         let Some(chunk) = self.commit(offset / CHUNK_BYTES) else {
             return 0;
         };
-        copy_in(chunk.as_flattened(), offset % CHUNK_BYTES, from);
+        copy_in(chunk.words(), offset % CHUNK_BYTES, from);
         limit
     }
 
@@ -154,7 +186,7 @@ impl Region {
     }
 
     fn page(&self, index: usize) -> Option<&Table> {
-        self.commit(index / CHUNK_PAGES)?.get(index % CHUNK_PAGES)
+        self.commit(index / CHUNK_PAGES)?.page(index % CHUNK_PAGES)
     }
 
     /// The page at `at` if it was handed out as table memory.
