@@ -71,15 +71,17 @@ type Disk = VirtIOBlk<hal::Shared, VirtioTransport<Device>>;
 pub(crate) fn place(platform: &Platform, groups: &[GroupInfo]) -> Option<Bdf> {
     let machine = platform.machine();
     let alone = |group: &&GroupInfo| guests::endpoints(platform, group).len() == 1;
-    groups
+    let candidates: Vec<_> = groups
         .iter()
         .filter(alone)
         .flat_map(|group| guests::endpoints(platform, group))
-        .find(|bdf| {
-            machine
-                .function(*bdf)
-                .is_some_and(|f| f.engine && f.dma_bits >= 64 && f.kind == FunctionKind::Endpoint)
-        })
+        .filter_map(|bdf| machine.function(bdf))
+        .filter(|function| function.engine && function.dma_bits >= 64)
+        .collect();
+    let of = |kind| candidates.iter().find(|function| function.kind == kind);
+    // A card in a slot if there is one; a table alone names what is built in.
+    let found = of(FunctionKind::Endpoint).or_else(|| of(FunctionKind::IntegratedEndpoint));
+    found.map(|function| function.bdf)
 }
 
 /// Runs it on a machine of its own, with the disk at `function`.

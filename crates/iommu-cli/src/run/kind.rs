@@ -90,33 +90,40 @@ impl Bench {
     }
 }
 
-/// The base of a free window.
+/// The base of a free window: outside of all host bridges' windows if there is room, else where no register lies.
 fn free_window(description: &MachineDescription, machine: &Machine) -> Option<Iova> {
     /// Where processors have their local interrupt controllers, and machines the registers of chipsets.
     const CHIPSET: (u64, u64) = (0xfe00_0000, 0xffff_ffff);
-    let taken: Vec<(u64, u64)> = machine
-        .memory()
-        .ranges()
-        .map(|memory| memory.range)
-        .chain(description.host_bridges.iter().map(|bridge| bridge.window))
-        .map(|range| (range.first().raw(), range.last().raw()))
-        .chain(
-            description
-                .units
-                .iter()
-                .map(|unit| (unit.base.raw(), unit.base.raw() | 0xfff)),
-        )
+    /// Windows of bridges end on a multiple of this after the registers behind them.
+    const MARGIN: u64 = 1 << 20;
+    let ends = |first: HostPhys, last: HostPhys| (first.raw(), last.raw());
+    let memory = machine.memory().ranges().map(|memory| memory.range);
+    let units = description
+        .units
+        .iter()
+        .map(|unit| (unit.base.raw(), unit.base.raw() | 0xfff));
+    let always: Vec<(u64, u64)> = memory
+        .map(|range| ends(range.first(), range.last()))
+        .chain(units)
         .chain([CHIPSET])
         .collect();
+    let windows = description.host_bridges.iter().map(|bridge| bridge.window);
+    let windows: Vec<(u64, u64)> = windows.map(|range| ends(range.first(), range.last())).collect();
+    let registers: Vec<(u64, u64)> = machine
+        .functions()
+        .filter_map(|function| machine.bar_range(function.bdf, 0))
+        .map(|range| (range.first().raw(), range.last().raw() | (MARGIN - 1)))
+        .collect();
     // At most 127 places of 32 MiB.
-    (1..(4 << 30) / MIN_WINDOW)
-        .rev()
-        .map(|place| place * MIN_WINDOW)
-        .find(|base| {
+    let place = |taken: &[(u64, u64)]| {
+        let mut places = (1..(4 << 30) / MIN_WINDOW).rev().map(|place| place * MIN_WINDOW);
+        places.find(|base| {
             let last = base + (MIN_WINDOW - 1);
-            taken.iter().all(|(first, end)| last < *first || *base > *end)
+            let free = |(first, end): &(u64, u64)| last < *first || *base > *end;
+            always.iter().chain(taken).all(free)
         })
-        .map(Iova::new)
+    };
+    place(&windows).or_else(|| place(&registers)).map(Iova::new)
 }
 
 /// A function's bus with an aperture at the root complex, or without one.
@@ -191,6 +198,23 @@ mod tests {
         }
         for bridge in &description.host_bridges {
             assert!(!bridge.window.contains(first) && !bridge.window.contains(last));
+        }
+    }
+
+    #[test]
+    fn a_machine_that_a_table_fills_has_room_for_a_window_too() {
+        let dmar = MachineDescription::two_socket()
+            .expect("sound")
+            .to_dmar()
+            .expect("a table");
+        let (description, _) = MachineDescription::from_dmar(&dmar).expect("a machine");
+        let bench = Bench::with_aperture(&description).expect("there is room");
+        let range = extent(bench.window.as_ref().expect("made")).expect("in range");
+        for function in bench.machine.functions() {
+            if let Some(bar) = bench.machine.bar_range(function.bdf, 0) {
+                let apart = bar.last().raw() < range.first().raw() || bar.first().raw() > range.last().raw();
+                assert!(apart, "{}: {bar}", function.bdf);
+            }
         }
     }
 
