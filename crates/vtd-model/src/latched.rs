@@ -1,7 +1,9 @@
 //! The part of a unit's state that decides about requests.
 
 use iommu_types::{AddrRange, HostPhys};
-use vtd_spec::register::{InterruptRemapTableAddress, RootTableAddress};
+use vtd_spec::register::{InterruptRemapTableAddress, RootTableAddress, TranslationTableMode};
+
+use crate::config::UnitConfig;
 
 /// What commands have made effective (VT-d §11.4.4): the registers that software merely wrote are not in here.
 ///
@@ -32,6 +34,21 @@ impl Latched {
         compatibility_interrupts: false,
         protected: [None; 2],
     };
+
+    /// How tables are read: RTADDR.TTM.
+    pub(crate) const fn table_mode(&self, config: &UnitConfig) -> TranslationTableMode {
+        let mode = self.root.ttm();
+        if config.qemu().is_none() {
+            return mode;
+        }
+        // D-09, D-33: QEMU looks at the low bit only, and only if it has scalable mode.
+        match mode {
+            TranslationTableMode::Scalable | TranslationTableMode::AbortDma if config.extended_capability().smts() => {
+                TranslationTableMode::Scalable
+            }
+            _ => TranslationTableMode::Legacy,
+        }
+    }
 
     /// Whether host memory at `at` is protected against all DMA.
     #[must_use]

@@ -19,21 +19,21 @@ use crate::condition::Condition;
 /// | D-05, D-06, D-31 | scalable mode answers with the codes of legacy mode, except for write permission of first-stage tables | implemented |
 /// | D-07 | the PASID field of records without PASID: all-ones, with PP in scalable mode (7.2) | implemented |
 /// | D-08 | reserved bits of PASID directory entries and of PASID entries are not judged | implemented |
-/// | D-09, D-33 | table modes of RTADDR are not judged | not |
+/// | D-09, D-33 | table modes of RTADDR are not judged: bit 10 means scalable mode if there is one, everything else legacy mode | implemented |
 /// | D-10 | pass-through has no address limit | implemented |
 /// | D-15 | the queue goes on at the next IQT write, not when IQE is cleared | implemented |
 /// | D-17 | there is no IQERCD_REG | implemented |
-/// | D-18 | QIE cannot be cleared before a wait was processed | not |
+/// | D-18 | QIE can be cleared only while the last descriptor was a wait and the queue is empty | implemented |
 /// | D-20 | IQA reads the base in use, with the size last written | implemented |
 /// | D-21 | register-based invalidation stays in progress while the queue is enabled | implemented |
-/// | D-22, D-25 | the process ends | not |
+/// | D-22, D-25 | the process ends (7.2): a wait with status write and interrupt, 64-bit writes of FECTL and IECTL | not: both are carried out |
 /// | D-26 | clearing F in the record leaves IP set until FSTS is written | implemented |
 /// | D-27 | the upper address registers of events hold nothing | implemented |
 /// | D-28 | interrupts in compatibility format pass, CFI is ignored | implemented |
 /// | D-29 | posted entries are taken for remapped ones | implemented |
 /// | D-30 | the bus range of SVT = 10 is compared the wrong way round | implemented |
 /// | D-32 | TE needs no root pointer | implemented |
-/// | D-34 | nested translation is treated as second-stage (7.2) | not: a resembling unit does not report it |
+/// | D-34 | nested translation is treated as second-stage (7.2) | implemented |
 /// | D-36 | faults of one source are folded into one record | implemented |
 /// | D-43 | faults of interrupts are not recorded (7.2) | implemented |
 /// | D-44 | all fields that a GCMD write changes are carried out | implemented |
@@ -48,7 +48,7 @@ use crate::condition::Condition;
 /// | E-08 | source validation is left out for requester ff:1f.7, which stands for an unknown one | implemented |
 /// | E-09 | the interrupt index is a sum of 16 bits | implemented |
 /// | E-10 | reserved bits of an interrupt entry are judged before its source validation | implemented |
-/// | E-11 | the delivery modes 3 and 6 of an interrupt entry, which do not exist, pass | not |
+/// | E-11 | the delivery modes 3 and 6 of an interrupt entry, which do not exist, pass | not: such an interrupt has no form here, it is blocked with 24h |
 /// | E-12 | the upper bits of an interrupt entry's destination are not judged without extended interrupt mode | implemented |
 /// | E-13 | IEDATA holds 32 bits without extended interrupt mode | implemented |
 /// | E-14 | the trigger mode of an interrupt entry counts also with delivery modes that are edge-triggered | implemented |

@@ -178,7 +178,7 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
         }
         // VT-d §11.4.5 (RTADDR_REG): conditions RTA.1 to RTA.5 of §7.1.3.
         let (root, extended) = (self.latched.root, self.config.extended_capability());
-        match root.ttm() {
+        match self.latched.table_mode(self.config) {
             TranslationTableMode::AbortDma if !extended.adms() => Err(Condition::Rta1_1.into()),
             TranslationTableMode::Reserved => Err(Condition::Rta1_2.into()),
             TranslationTableMode::Scalable if !extended.smts() => Err(Condition::Rta1_3.into()),

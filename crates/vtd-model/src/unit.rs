@@ -59,6 +59,8 @@ pub struct Unit<C = Caches> {
     drain_needed: bool,
     drain: drain::DrainState,
     held_commands: Option<drain::HeldCommands>,
+    /// The descriptor that was fetched last was a wait.
+    last_was_wait: bool,
     /// The number of the last drain token.
     next_token: u64,
     devices: device::Devices,
@@ -103,6 +105,7 @@ impl<C: TranslationCache> Unit<C> {
             drain_needed: false,
             drain: drain::DrainState::default(),
             held_commands: None,
+            last_was_wait: false,
             next_token: 0,
             devices: device::Devices::default(),
             held_wait: device::HeldWait::None,

@@ -1,6 +1,8 @@
 //! Legacy mode: second-stage tables, context and root entries, 128-bit descriptors.
 
+use e2e::differential::Twin;
 use e2e::qtest::{EDU_SOURCE, QtestError};
+use vtd_spec::register::offset;
 
 use crate::trio::{CONTEXT, DATA, DATA_PAGES, DOMAIN, ROOT, Random, TABLES, Tally, Trio, WITNESS, WITNESS_IOVA};
 
@@ -115,6 +117,20 @@ fn page_selective(trio: &mut Trio, random: &mut Random) -> Result<(), QtestError
     Ok(())
 }
 
+/// The table modes that the unit does not have, which QEMU takes for legacy mode (D-09, D-33).
+fn table_modes(trio: &mut Trio) -> Result<(), QtestError> {
+    for mode in [0x400, 0x800, 0xc00] {
+        trio.all(|twin| twin.set_register64(offset::RTADDR, ROOT | mode))?;
+        trio.command(0x4000_0000)?;
+        trio.command(0x8000_0000)?;
+        for write in [Some(7), None] {
+            trio.dma(WITNESS_IOVA, write, &format!("table mode {mode:#x}"))?;
+        }
+        trio.command(0)?;
+    }
+    Ok(())
+}
+
 /// Random programs until `dmas` DMAs were compared.
 pub(crate) fn run(dmas: u32) -> Result<Option<Tally>, QtestError> {
     let Some(mut trio) = Trio::start("legacy", |_| Some("aw-bits=48,intremap=off"))? else {
@@ -122,6 +138,7 @@ pub(crate) fn run(dmas: u32) -> Result<Option<Tally>, QtestError> {
     };
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     reset_tables(&mut trio, 4)?;
+    table_modes(&mut trio)?;
     trio.bring_up(ROOT)?;
     while trio.tally.dmas < dmas {
         let levels = 3 + random.below(2);

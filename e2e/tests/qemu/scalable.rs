@@ -164,6 +164,7 @@ fn mutate(trio: &mut Trio, random: &mut Random, stage: Stage, levels: u64) -> Re
                 (control | 2, TAGS),
                 (control | 0x1c0, TAGS),
                 (control & !0x1c0 | 5 << 6, TAGS),
+                (control & !0x1c0 | 3 << 6, TAGS),
                 (control ^ 2 << 2, TAGS),
                 (control ^ 1 << 2, TAGS),
                 (4 << 6 | 2 << 2 | 1, TAGS),

@@ -307,7 +307,10 @@ impl Trio {
             }
             C::Spd2 | C::Spt2 | C::Spt4_1 | C::Spt4_2 if !blocked.recorded => "E-06",
             C::Spt2 | C::Spd2 | C::Spd1 | C::Spt1 => "D-04",
+            C::Spt4_2 if old && !self.alike_blocked_by(C::Spt4_2) => "D-34",
             C::Spt4_1 | C::Spt4_2 if old => "D-04",
+            C::Rta1_1 | C::Rta1_2 => "D-09",
+            C::Rta1_3 => "D-33",
             C::Srt1 | C::Srt2 | C::Sct1 | C::Sct2 => "D-05",
             C::Sss2 | C::Sgn6 | C::Sgn7 => "D-06",
             C::Spd3 | C::Spt3 => "D-08",

@@ -287,6 +287,8 @@ impl<M: SystemMemory, C: TranslationCache> Walk<'_, M, C> {
             Some(PasidTranslation::FirstStage) if ecap.fsts() => Ok(Stage::First),
             Some(PasidTranslation::SecondStage) if ecap.ssts() => Ok(Stage::Second),
             Some(PasidTranslation::Nested) if ecap.nest() => Ok(Stage::Nested),
+            // D-34.
+            Some(PasidTranslation::Nested) if self.config.is_qemu_7() => Ok(Stage::Second),
             Some(PasidTranslation::PassThrough) if ecap.pt() => Ok(Stage::PassThrough),
             _ => Err(Condition::Spt4_2),
         }

@@ -131,6 +131,10 @@ impl<C: TranslationCache> Unit<C> {
                 if head != tail {
                     self.misuse(Rule::QueueNotEmpty);
                 }
+                // D-18.
+                if self.config.qemu().is_some() && (head != tail || !self.last_was_wait) {
+                    return;
+                }
                 // IQH restarts at 0; descriptors that were not processed are forgotten (VT-d §11.4.9.1).
                 self.registers
                     .set64(offset::IQH, InvalidationQueueHead::DEFAULT.raw_value());

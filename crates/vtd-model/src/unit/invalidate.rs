@@ -64,7 +64,7 @@ impl<C: TranslationCache> Unit<C> {
     fn registers_invalidate(&self) -> bool {
         !self.status().qies()
             && !self.config.version().ignores_register_invalidation()
-            && self.latched.root.ttm() == TranslationTableMode::Legacy
+            && self.latched.table_mode(&self.config) == TranslationTableMode::Legacy
     }
 
     /// VT-d §11.4.6.1 (CCMD_REG).

@@ -128,6 +128,7 @@ impl<C: TranslationCache> Unit<C> {
             }
         }
         if done > 0 {
+            self.last_was_wait = false;
             self.advance(head, done);
         }
         done
@@ -145,7 +146,7 @@ impl<C: TranslationCache> Unit<C> {
         }
         // Then what the mode accepts (VT-d §6.5.2, table of descriptor types).
         let wide = queue.dw() == DescriptorWidth::Bits256;
-        match self.latched.root.ttm() {
+        match self.latched.table_mode(&self.config) {
             TranslationTableMode::Reserved => return Err(QueueError::INVALID_TABLE_MODE),
             TranslationTableMode::Scalable | TranslationTableMode::AbortDma if !wide => {
                 return Err(QueueError::INVALID_WIDTH);
@@ -172,6 +173,7 @@ impl<C: TranslationCache> Unit<C> {
         };
         let [low, high, rest @ ..] = words.map_err(|_| QueueError::FETCH_FAILED)?;
         let (words, upper_clear) = ([low, high], rest == [0, 0]);
+        self.last_was_wait = DescriptorType::of(low) == DescriptorType::WAIT;
         if let Some(done) = self.cache_descriptor(words, upper_clear, wide) {
             return done.map(|()| true);
         }
@@ -194,7 +196,8 @@ impl<C: TranslationCache> Unit<C> {
     fn cache_descriptor(&mut self, words: [u64; 2], upper_clear: bool, wide: bool) -> Option<Result<(), QueueError>> {
         let [low, _] = words;
         let kind = DescriptorType::of(low);
-        if kind.needs_256_bits() && (!wide || self.latched.root.ttm() == TranslationTableMode::Legacy) {
+        let legacy = || self.latched.table_mode(&self.config) == TranslationTableMode::Legacy;
+        if kind.needs_256_bits() && (!wide || legacy()) {
             return Some(Err(QueueError::INVALID_TYPE));
         }
         let done = match kind {

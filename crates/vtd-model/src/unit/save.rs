@@ -110,6 +110,7 @@ impl<C: TranslationCache> Unit<C> {
         out.u8(u8::from(self.drain_needed));
         out.u8(u8::from(self.drain.done));
         out.option(self.drain.awaited, |out, token| out.u64(token.0));
+        out.u8(u8::from(self.last_was_wait));
         out.u64(self.next_token);
         out.option(self.held_commands, |out, held| {
             out.u64(held.token.0);
@@ -184,6 +185,7 @@ impl<C: TranslationCache> Unit<C> {
                 .map(DrainToken),
             announced: false,
         };
+        self.last_was_wait = from.flag("kind of the last descriptor")?;
         self.next_token = from.u64()?;
         self.held_commands = from.option("commands through registers", read_held)?;
         let last = self.drain.awaited.max(self.held_commands.map(|held| held.token));

@@ -285,13 +285,13 @@ fn saved_drain_numbers_that_would_run_over_are_refused() {
     rig.submit(&[descriptor::IOTLB_GLOBAL, descriptor::wait_status(STATUS, 1)]);
     let token = rig.unit.take_drain().expect("asked for").0;
     let saved = rig.unit.save();
-    // The awaited token and the last one stand side by side.
-    let pair = [token.to_le_bytes(), token.to_le_bytes()].concat();
-    let at = saved.windows(16).position(|bytes| bytes == pair).expect("in there");
+    // The awaited token, a flag (the last descriptor was a wait), and the last token.
+    let pair = [&token.to_le_bytes()[..], &[1], &token.to_le_bytes()].concat();
+    let at = saved.windows(17).position(|bytes| bytes == pair).expect("in there");
     for (awaited, last) in [(token, u64::MAX), (token + 1, token), (u64::MAX, u64::MAX)] {
         let mut bytes = saved.clone();
         bytes[at..at + 8].copy_from_slice(&awaited.to_le_bytes());
-        bytes[at + 8..at + 16].copy_from_slice(&last.to_le_bytes());
+        bytes[at + 9..at + 17].copy_from_slice(&last.to_le_bytes());
         let refused = Unit::restore(*rig.unit.config(), &bytes).err();
         assert_eq!(refused, Some(RestoreError::Value("number of the last drain")));
     }

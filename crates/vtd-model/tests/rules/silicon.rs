@@ -1,7 +1,11 @@
 //! The profile that finds what emulators hide.
 
+use std::sync::atomic::Ordering;
+
+use iommu_testkit::SparseMemory;
 use iommu_testkit::raw::{self, translation_type};
-use vtd_model::{Profile, UnitConfigBuilder};
+use iommu_types::{Coherence, FrameRequest, HostPhys, Iova, SourceId, TableMemory};
+use vtd_model::{AccessWidth, Condition, Profile, Request, Unit, UnitConfigBuilder};
 use vtd_spec::register::{ContextCommand, GlobalCommand, offset};
 
 use crate::rig::{DID, NIC, Rig, STATUS, spec};
@@ -125,4 +129,117 @@ fn small_caches_evict_but_never_lie() {
         }
     }
     assert!(rig.unit.counters().walks.iotlb.misses > 200);
+}
+
+/// Memory whose table frames the processor caches, a unit whose walks do not snoop (ECAP.C = 0), and the frames of the
+/// NIC's tables from the top down. The unit sees memory as hardware does.
+struct NonCoherent {
+    memory: SparseMemory,
+    unit: Unit,
+    tables: [HostPhys; 4],
+    entries: [HostPhys; 2],
+}
+
+impl NonCoherent {
+    /// Everything is written, nothing is written back.
+    fn new() -> Self {
+        let memory = SparseMemory::builder().ram(0, 16 << 20).non_coherent().build();
+        let config = silicon().coherent(false).build().expect("consistent");
+        assert!(!config.extended_capability().c());
+        let any = FrameRequest::page(None, HostPhys::MAX);
+        let frame = || memory.allocate(any).expect("memory").base();
+        let [root, context] = [(); 2].map(|()| frame());
+        let tables = [(); 4].map(|()| frame());
+        let this = Self {
+            unit: Unit::new(config),
+            tables,
+            entries: [root, context],
+            memory,
+        };
+        this.store(root, 0, context.raw() | 1);
+        let words = raw::legacy_context_entry(translation_type::UNTRANSLATED, tables[0].raw(), 2, DID);
+        for (at, word) in (usize::from(NIC) * 2..).zip(words) {
+            this.store(context, at, word);
+        }
+        for pair in tables.windows(2) {
+            this.store(pair[0], 0, pair[1].raw() | 3);
+        }
+        this.store(tables[3], 1, 0x5000 | 3);
+        this
+    }
+
+    /// A store of the processor to word `at` of a table.
+    fn store(&self, table: HostPhys, at: usize, word: u64) {
+        let words = self.memory.table(table).expect("a frame");
+        words[at].store(word, Ordering::Release);
+    }
+
+    /// The processor writes back the whole table.
+    fn write_back(&self, table: HostPhys) {
+        self.memory.write_back(table, 4096);
+    }
+
+    fn run(&mut self, at: u32, value: u64) {
+        let hardware = self.memory.hardware();
+        self.unit.write(&hardware, at, AccessWidth::Qword, value);
+        while self.unit.step(&hardware) {}
+    }
+
+    fn read(&mut self) -> Result<u64, Option<Condition>> {
+        let request = Request::read(SourceId::from_raw(NIC), Iova::new(0x1000), 8);
+        let answer = self.unit.dma(&self.memory.hardware(), &request);
+        answer.map(|answer| answer.phys.raw()).map_err(|fault| fault.condition)
+    }
+
+    /// Drops everything, through registers.
+    fn invalidate(&mut self) {
+        let at = self.unit.config().extended_capability().iotlb_offset();
+        self.run(offset::CCMD, 1 << 63 | 1 << 61);
+        self.run(at, 1 << 63 | 1 << 60);
+    }
+}
+
+#[test]
+fn a_unit_that_does_not_snoop_reads_each_table_as_it_was_written_back() {
+    let mut machine = NonCoherent::new();
+    let [root, context] = machine.entries;
+    machine.run(offset::RTADDR, root.raw());
+    machine.run(offset::GCMD, 1 << 30);
+    machine.run(offset::GCMD, 1 << 31);
+    let order = [root, context].into_iter().chain(machine.tables);
+    for table in order {
+        machine.invalidate();
+        assert!(machine.read().is_err(), "{table} is not written back");
+        machine.write_back(table);
+    }
+    machine.invalidate();
+    assert_eq!(machine.read(), Ok(0x5000));
+}
+
+#[test]
+fn a_change_that_is_not_written_back_is_not_seen_even_after_an_invalidation() {
+    let mut machine = NonCoherent::new();
+    let [root, context] = machine.entries;
+    for table in [root, context].into_iter().chain(machine.tables) {
+        machine.write_back(table);
+    }
+    machine.run(offset::RTADDR, root.raw());
+    machine.run(offset::GCMD, 1 << 30);
+    machine.run(offset::GCMD, 1 << 31);
+    assert_eq!(machine.read(), Ok(0x5000));
+    let leaf = machine.tables[3];
+    machine.store(leaf, 1, 0x6000 | 3);
+    machine.invalidate();
+    assert_eq!(machine.read(), Ok(0x5000), "the line is still in the processor's cache");
+    machine.write_back(leaf);
+    assert_eq!(machine.read(), Ok(0x5000), "and now in the IOTLB");
+    machine.invalidate();
+    assert_eq!(machine.read(), Ok(0x6000));
+    // The same for a page that goes away: the mistake that reads freed memory.
+    machine.store(leaf, 1, 0);
+    machine.invalidate();
+    assert_eq!(machine.read(), Ok(0x6000));
+    machine.write_back(leaf);
+    machine.invalidate();
+    assert_eq!(machine.read(), Err(Some(Condition::Lgn3)));
 }
