@@ -11,6 +11,7 @@ use std::path::Path;
 
 use crate::knowledge::{Knowledge, Obstacle};
 use crate::platform::{CPUINFO, CPUINFO_HEAD, NAMESPACE};
+use crate::sysfs::vital::{LOWER, routes_v6};
 use crate::sysfs::{DEVICES, GROUPS, LOGS, MAX_TABLE, PARAMETERS, TABLES, UNITS};
 use crate::tar::{self, ArchiveError};
 use crate::tree::{Archive, Entry, Missing, Tree, joined};
@@ -90,6 +91,7 @@ fn take_of(tree: Tree, live: bool, scrub: bool) -> Snapshot {
         denied: Vec::new(),
         files: 0,
         scrub,
+        names: scrub::Names::default(),
     };
     taker.everything(live);
     let mut manifest = format!("portcullis snapshot {VERSION}\n");
@@ -133,9 +135,24 @@ struct Taker {
     denied: Vec<String>,
     files: usize,
     scrub: bool,
+    /// What network interfaces are called instead, with scrubbing.
+    names: scrub::Names,
 }
 
 impl Taker {
+    /// Puts an entry into the archive.
+    fn keep(&mut self, path: String, entry: Entry) {
+        if self.scrub {
+            let entry = match entry {
+                Entry::Link(target) => Entry::Link(self.names.without_addresses(&target)),
+                other => other,
+            };
+            self.archive.insert(self.names.without_addresses(&path), entry);
+        } else {
+            self.archive.insert(path, entry);
+        }
+    }
+
     fn everything(&mut self, live: bool) {
         for name in self.names(DEVICES) {
             self.function(&name);
@@ -154,7 +171,17 @@ impl Taker {
             }
         }
         for name in self.names("sys/class/net") {
-            self.link(&format!("sys/class/net/{name}"));
+            let at = self.link(&format!("sys/class/net/{name}"));
+            // What bridges, bonds and VLANs are made of.
+            let parts = self.tree.names(&at);
+            let lower = parts
+                .known()
+                .into_iter()
+                .flatten()
+                .filter(|part| part.starts_with(LOWER));
+            for part in lower.take(MAX_PARTS) {
+                self.link(&format!("{at}/{part}"));
+            }
         }
         for name in self.names("sys/block") {
             let at = self.link(&format!("sys/block/{name}"));
@@ -165,9 +192,9 @@ impl Taker {
         }
         // The folder itself tells a machine without the table from a container that hides it.
         if self.tree.has(TABLES) {
-            self.archive.insert(TABLES.to_owned(), Entry::Folder);
+            self.keep(TABLES.to_owned(), Entry::Folder);
         }
-        self.archive.insert("sys/module".to_owned(), Entry::Folder);
+        self.keep("sys/module".to_owned(), Entry::Folder);
         for (module, parameter) in PARAMETERS {
             self.file(&format!("sys/module/{module}/parameters/{parameter}"));
         }
@@ -196,6 +223,12 @@ impl Taker {
         self.filtered("proc/net/route", |line| {
             line.starts_with("Iface") || line.split_whitespace().nth(1) == Some("00000000")
         });
+        self.filtered_by("proc/net/ipv6_route", |line| {
+            routes_v6(line).first().map(|name| {
+                let nobody = "0".repeat(32);
+                format!("{nobody} 00 {nobody} 00 {nobody} 0 0 0 0 {name}\n")
+            })
+        });
         self.log(live);
     }
 
@@ -215,7 +248,7 @@ impl Taker {
             return;
         };
         for part in below.iter().filter(|part| part.starts_with(name)).take(MAX_PARTS) {
-            self.archive.insert(format!("{at}/{part}"), Entry::Folder);
+            self.keep(format!("{at}/{part}"), Entry::Folder);
         }
         if below.iter().any(|entry| entry == "dm") {
             self.file(&format!("{at}/dm/name"));
@@ -239,7 +272,7 @@ impl Taker {
     fn names(&mut self, path: &str) -> Vec<String> {
         match self.tree.names(path) {
             Knowledge::Known(names) => {
-                self.archive.insert(path.to_owned(), Entry::Folder);
+                self.keep(path.to_owned(), Entry::Folder);
                 names
             }
             other => {
@@ -255,7 +288,7 @@ impl Taker {
             Knowledge::Known(target) => {
                 let real = joined(path, &target);
                 if real.is_some() {
-                    self.archive.insert(path.to_owned(), Entry::Link(target));
+                    self.keep(path.to_owned(), Entry::Link(target));
                 }
                 real.unwrap_or_else(|| path.to_owned())
             }
@@ -271,18 +304,20 @@ impl Taker {
         self.put(path, found);
     }
 
+    /// The first two words of the lines to keep.
     fn filtered(&mut self, path: &str, keep: impl Fn(&str) -> bool) {
+        self.filtered_by(path, |line| {
+            let mut words = line.split_whitespace();
+            let (first, second) = (words.next()?, words.next()?);
+            keep(line).then(|| format!("{first} {second}\n"))
+        });
+    }
+
+    /// What is made of the lines of a file.
+    fn filtered_by(&mut self, path: &str, line: impl Fn(&str) -> Option<String>) {
         let found = self.tree.read(path, MAX_TABLE).map(|bytes| {
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            let mut kept = String::new();
-            for line in text.lines().filter(|line| keep(line)) {
-                let mut words = line.split_whitespace();
-                let (Some(first), Some(second)) = (words.next(), words.next()) else {
-                    continue;
-                };
-                kept.push_str(&format!("{first} {second}\n"));
-            }
-            kept.into_bytes()
+            let text = String::from_utf8_lossy(&bytes);
+            text.lines().filter_map(line).collect::<String>().into_bytes()
         });
         self.put(path, found);
     }
@@ -291,16 +326,18 @@ impl Taker {
         match found {
             Knowledge::Known(mut bytes) => {
                 if self.scrub {
-                    scrub::scrub(path, &mut bytes);
+                    scrub::scrub(path, &mut self.names, &mut bytes);
                 }
                 self.files += 1;
-                self.archive.insert(path.to_owned(), Entry::File(bytes));
+                self.keep(path.to_owned(), Entry::File(bytes));
             }
             other => self.note(path, &other),
         }
     }
 
     fn note<T>(&mut self, path: &str, found: &Knowledge<T>) {
+        let cleaned = self.scrub.then(|| self.names.without_addresses(path));
+        let path = cleaned.as_deref().unwrap_or(path);
         match found {
             Knowledge::Known(_) => {}
             Knowledge::Absent => self.missing.push((path.to_owned(), Missing::Absent)),

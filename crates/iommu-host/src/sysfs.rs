@@ -17,6 +17,7 @@ use crate::tree::Tree;
 use crate::vmd;
 
 mod space;
+pub(crate) mod vital;
 
 /// Bytes of an ACPI table.
 pub(crate) const MAX_TABLE: usize = 1 << 20;
@@ -89,8 +90,8 @@ pub(crate) fn read(tree: &Tree, origin: Origin) -> Machine {
         kernel: kernel_release(tree),
         log,
         module_parameters: module_parameters(tree),
-        vital_disks: vital_disks(tree),
-        vital_interfaces: vital_interfaces(tree),
+        vital_disks: vital::disks(tree),
+        vital_interfaces: vital::interfaces(tree),
         origin,
         notes,
     }
@@ -453,92 +454,6 @@ fn module_parameters(tree: &Tree) -> Knowledge<BTreeMap<String, String>> {
         }
     }
     Knowledge::Known(parameters)
-}
-
-/// Disks below `/`, `/boot`, `/boot/efi` and `/usr`, as far as their device names lead to one.
-fn vital_disks(tree: &Tree) -> Knowledge<Vec<String>> {
-    let mounts = match tree.read("proc/self/mounts", 1 << 20) {
-        Knowledge::Known(mounts) => mounts,
-        Knowledge::Absent => return Knowledge::Unknown(Obstacle::NotIncluded("proc/self/mounts".to_owned())),
-        Knowledge::Unknown(obstacle) => return Knowledge::Unknown(obstacle),
-    };
-    let devices = String::from_utf8_lossy(&mounts)
-        .lines()
-        .filter_map(|line| {
-            let (device, rest) = line.strip_prefix("/dev/")?.split_once(' ')?;
-            let place = rest.split(' ').next()?;
-            matches!(place, "/" | "/boot" | "/boot/efi" | "/usr" | "/var" | "/home")
-                .then(|| base_name(device).to_owned())
-        })
-        .take(MAX_DEVICES)
-        .collect();
-    disks_below(tree, devices)
-}
-
-/// Block devices that are followed down to disks.
-const MAX_DEVICES: usize = 256;
-/// Disks of a machine that are looked at.
-const MAX_DISKS: usize = 4096;
-
-/// The disks that block devices lie on: themselves, the disk of a partition, what a mapped device or array is made of.
-/// Unknown if one leads to no disk: any disk may be the one.
-fn disks_below(tree: &Tree, mut devices: Vec<String>) -> Knowledge<Vec<String>> {
-    let listed = tree.names("sys/block");
-    // Mapped devices are mounted by another name than sysfs uses.
-    let known: Vec<(&String, Option<String>)> = listed
-        .known()
-        .into_iter()
-        .flatten()
-        .take(MAX_DISKS)
-        .map(|disk| (disk, tree.text(&format!("sys/block/{disk}/dm/name")).known().cloned()))
-        .collect();
-    let mut seen = BTreeSet::new();
-    let mut disks = BTreeSet::new();
-    while let Some(name) = devices.pop() {
-        if seen.len() >= MAX_DEVICES || !seen.insert(name.clone()) {
-            continue;
-        }
-        let lies_on = |(disk, mapped): &&(&String, Option<String>)| {
-            **disk == name || mapped.as_ref() == Some(&name) || tree.has(&format!("sys/block/{disk}/{name}"))
-        };
-        let mut found = false;
-        for (disk, _) in known.iter().filter(lies_on) {
-            found = true;
-            match tree.names(&format!("sys/block/{disk}/slaves")).known() {
-                Some(below) if !below.is_empty() => devices.extend(below.iter().take(MAX_DEVICES).cloned()),
-                _ => {
-                    disks.insert((*disk).clone());
-                }
-            }
-        }
-        if !found {
-            let why = "which disk this is on cannot be told".to_owned();
-            return Knowledge::Unknown(Obstacle::Failed(format!("/dev/{name}"), why));
-        }
-    }
-    Knowledge::Known(disks.into_iter().collect())
-}
-
-/// Interfaces with a default route. Destination 0 in the kernel's table.
-fn vital_interfaces(tree: &Tree) -> Knowledge<Vec<String>> {
-    match tree.read("proc/net/route", 1 << 20) {
-        Knowledge::Known(table) => {
-            let mut names: Vec<String> = String::from_utf8_lossy(&table)
-                .lines()
-                .skip(1)
-                .filter_map(|line| {
-                    let mut words = line.split_whitespace();
-                    let (name, destination) = (words.next()?, words.next()?);
-                    (destination == "00000000").then(|| name.to_owned())
-                })
-                .collect();
-            names.sort_unstable();
-            names.dedup();
-            Knowledge::Known(names)
-        }
-        Knowledge::Absent => Knowledge::Unknown(Obstacle::NotIncluded("proc/net/route".to_owned())),
-        Knowledge::Unknown(obstacle) => Knowledge::Unknown(obstacle),
-    }
 }
 
 #[cfg(test)]

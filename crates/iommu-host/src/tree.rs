@@ -256,7 +256,7 @@ impl Tree {
                 Ok(entries) => {
                     let mut names: Vec<String> = entries
                         .take(MAX_NAMES)
-                        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
                         .collect();
                     names.sort_unstable();
                     Knowledge::Known(names)

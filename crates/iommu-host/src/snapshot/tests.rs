@@ -55,6 +55,17 @@ fn a_snapshot_tells_the_same_as_the_machine_it_was_taken_of() {
     root.file("sys/kernel/iommu_groups/3/devices/0000:00:02.0", b"");
     root.file("sys/firmware/acpi/tables/FACP", b"x");
     root.file("sys/class/net/lo", b"");
+    root.file(&format!("{nic}/net/enx001b21aabbcc/mtu"), b"1500\n");
+    root.link(
+        "sys/class/net/enx001b21aabbcc",
+        "../../devices/pci0000:00/0000:00:02.0/net/enx001b21aabbcc",
+    );
+    root.link(
+        "sys/devices/virtual/net/br0/lower_enx001b21aabbcc",
+        "../../../pci0000:00/0000:00:02.0/net/enx001b21aabbcc",
+    );
+    root.link("sys/class/net/br0", "../../devices/virtual/net/br0");
+    root.file("proc/net/route", b"Iface Destination Gateway\nbr0 00000000 0100A8C0\n");
     root.file(&format!("{nic}/block/sda/sda1/partition"), b"1\n");
     root.link("sys/block/sda", "../devices/pci0000:00/0000:00:02.0/block/sda");
     root.file(
@@ -84,7 +95,21 @@ fn a_snapshot_tells_the_same_as_the_machine_it_was_taken_of() {
         assert!(!text.contains("secret"));
         assert_eq!(text.contains("3f1b2c4d"), !scrubbed);
         let read = Machine::from_bytes(&taken.bytes).expect("valid");
-        assert_eq!(read.functions, live.functions, "scrubbed: {scrubbed}");
+        let mut expected = live.functions.clone();
+        let card = expected.values_mut().next().expect("one");
+        assert_eq!(card.interfaces, ["enx001b21aabbcc"]);
+        if scrubbed {
+            card.interfaces = vec!["enx-mac1".to_owned()];
+        }
+        assert_eq!(read.functions, expected, "scrubbed: {scrubbed}");
+        assert_eq!(text.contains("001b21aabbcc"), !scrubbed);
+        assert!(!text.contains("0100A8C0"), "a gateway is nobody's business");
+        // The default route leads over the bridge, and so over the card.
+        let vital = read.vital_interfaces.known().expect("known");
+        assert!(
+            vital.contains(&expected.values().next().expect("one").interfaces[0]),
+            "{vital:?}"
+        );
         assert_eq!(read.groups, live.groups);
         assert_eq!(read.log, live.log);
         // The machine has no such table, and the snapshot knows that.
