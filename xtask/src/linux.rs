@@ -38,7 +38,7 @@ const KERNELS: [(Selection, [Share; 3]); 3] = [
 ];
 
 /// The modules that guests load.
-const MODULES: [&str; 3] = ["vfio-pci", "vfio_iommu_type1", "pci-pf-stub"];
+const MODULES: [&str; 4] = ["vfio-pci", "vfio_iommu_type1", "pci-pf-stub", "virtio_blk"];
 
 /// Boots the machines of this depth.
 pub(crate) fn check(depth: Depth) -> Outcome {

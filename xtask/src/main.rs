@@ -13,6 +13,7 @@ mod qemu;
 mod rehearsal;
 mod report;
 mod samples;
+mod serve;
 mod suite;
 mod tools;
 
@@ -56,6 +57,8 @@ enum Task {
     NoStd,
     /// Boot Linux on generated machines and compare groups and DMAR reading
     Linux,
+    /// Boot Linux on our unit, served over vfio-user, in all its modes
+    Serve,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Layers => single("layers", layers::check()),
         Task::NoStd => single("no_std", no_std::check()),
         Task::Linux => single("groups against Linux", linux::check(suite::Depth::Default)),
+        Task::Serve => single("Linux on our unit", serve::check(suite::Depth::Full)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -105,6 +105,14 @@ pub(crate) const LINUX_BACKPORTED: Selection = Selection {
     packages: &["linux-image-cloud-amd64", "busybox-static"],
 };
 
+/// Programs of the ext4 file system: to make one in a guest, and to check one from outside.
+pub(crate) const E2FS: Selection = Selection {
+    name: "e2fsprogs",
+    suites: &["trixie"],
+    prefer: None,
+    packages: &["e2fsprogs"],
+};
+
 impl Unpacked {
     /// The folder that stands for the root of the file system.
     pub(crate) fn folder(&self) -> &Path {

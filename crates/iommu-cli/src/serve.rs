@@ -15,6 +15,7 @@ use iommu_serve::qemu::{self, Guest, Launch, USUAL_BASE};
 use iommu_serve::trace::TraceFile;
 use iommu_types::{DevFn, SourceId};
 use vtd_model::UnitConfig;
+use vtd_model::cache::CacheSizes;
 
 use crate::exit::{self, Failure, Verdict};
 use crate::help;
@@ -25,6 +26,15 @@ use voice::Voice;
 const UNIT_DEVICE: u8 = 6;
 /// The last device number that is used; QEMU has devices of its own at the end of the bus.
 const LAST_DEVICE: u8 = 0x1d;
+/// Caches of a unit that is watched.
+const WATCHED_CACHES: CacheSizes = CacheSizes {
+    contexts: 256,
+    pasids: 256,
+    pages: 4096,
+    tables: 1024,
+    interrupts: 256,
+};
+
 /// How the unit translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
@@ -162,6 +172,10 @@ fn config(options: &Options) -> Result<UnitConfig, Failure> {
         .extended_interrupts(false)
         .caching_mode(options.caching_mode)
         .sanitizer(options.sanitize);
+    if options.sanitize {
+        // A driver is watched on a unit that keeps what hardware keeps, pointers to tables included.
+        builder = builder.cache_sizes(Some(WATCHED_CACHES));
+    }
     builder = match options.levels {
         3 => builder.four_levels(false),
         5 => builder.five_levels(true),

@@ -11,7 +11,7 @@
 //! | record | meaning |
 //! |---|---|
 //! | `portcullis-trace 1` | the first line: format and its version |
-//! | `unit cap=C ecap=E haw=B version=M.m` | the second: CAP_REG, ECAP_REG, host address width in bits, architecture version |
+//! | `unit cap=C ecap=E haw=B version=M.m caches=…` | the second: CAP_REG, ECAP_REG, host address width in bits, architecture version, entries of the context, PASID, page, table and interrupt caches |
 //! | `word A V` | before the next operation, the 64-bit word at host address A holds V |
 //! | `read W R V` | operation: register R (offset) is read, W bits, and reads V |
 //! | `write W R V` | operation: V is written to register R, W bits |

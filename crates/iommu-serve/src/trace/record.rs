@@ -4,6 +4,7 @@ use std::fmt;
 
 use iommu_types::{Access, HostPhys, Iova, SourceId};
 use thiserror::Error;
+use vtd_model::cache::CacheSizes;
 use vtd_model::{AccessWidth, ConfigError, UnitConfig};
 use vtd_spec::FaultReason;
 use vtd_spec::register::{Capability, ExtendedCapability};
@@ -12,6 +13,9 @@ use super::FORMAT;
 
 /// Most records that are read from a file.
 const RECORDS_MAX: usize = 1 << 24;
+
+/// Largest cache of a unit that is replayed.
+const CACHE_MAX: usize = 1 << 16;
 
 /// What became of a DMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +118,8 @@ pub struct Story {
     pub host_address_width: u8,
     /// Architecture version, major and minor.
     pub version: (u8, u8),
+    /// Sizes of its caches; `None` for the usual ones.
+    pub caches: Option<CacheSizes>,
     /// What happened, with the number of each line.
     pub records: Vec<(usize, Record)>,
 }
@@ -161,6 +167,7 @@ impl Story {
             extended: ExtendedCapability::new_with_raw_value(0),
             host_address_width: 48,
             version: (5, 0),
+            caches: None,
             records: Vec::new(),
         };
         for word in words {
@@ -175,6 +182,7 @@ impl Story {
                     let (major, minor) = value.split_once('.').ok_or("a version is major.minor")?;
                     story.version = (narrow(major)?, narrow(minor)?);
                 }
+                "caches" => story.caches = Some(caches(value)?),
                 _ => return Err(format!("a unit has no {name:?}")),
             }
         }
@@ -190,6 +198,7 @@ impl Story {
             .resembling(self.capability, self.extended)
             .host_address_width(self.host_address_width)
             .version(self.version)
+            .cache_sizes(self.caches)
             .sanitizer(sanitizer)
             .build()
             .map_err(|why: ConfigError| TraceError::Unit(why.to_string()))?;
@@ -210,13 +219,19 @@ impl Story {
 /// The first two lines of a trace of a unit like `config`.
 pub(super) fn head(config: &UnitConfig) -> String {
     let version = config.version();
+    let caches = config.caches();
     format!(
-        "{FORMAT}\nunit cap={:#x} ecap={:#x} haw={} version={}.{}\n",
+        "{FORMAT}\nunit cap={:#x} ecap={:#x} haw={} version={}.{} caches={},{},{},{},{}\n",
         config.capability().raw_value(),
         config.extended_capability().raw_value(),
         config.host_address_width(),
         version.max().value(),
-        version.min().value()
+        version.min().value(),
+        caches.contexts,
+        caches.pasids,
+        caches.pages,
+        caches.tables,
+        caches.interrupts
     )
 }
 
@@ -289,6 +304,23 @@ fn parse(line: &str) -> Result<Record, String> {
         ["broken", rule, text @ ..] => Record::Did(Effect::Broken((*rule).to_owned(), text.join(" "))),
         _ => return Err(format!("{line:?} is no record")),
     })
+}
+
+/// Contexts, PASIDs, pages, tables, interrupt entries.
+fn caches(text: &str) -> Result<CacheSizes, String> {
+    let sizes: Vec<usize> = text.split(',').map(narrow).collect::<Result<_, _>>()?;
+    match *sizes.as_slice() {
+        [contexts, pasids, pages, tables, interrupts] if sizes.iter().all(|size| *size <= CACHE_MAX) => {
+            Ok(CacheSizes {
+                contexts,
+                pasids,
+                pages,
+                tables,
+                interrupts,
+            })
+        }
+        _ => Err(format!("caches are five numbers up to {CACHE_MAX}")),
+    }
 }
 
 fn width(bits: &str) -> Result<AccessWidth, String> {

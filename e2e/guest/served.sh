@@ -1,0 +1,115 @@
+#!/bin/busybox sh
+# The first process of a guest whose disk and DMA engine are served from outside. What is asked comes from the kernel's
+# command line as served=WORD; answers go to the console, one line each, beginning with "@ ".
+/bin/busybox mkdir -p /bin /sbin /usr/bin /usr/sbin /proc /sys /dev /tmp /mnt /etc
+/bin/busybox --install -s
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+ln -sf /proc/mounts /etc/mtab
+echo 1 > /proc/sys/kernel/printk
+say() { echo "@ $*"; }
+for word in $(cat /proc/cmdline); do
+  case $word in served=*) task=${word#served=} ;; esac
+done
+
+say kernel "$(uname -r)"
+for group in /sys/kernel/iommu_groups/*/devices/*; do
+  test -e "$group" || continue
+  group=${group#/sys/kernel/iommu_groups/}
+  say group "${group%%/*}" "${group##*/}"
+done
+insmod /modules/virtio_blk.ko
+test -e /dev/vda || say no disk
+
+# The engine's registers: enabled through sysfs, then written as any driver would.
+engine_on() {
+  device=/sys/bus/pci/devices/0000:00:08.0
+  echo 1 > "$device/enable"
+  printf '\006' | dd of="$device/config" bs=1 seek=4 conv=notrunc 2> /dev/null
+  base=$(head -n 1 "$device/resource")
+  base=${base%% *}
+}
+# engine_write IOVA: four bytes of its buffer go to IOVA.
+engine_write() {
+  devmem $((base + 0x80)) 64 0x40000
+  devmem $((base + 0x88)) 64 "$1"
+  devmem $((base + 0x90)) 64 4
+  devmem $((base + 0x98)) 64 3
+}
+
+# A file system on the disk, with a file whose contents are known outside.
+file_system() {
+  /e2fs/ld-linux-x86-64.so.2 --library-path /e2fs /e2fs/mke2fs -q -t ext4 -F /dev/vda && say made
+  mount -t ext4 /dev/vda /mnt && say mounted
+  cp /contents /mnt/contents
+  i=0
+  while test $i -lt 64; do
+    echo "file $i" > "/mnt/small$i"
+    i=$((i + 1))
+  done
+  sync
+  umount /mnt
+  echo 3 > /proc/sys/vm/drop_caches
+  mount -t ext4 /dev/vda /mnt
+  cmp /contents /mnt/contents && say same
+  umount /mnt
+}
+
+# A DMA that nothing maps.
+stray() {
+  say interrupts "$(grep DMAR-MSI /proc/interrupts | tr -s ' ')"
+  engine_on
+  engine_write 0x12345000
+  sleep 1
+  say interrupts "$(grep DMAR-MSI /proc/interrupts | tr -s ' ')"
+}
+
+case $task in
+  all)
+    file_system
+    stray
+    ;;
+  disk) file_system ;;
+  corrupt)
+    dd if=/dev/vda of=/dev/null bs=4k count=16 iflag=direct 2> /dev/null && say read
+    say ready
+    # From here on the tables are broken from outside.
+    sleep 2
+    dd if=/dev/vda of=/dev/null bs=4k count=16 iflag=direct 2> /dev/null &
+    sleep 3
+    ;;
+  write)
+    # Blocks one after the other, each said once it is on the disk.
+    i=0
+    while test $i -lt 4096; do
+      printf 'block %010d' $i | dd of=/dev/vda bs=4096 seek=$i conv=sync,fsync 2> /dev/null || say error $i
+      say wrote $i
+      i=$((i + 1))
+    done
+    ;;
+  speed)
+    dd if=/dev/vda of=/dev/null bs=256k count=256 iflag=direct 2> /tmp/warm
+    before=$(cut -d' ' -f1 /proc/uptime)
+    dd if=/dev/vda of=/dev/null bs=256k iflag=direct 2> /tmp/read
+    middle=$(cut -d' ' -f1 /proc/uptime)
+    i=0
+    while test $i -lt 2000; do
+      echo $(((i * 7919) % 8192))
+      i=$((i + 1))
+    done > /tmp/places
+    say random begins
+    start=$(cut -d' ' -f1 /proc/uptime)
+    while read place; do
+      dd if=/dev/vda of=/dev/null bs=4k count=1 skip="$place" iflag=direct 2> /dev/null
+    done < /tmp/places
+    end=$(cut -d' ' -f1 /proc/uptime)
+    say random ends
+    say sequential "$before" "$middle"
+    say times "$start" "$end"
+    ;;
+esac
+dmesg | grep -e DMAR -e IOMMU -e iommu > /tmp/log
+while read -r line; do say log "$line"; done < /tmp/log
+say end
+poweroff -f

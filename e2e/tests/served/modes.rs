@@ -1,0 +1,71 @@
+//! Every way in which Linux uses a unit.
+
+use vtd_model::{UnitConfig, UnitConfigBuilder};
+
+use crate::rig::{Rig, unit, watched};
+use crate::{check_disk, programs};
+
+/// A unit in scalable mode with both stages.
+fn scalable() -> UnitConfigBuilder {
+    watched(UnitConfig::builder().full_scalable_mode())
+}
+
+/// Boots with these words and checks the file system that was made.
+fn works(unit: UnitConfigBuilder, words: &str) {
+    let Some(programs) = programs(true) else { return };
+    let mut rig = Rig::new(&programs, unit);
+    let talk = rig.run("disk", words, |_, _| true);
+    for step in ["made", "mounted", "same", "end"] {
+        assert!(talk.says(step), "{words}: {step}\n{}", talk.console);
+    }
+    assert_eq!(talk.trouble(), Vec::<&str>::new(), "{words}\n{}", talk.console);
+    assert_eq!(rig.said.rules(), Vec::<&str>::new(), "{words}: {:?}", rig.said.broken);
+    assert_eq!(*rig.said.faults.lock().unwrap(), Vec::<String>::new(), "{words}");
+    rig.finish();
+    check_disk(&programs, &rig);
+    println!("also: {words}: no message of trouble, no broken rule, the file system is whole");
+}
+
+#[test]
+fn legacy_mode_with_strict_invalidation() {
+    works(unit(), "iommu.strict=1");
+}
+
+#[test]
+fn legacy_mode_with_pass_through() {
+    works(unit(), "iommu=pt");
+}
+
+#[test]
+fn legacy_mode_with_caching_mode() {
+    works(unit().caching_mode(true), "iommu.strict=0");
+}
+
+#[test]
+fn legacy_mode_with_three_levels() {
+    works(unit().four_levels(false), "iommu.strict=1");
+}
+
+#[test]
+fn scalable_mode_with_strict_invalidation() {
+    works(scalable(), "intel_iommu=sm_on iommu.strict=1");
+}
+
+#[test]
+fn scalable_mode_with_lazy_invalidation() {
+    works(scalable(), "intel_iommu=sm_on iommu.strict=0");
+}
+
+#[test]
+fn scalable_mode_with_pass_through() {
+    works(scalable(), "intel_iommu=sm_on iommu=pt");
+}
+
+#[test]
+fn scalable_mode_with_caching_mode_and_five_levels() {
+    let unit = scalable()
+        .caching_mode(true)
+        .five_levels(true)
+        .first_stage_five_levels(true);
+    works(unit, "intel_iommu=sm_on iommu.strict=1");
+}

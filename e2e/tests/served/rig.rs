@@ -1,0 +1,361 @@
+//! A served machine, a guest on it, and what both say.
+
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use e2e::guest::Tools;
+use e2e::guest::archive::Archive;
+use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
+use iommu_devices::{DmaEngine, DmaEngineOptions};
+use iommu_serve::protocol::Refusal;
+use iommu_serve::qemu::{Guest, Launch, Running};
+use iommu_serve::{BrokenRule, Machine, Notices, Remapper, Report, Server};
+use vtd_model::cache::CacheSizes;
+use vtd_model::{Fault, UnitConfig, UnitConfigBuilder};
+
+/// Bytes of the disk.
+pub(crate) const DISK: u64 = 32 << 20;
+/// Bytes of the file whose contents are known on both sides.
+const CONTENTS: usize = 3 << 20;
+/// How long a guest may take; against hanging only.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// The largest library that a guest's program gets.
+const LIBRARY_MAX: u64 = 8 << 20;
+
+/// One guest at a time: the machine has other things to do.
+static RUNNING: Mutex<()> = Mutex::new(());
+
+/// The programs, and those of the file system.
+pub(crate) struct Programs {
+    pub(crate) tools: Tools,
+    e2fs: PathBuf,
+}
+
+impl Programs {
+    /// What the environment names; `None` unless all are there.
+    pub(crate) fn find() -> Option<Self> {
+        Some(Self {
+            tools: Tools::from_environment()?,
+            e2fs: std::env::var_os("PORTCULLIS_E2FS").map(PathBuf::from)?,
+        })
+    }
+
+    fn libraries(&self) -> PathBuf {
+        self.e2fs.join("usr/lib/x86_64-linux-gnu")
+    }
+
+    /// A program of the file system's tools, with their own C library.
+    pub(crate) fn e2fs(&self, program: &str) -> Command {
+        let mut command = Command::new(self.libraries().join("ld-linux-x86-64.so.2"));
+        command.arg("--library-path").arg(self.libraries());
+        let place = ["usr/sbin", "sbin"]
+            .into_iter()
+            .map(|folder| self.e2fs.join(folder).join(program))
+            .find(|path| path.exists())
+            .expect("the package has the program");
+        command.arg(place);
+        command
+    }
+
+    fn initial_files(&self) -> Vec<u8> {
+        let mut archive = Archive::default();
+        for folder in ["bin", "dev", "e2fs", "modules"] {
+            archive.folder(folder);
+        }
+        archive.character_device("dev/console", 5, 1);
+        archive.file("bin/busybox", true, &fs::read(&self.tools.busybox).unwrap());
+        archive.file("init", true, include_bytes!("../../guest/served.sh"));
+        archive.file("contents", false, &contents());
+        for module in fs::read_dir(&self.tools.modules).unwrap().flatten() {
+            let name = module.file_name().to_string_lossy().into_owned();
+            archive.file(&format!("modules/{name}"), false, &fs::read(module.path()).unwrap());
+        }
+        for library in fs::read_dir(self.libraries()).unwrap().flatten() {
+            let name = library.file_name().to_string_lossy().into_owned();
+            let small = fs::metadata(library.path()).is_ok_and(|file| file.is_file() && file.len() < LIBRARY_MAX);
+            if name.contains(".so") && small {
+                archive.file(&format!("e2fs/{name}"), true, &fs::read(library.path()).unwrap());
+            }
+        }
+        let program = self.e2fs("mke2fs").get_args().last().map(PathBuf::from).unwrap();
+        archive.file("e2fs/mke2fs", true, &fs::read(program).unwrap());
+        archive.finish()
+    }
+}
+
+/// The bytes of the known file.
+pub(crate) fn contents() -> Vec<u8> {
+    (0..CONTENTS)
+        .map(|at| u8::try_from((at * 31 + at / 4096) % 251).unwrap())
+        .collect()
+}
+
+/// What a server said.
+#[derive(Debug, Default)]
+pub(crate) struct Said {
+    pub(crate) faults: Mutex<Vec<String>>,
+    pub(crate) broken: Mutex<Vec<BrokenRule>>,
+    pub(crate) notices: Mutex<Vec<String>>,
+}
+
+impl Said {
+    /// The names of the broken rules.
+    pub(crate) fn rules(&self) -> Vec<&'static str> {
+        self.broken
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|rule| rule.finding.rule.name())
+            .collect()
+    }
+}
+
+struct Ear(Arc<Said>);
+
+impl Report for Ear {
+    fn broken(&mut self, rule: &BrokenRule) {
+        self.0.broken.lock().unwrap().push(rule.clone());
+    }
+    fn fault(&mut self, fault: &Fault) {
+        self.0.faults.lock().unwrap().push(fault.to_string());
+    }
+}
+
+impl Notices for Said {
+    fn connected(&self, _: &str) {}
+    fn ended(&self, slot: &str, why: Option<&str>) {
+        let text = format!("{slot}: {}", why.unwrap_or("closed by the client"));
+        self.notices.lock().unwrap().push(text);
+    }
+    fn refused(&self, slot: &str, refusal: &Refusal) {
+        self.notices.lock().unwrap().push(format!("{slot}: {refusal}"));
+    }
+}
+
+/// A machine with a disk and an engine behind a unit, and a guest that is not started yet.
+pub(crate) struct Rig {
+    server: Option<Server>,
+    pub(crate) said: Arc<Said>,
+    folder: PathBuf,
+    launch: Launch,
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// Whether functions are behind the unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    Through,
+    Around,
+}
+
+impl Rig {
+    pub(crate) fn new(programs: &Programs, unit: UnitConfigBuilder) -> Self {
+        Self::with(programs, unit, Way::Through)
+    }
+
+    pub(crate) fn with(programs: &Programs, unit: UnitConfigBuilder, way: Way) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let alone = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("served-{}-{number}", std::process::id()));
+        // Socket names have to be short: the folder of the build may be deep.
+        let sockets = std::env::temp_dir().join(format!("served-{}-{number}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir_all(&sockets).unwrap();
+        let disk = folder.join("disk.img");
+        File::create(&disk).unwrap().set_len(DISK).unwrap();
+        let initrd = folder.join("initramfs");
+        fs::write(&initrd, programs.initial_files()).unwrap();
+
+        let config = unit
+            .interrupt_remapping(false)
+            .extended_interrupts(false)
+            .build()
+            .unwrap();
+        let said = Arc::new(Said::default());
+        let options = VirtioBlkOptions {
+            require_access_platform: false,
+            ..VirtioBlkOptions::default()
+        };
+        let file = OpenOptions::new().read(true).write(true).open(&disk).unwrap();
+        let backing = Box::new(FileDisk::new(file, false).unwrap());
+        let block = VirtioBlk::new(VirtioBlk::describe(options).build().unwrap(), backing, options).unwrap();
+        let options = DmaEngineOptions::default();
+        let engine = DmaEngine::new(DmaEngine::describe(options).build().unwrap(), options).unwrap();
+        let machine = Machine::new(config, "00:06.0".parse().unwrap(), Box::new(Ear(Arc::clone(&said)))).unwrap();
+        let add = |machine: Machine, name: &str, at: &str, function| match way {
+            Way::Through => machine.with(name, at.parse().unwrap(), function).unwrap(),
+            Way::Around => machine.with_bypass(name, at.parse().unwrap(), function).unwrap(),
+        };
+        let machine = add(machine, "disk0", "00:07.0", Box::new(block));
+        let machine = add(machine, "engine", "00:08.0", Box::new(engine));
+        let server = machine.serve(&sockets, Arc::clone(&said) as Arc<_>).unwrap();
+        let launch = Launch {
+            program: programs.tools.qemu.clone(),
+            guest: Guest {
+                kernel: Some(programs.tools.kernel.display().to_string()),
+                initrd: Some(initrd.display().to_string()),
+                ..Guest::default()
+            },
+            table: folder.join("dmar.bin"),
+        };
+        Self {
+            server: Some(server),
+            said,
+            folder,
+            launch,
+            _alone: alone,
+        }
+    }
+
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().unwrap()
+    }
+
+    pub(crate) fn remapper(&self) -> &Arc<Remapper> {
+        self.server().machine().remapper()
+    }
+
+    pub(crate) fn disk(&self) -> PathBuf {
+        self.folder.join("disk.img")
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Messages that the disk's and the unit's connections have carried.
+    pub(crate) fn messages(&self) -> u64 {
+        let slots = self.server().machine().slots();
+        slots
+            .iter()
+            .map(|slot| slot.traffic().received() + slot.traffic().sent())
+            .sum()
+    }
+
+    /// Runs the guest's `task`; `look` sees each line that it says as it comes, and may stop listening by returning false.
+    pub(crate) fn run(&mut self, task: &str, words: &str, mut look: impl FnMut(&Self, &str) -> bool) -> Talk {
+        self.launch.guest.append = format!("quiet served={task} {words}");
+        self.launch.learn(self.server()).unwrap();
+        self.said.notices.lock().unwrap().clear();
+        let mut running = self.launch.start(self.server(), Stdio::piped()).unwrap();
+        let lines = listen(&mut running);
+        let begun = Instant::now();
+        let mut talk = Talk::default();
+        loop {
+            let left = PATIENCE.saturating_sub(begun.elapsed());
+            match lines.recv_timeout(left) {
+                Ok(line) => {
+                    let _ = writeln!(talk.console, "{line}");
+                    if let Some(said) = line.trim_end().strip_prefix("@ ") {
+                        talk.lines.push(said.to_owned());
+                        if !look(self, said) {
+                            break;
+                        }
+                    }
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    panic!("the guest did not end within {PATIENCE:?}:\n{}", talk.console)
+                }
+            }
+        }
+        drop(running);
+        talk
+    }
+
+    /// Ends the server; what was served is on the disk.
+    pub(crate) fn finish(&mut self) {
+        drop(self.server.take());
+    }
+
+    /// The block of 4 KiB number `index` of the disk.
+    pub(crate) fn block(&self, index: u64) -> Vec<u8> {
+        let mut bytes = vec![0; 4096];
+        File::open(self.disk())
+            .unwrap()
+            .read_exact_at(&mut bytes, index * 4096)
+            .unwrap();
+        bytes
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let sockets: Vec<PathBuf> = self
+            .server
+            .iter()
+            .flat_map(|server| server.sockets().map(Path::to_path_buf))
+            .collect();
+        self.finish();
+        if let Some(folder) = sockets.first().and_then(|socket| socket.parent()) {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// Lines of the console, as they come.
+fn listen(running: &mut Running) -> mpsc::Receiver<String> {
+    let pipe = running.child().stdout.take().unwrap();
+    let (give, take) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            if give.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    take
+}
+
+/// What a guest said.
+#[derive(Debug, Default)]
+pub(crate) struct Talk {
+    pub(crate) console: String,
+    pub(crate) lines: Vec<String>,
+}
+
+impl Talk {
+    pub(crate) fn says(&self, line: &str) -> bool {
+        self.lines.iter().any(|said| said == line)
+    }
+
+    /// What follows `start` in each line that begins with it.
+    pub(crate) fn all(&self, start: &str) -> Vec<&str> {
+        self.lines.iter().filter_map(|line| line.strip_prefix(start)).collect()
+    }
+
+    /// Messages of the kernel's driver that tell of trouble.
+    pub(crate) fn trouble(&self) -> Vec<&str> {
+        let bad = ["fault", "Fault", "error", "Invalid", "timeout", "failed"];
+        self.all("log ")
+            .into_iter()
+            .filter(|line| line.contains("DMAR") && bad.iter().any(|word| line.contains(word)))
+            .collect()
+    }
+}
+
+/// A unit as a guest's driver expects it, watched by the sanitizer.
+pub(crate) fn unit() -> UnitConfigBuilder {
+    watched(UnitConfig::builder())
+}
+
+/// The same unit under the sanitizer, with caches that keep what hardware keeps, pointers to tables included.
+pub(crate) fn watched(unit: UnitConfigBuilder) -> UnitConfigBuilder {
+    unit.sanitizer(true).cache_sizes(Some(CacheSizes {
+        contexts: 256,
+        pasids: 256,
+        pages: 4096,
+        tables: 1024,
+        interrupts: 256,
+    }))
+}

@@ -1,0 +1,64 @@
+//! Linux's own driver on our unit, served over vfio-user to a stock QEMU.
+
+use crate::linux::Programs;
+use crate::report::Outcome;
+use crate::suite::Depth;
+use crate::tools::{self, Selection, cargo, output};
+
+/// The kernels, and whether each is booted by default, in full, and nightly.
+const KERNELS: [(Selection, [bool; 3]); 3] = [
+    (tools::LINUX_6_12, [true, true, true]),
+    (tools::LINUX_6_1, [false, false, true]),
+    (tools::LINUX_BACKPORTED, [false, false, true]),
+];
+
+/// Boots guests whose unit, disk and DMA engine come from our server.
+pub(crate) fn check(depth: Depth) -> Outcome {
+    let (mut count, mut lines) = (0, Vec::new());
+    for (kernel, [by_default, full, nightly]) in KERNELS {
+        let wanted = match depth {
+            Depth::Default => by_default,
+            Depth::Full => full,
+            Depth::Nightly => nightly,
+        };
+        if !wanted {
+            continue;
+        }
+        match drive(kernel, depth) {
+            Outcome::Passed { count: more, detail } => {
+                count += more;
+                lines.push(detail);
+            }
+            other => return other,
+        }
+    }
+    Outcome::passed(count, lines.join("; "))
+}
+
+fn drive(kernel: Selection, depth: Depth) -> Outcome {
+    let programs = match Programs::unpack(kernel) {
+        Ok(programs) => programs,
+        Err(outcome) => return outcome,
+    };
+    let e2fs = match tools::unpack(tools::E2FS) {
+        Ok(root) => root,
+        Err(why) => return Outcome::Skipped(why),
+    };
+    let mut command = cargo(&["test", "--package", "e2e", "--test", "served", "--", "--nocapture"]);
+    programs.tell(&mut command);
+    command.env("PORTCULLIS_E2FS", e2fs.folder()).env(
+        "PORTCULLIS_SERVED",
+        if depth == Depth::Default { "one" } else { "full" },
+    );
+    match output(&mut command) {
+        Ok(text) => {
+            // A test that fails may leave its line behind a name that the harness printed.
+            let lines: Vec<&str> = text
+                .lines()
+                .filter_map(|line| line.split_once("also: ").map(|(_, said)| said))
+                .collect();
+            Outcome::passed(lines.len(), lines.join("; "))
+        }
+        Err(why) => Outcome::Failed(why),
+    }
+}
