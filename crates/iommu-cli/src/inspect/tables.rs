@@ -472,6 +472,71 @@ mod tests {
         );
     }
 
+    /// A unit in scalable mode with one function in a domain, brought up by the driver.
+    fn scalable(stage: vtd_driver::Stage) -> (Machine, Mapped, Vec<Context>) {
+        use soft_platform::{MachineDescription, MachineOptions};
+        use vtd_driver::{DomainOptions, Requester, TableMode, Unit, UnitOptions};
+        use vtd_model::UnitConfig;
+
+        let description = MachineDescription::two_socket().expect("sound");
+        let options = MachineOptions {
+            unit: UnitConfig::builder().full_scalable_mode(),
+            ..MachineOptions::default()
+        };
+        let dmar = description.to_dmar().expect("a table");
+        let machine = Machine::build_with(&description, &dmar, options).expect("a machine");
+        let registers = machine.registers(0).expect("a unit");
+        let options = UnitOptions {
+            mode: TableMode::Scalable,
+            ..UnitOptions::default()
+        };
+        let unit = Unit::found(registers, machine.clone(), options).expect("it answers");
+        let unit = unit.take_over().expect("it stops").enable().expect("it starts");
+        let options = DomainOptions {
+            stage,
+            ..DomainOptions::default()
+        };
+        let domain = unit.create_domain(options).expect("a domain");
+        let map = |iova, phys, len, perms| domain.map(Iova::new(iova), HostPhys::new(phys), len, perms);
+        map(0x1000, 0x20_0000, 0x3000, Perms::READ_WRITE).expect("free");
+        map(0x4000_0000, 0x40_0000, 0x20_0000, Perms::READ).expect("free");
+        let source = "83:1f.7".parse().expect("valid");
+        unit.attach(&Requester::new(source), &domain).expect("attached");
+
+        let reader = Reader::new(&machine, 0).expect("the unit");
+        let contexts = reader.contexts().expect("memory");
+        let mapped = match contexts.first().map(|context| context.route) {
+            Some(Route::Table { stage, root, levels }) => reader.mapped(stage, root, levels).expect("memory"),
+            other => panic!("{other:?}"),
+        };
+        assert!(reader.header.translating);
+        assert_eq!(contexts.first().map(|context| context.source), Some(source));
+        (machine, mapped, contexts)
+    }
+
+    #[test]
+    fn scalable_mode_is_read_down_to_the_pages_of_both_stages() {
+        for (stage, expected) in [
+            (vtd_driver::Stage::Second, Stage::Second),
+            (vtd_driver::Stage::First, Stage::First),
+        ] {
+            let (machine, mapped, contexts) = scalable(stage);
+            assert_eq!(contexts.len(), 1, "{contexts:?}");
+            let context = contexts.first().expect("one");
+            assert!(context.pasid.is_some());
+            assert!(matches!(context.route, Route::Table { stage, .. } if stage == expected));
+            let runs: Vec<(u64, u64, u64, bool)> = mapped
+                .runs
+                .iter()
+                .map(|run| (run.iova.raw(), run.phys.raw(), run.len, run.perms.write))
+                .collect();
+            let large = (0x4000_0000, 0x40_0000, 0x20_0000, false);
+            assert_eq!(runs, [(0x1000, 0x20_0000, 0x3000, true), large]);
+            assert_eq!(mapped.leaves, [3, 1, 0]);
+            drop(machine);
+        }
+    }
+
     #[test]
     fn an_entry_without_rights_is_not_there() {
         assert_eq!(Entry::decode(Stage::Second, 1, 0x1234_5000).perms, None);
