@@ -51,6 +51,8 @@ pub enum Script {
     Record,
     /// To give one endpoint of every group to user space as our tool says, and to take it back.
     Plan,
+    /// To run `vfio-guest` on the functions listed in the file `/functions`.
+    Vfio,
 }
 
 impl Script {
@@ -58,6 +60,7 @@ impl Script {
         match self {
             Self::Record => include_str!("../guest/record.sh"),
             Self::Plan => include_str!("../guest/plan.sh"),
+            Self::Vfio => include_str!("../guest/vfio.sh"),
         }
     }
 }

@@ -16,6 +16,7 @@ mod samples;
 mod serve;
 mod suite;
 mod tools;
+mod vfio;
 
 use std::process::ExitCode;
 

@@ -2,7 +2,7 @@
 
 use crate::report::{Outcome, Report};
 use crate::tools::{cargo, output};
-use crate::{bare_metal, bench, iasl, layers, linux, no_std, qemu, rehearsal, samples, serve, tools};
+use crate::{bare_metal, bench, iasl, layers, linux, no_std, qemu, rehearsal, samples, serve, tools, vfio};
 
 /// How much to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +70,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
         bare_metal::check(tools::QEMU_11, bare_metal::RUNS_11)
     });
     report.check("groups against Linux", 300, || linux::check(depth));
+    report.check("VFIO against Linux", 90, vfio::check);
     let boots = if depth == Depth::Default { 1 } else { 12 };
     report.check("Linux on our unit", boots, || serve::check(depth));
     if depth >= Depth::Full {

@@ -1,0 +1,47 @@
+//! The software backend, asked the same.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+
+use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
+use iommu_types::Bdf;
+use iommu_vfio::{Driver, Platform, PlatformOptions, Software};
+use soft_platform::{Machine, MachineDescription};
+
+/// Where the embedded machine has a function that moves data.
+const FUNCTION: &str = "03:00.0";
+
+fn start(change: impl FnOnce(&Machine, Bdf)) -> (Software, Bdf) {
+    let description = MachineDescription::two_socket().expect("the embedded machine is sound");
+    let table = description.to_dmar().expect("its table can be built");
+    let machine = Machine::build(&description, &table).expect("it can be built");
+    let function: Bdf = FUNCTION.parse().expect("an address");
+    change(&machine, function);
+    let platform = Platform::bring_up(machine, PlatformOptions::default()).expect("its units start");
+    platform.bind(function, Driver::Vfio).expect("it can be bound");
+    let user = platform.user("driver");
+    (Software::new(&platform, user), function)
+}
+
+/// A backend, and a function on it with a DMA engine.
+pub(crate) fn engine() -> (Software, Bdf) {
+    start(|_, _| ())
+}
+
+/// A backend, and a function on it with a virtio disk over an image.
+pub(crate) fn disk(image: &Path) -> (Software, Bdf) {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(image)
+        .expect("the image is there");
+    let file = FileDisk::new(file, false).expect("it can be a disk");
+    let options = VirtioBlkOptions::default();
+    let config = VirtioBlk::describe(options)
+        .build()
+        .expect("its configuration space is sound");
+    let disk = VirtioBlk::new(config, Box::new(file), options).expect("it is a disk");
+    start(|machine, function| {
+        machine.replace(function, Box::new(disk)).expect("it takes the place");
+    })
+}
