@@ -151,6 +151,9 @@ pub struct Function {
     pub multifunction: bool,
     /// The kind of PCI Express function; absent for conventional PCI.
     pub port: Presence<PortType>,
+    /// PCI-X, of a conventional function or bridge: its requests carry a requester ID of their own up to the first
+    /// bridge, which passes it on or puts its own in its place. Both count ([`crate::Topology::aliases`]).
+    pub pci_x: Presence<()>,
     /// What it says it is, where it stands in a place for the other side of a switch and `port` is that.
     pub(crate) misplaced: Option<Misplaced>,
     /// Bus numbers of a bridge.
@@ -237,6 +240,8 @@ impl Function {
         match (self.port, self.layout) {
             (Presence::Present(port), _) => port.describe(),
             (_, Layout::CardBus) => "CardBus bridge",
+            (Presence::Absent, Layout::Bridge) if self.pci_x.is_present() => "PCI-X bridge",
+            (Presence::Absent, _) if self.pci_x.is_present() => "PCI-X function",
             (Presence::Absent, Layout::Bridge) => "conventional PCI bridge",
             (Presence::Absent, _) => "conventional PCI function",
             (Presence::Unknown, Layout::Bridge) => "bridge of unknown kind",
@@ -317,6 +322,7 @@ impl Function {
             layout: Layout::Function,
             multifunction: false,
             port: Presence::Unknown,
+            pci_x: Presence::Unknown,
             misplaced: None,
             buses: None,
             has_memory: false,
@@ -383,9 +389,11 @@ impl Function {
 
     fn read_capabilities<A: ConfigAccess>(&mut self, reader: &Reader<'_, A>, problems: &mut Vec<Problem>) {
         let (mut express_at, mut power_at, mut advanced_at) = (None, None, None);
+        let mut pci_x_at = None;
         let end = capability::walk(reader, self.layout == Layout::CardBus, |id, at| match id {
             // The first of a kind counts, as it does for every operating system.
             cap::PCI_EXPRESS => express_at = express_at.or(Some(at)),
+            cap::PCI_X => pci_x_at = pci_x_at.or(Some(at)),
             cap::POWER_MANAGEMENT => power_at = power_at.or(Some(at)),
             cap::ADVANCED_FEATURES => advanced_at = advanced_at.or(Some(at)),
             _ => {}
@@ -393,6 +401,7 @@ impl Function {
         report(self.bdf, end, problems);
 
         let register = |at: u16, offset: u16| reader.read16(at + offset);
+        self.pci_x = found(pci_x_at, end, |_| Some(()));
         self.port = found(express_at, end, |at| {
             let value = register(at, express::CAPABILITIES)? >> express::TYPE_SHIFT & express::TYPE_MASK;
             u8::try_from(value).ok().map(PortType)

@@ -269,6 +269,25 @@ impl Topology {
         self.get(bdf).is_some_and(|f| !f.is_bridge() && alone(f))
     }
 
+    /// The other functions that a reset of the bus above the function at `bdf` hits, ascending: all on its bus, and
+    /// everything below those. `None` where no bridge above is known that could reset it.
+    #[must_use]
+    pub fn bus_reset_hits(&self, bdf: Bdf) -> Option<Vec<Bdf>> {
+        let bridge = self.parent(bdf)?;
+        let mut hit = Vec::new();
+        let mut buses = alloc::vec![self.secondary(bridge)?];
+        // Each bus has one bridge that leads to it, so that each is visited once.
+        while let Some(bus) = buses.pop() {
+            for f in bus.functions.iter().filter_map(|index| self.functions.get(*index)) {
+                hit.push(f.bdf);
+                buses.extend(Some(f).filter(|f| f.is_bridge()).and_then(|f| self.secondary(f)));
+            }
+        }
+        hit.retain(|other| *other != bdf);
+        hit.sort_unstable();
+        Some(hit)
+    }
+
     /// `start` and the bridges above it. Parents are found before children, so indices only fall.
     pub(crate) fn above(&self, start: Option<usize>) -> impl Iterator<Item = usize> {
         core::iter::successors(start, |index| {

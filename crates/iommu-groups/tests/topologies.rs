@@ -780,6 +780,67 @@ fn virtual_functions_with_an_identity_of_their_own_are_virtual_nevertheless() {
 }
 
 #[test]
+fn pci_x_bridges_put_their_own_requester_id_beside_that_of_the_function() {
+    let pci_x = |mut space: Space| {
+        space.put16(0x06, 0x10);
+        space.put8(0x34, 0x60);
+        space.put8(0x60, 0x07);
+        space
+    };
+    let machine = Machine::new()
+        .with("00:1e.0", pci_x(Space::new(0x8086, 0x0340).bridge(5, 5)))
+        .with("05:01.0", pci_x(conventional()))
+        .with("05:02.0", conventional());
+    let topology = machine.scan();
+    let get = |at: &str| topology.get(bdf(at)).unwrap();
+    assert_eq!(get("00:1e.0").describe(), "PCI-X bridge");
+    assert_eq!(get("05:01.0").describe(), "PCI-X function");
+    assert_eq!(get("05:02.0").describe(), "conventional PCI function");
+    let ids = |at: &str| {
+        topology
+            .aliases(bdf(at))
+            .iter()
+            .map(|a| a.source.raw())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ids("05:01.0"), [0x0508, 0x00f0], "its own, and that of the bridge");
+    for rules in [Rules::Linux(LinuxVersion::LATEST), Rules::Strict] {
+        assert_eq!(partition(&group(&topology, rules)), "00:1e.0 05:01.0 05:02.0");
+    }
+    // A PCIe-to-PCI-X bridge is a PCIe-to-PCI bridge: the secondary bus number stands for whoever is below.
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 2).acs(ACS_CAP, ACS_ON))
+        .with("01:00.0", Space::new(0x8086, 0x0329).bridge(2, 2).express(PCIE_TO_PCI))
+        .with("02:03.0", pci_x(conventional()));
+    let ids: Vec<_> = machine
+        .scan()
+        .aliases(bdf("02:03.0"))
+        .iter()
+        .map(|a| a.source.raw())
+        .collect();
+    assert_eq!(ids, [0x0218, 0x0200]);
+}
+
+#[test]
+fn a_bus_reset_hits_everything_on_the_bus_and_below() {
+    let machine = Machine::new()
+        .with("00:01.0", root_port(1, 3))
+        .with("01:00.0", upstream(2, 3).multifunction())
+        .with("01:00.1", endpoint())
+        .with("02:00.0", downstream(3, 3))
+        .with("03:00.0", endpoint())
+        .with("00:02.0", endpoint());
+    let topology = machine.scan();
+    let hits = |at: &str| topology.bus_reset_hits(bdf(at));
+    assert_eq!(
+        hits("01:00.1"),
+        Some(["01:00.0", "02:00.0", "03:00.0"].map(bdf).to_vec())
+    );
+    assert_eq!(hits("03:00.0"), Some(Vec::new()));
+    assert_eq!(hits("00:02.0"), None, "nothing resets a root bus");
+}
+
+#[test]
 fn listed_functions_that_sleep_are_kept_as_unknown() {
     let machine = Machine::new()
         .with("00:01.0", root_port(1, 1).acs(ACS_CAP, ACS_ON))
