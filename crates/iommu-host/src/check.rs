@@ -49,6 +49,8 @@ pub fn check(machine: &Machine, topology: &Topology, groups: &Groups, chosen: &[
     items.push(reset(machine, topology, chosen));
     items.push(width(machine, plan));
     items.extend(memory_lock(plan));
+    // Where the kernel's groups are not those of the hardware, nothing above can be trusted.
+    items.extend(doctor::taints(machine));
     items
 }
 
@@ -336,13 +338,13 @@ fn vital(machine: &Machine, topology: &Topology, members: &BTreeSet<Bdf>) -> Vec
         .collect();
     if !taken.is_empty() {
         items.push(if taken.len() == displays.len() {
-            Item::soft(
+            Item::hard(
                 "vital-display",
                 SCREEN,
                 Answer::No,
                 format!("{} is all it has", list(&taken)),
             )
-            .advise("make sure that the host can be reached over the network")
+            .advise("if it is to go all the same, make sure first that the host can be reached over the network")
         } else {
             Item::soft(
                 "vital-display",
@@ -380,13 +382,14 @@ fn reset(machine: &Machine, topology: &Topology, chosen: &[Bdf]) -> Item {
         }
     }
     if !cannot.is_empty() {
-        Item::soft(
-            "reset",
-            QUESTION,
-            Answer::No,
-            format!("no way to reset {} alone", list(&cannot)),
-        )
-        .advise(
+        let hits: Vec<String> = cannot
+            .iter()
+            .filter_map(|bdf| Some((bdf, topology.bus_reset_hits(*bdf)?)))
+            .filter(|(_, hit)| !hit.is_empty())
+            .map(|(bdf, hit)| format!("; of {bdf}, a reset of its bus hits {} too", list(&hit)))
+            .collect();
+        let detail = format!("no way to reset {} alone{}", list(&cannot), hits.concat());
+        Item::soft("reset", QUESTION, Answer::No, detail).advise(
             "a bus reset needs all functions of the bus in the same guest; state may leak from one guest to the next",
         )
     } else if !unknown.is_empty() {
@@ -454,88 +457,4 @@ fn memory_lock(plan: Plan) -> Option<Item> {
 }
 
 #[cfg(test)]
-mod tests {
-    use iommu_groups::group;
-
-    use super::*;
-    use crate::item::overall;
-
-    const LISTING: &str = "\
-00:01.0 0604: 1234:0001\n\tStatus: Cap+ 66MHz-\n\tBus: primary=00, secondary=01, subordinate=01, sec\n\tIOMMU group: 0\n\
-\tCapabilities: [40] Express (v2) Root Port (Slot+), MSI 00\n\tKernel driver in use: pcieport\n\n\
-01:00.0 0200: 1234:0010\n\tStatus: Cap+ 66MHz-\n\tIOMMU group: 0\n\tCapabilities: [40] Express (v2) Endpoint, MSI 00\n\
-\t\t\tExtTag- FLReset+\n\tKernel driver in use: vfio-pci\n\n\
-01:00.1 0403: 1234:0011\n\tStatus: Cap+ 66MHz-\n\tIOMMU group: 0\n\tCapabilities: [40] Express (v2) Endpoint, MSI 00\n\
-\t\t\tExtTag- FLReset-\n\tKernel driver in use: snd\n\n\
-DMAR: dmar0: reg_base_addr fed90000 ver 1:0 cap d2008c40660462 ecap f050da\n\
-DMAR-IR: Enabled IRQ remapping in x2apic mode\n";
-
-    fn ask(change: impl FnOnce(&mut Machine), chosen: &[&str], plan: Plan) -> Vec<Item> {
-        let mut machine = Machine::from_listing(LISTING.as_bytes());
-        machine.dmar = Knowledge::Absent;
-        machine.vital_disks = Knowledge::Known(vec!["sda".to_owned()]);
-        machine.vital_interfaces = Knowledge::Known(vec!["eth0".to_owned()]);
-        change(&mut machine);
-        let topology = machine.topology();
-        let groups = group(&topology, machine.linux_rules());
-        let chosen: Vec<Bdf> = chosen.iter().map(|text| text.parse().expect("valid")).collect();
-        check(&machine, &topology, &groups, &chosen, plan)
-    }
-
-    fn answer(items: &[Item], id: &str) -> Answer {
-        items.iter().find(|item| item.id == id).expect("asked").answer
-    }
-
-    #[test]
-    fn a_sibling_on_a_host_driver_makes_the_group_not_viable() {
-        let items = ask(|_| {}, &["01:00.0"], Plan::default());
-        assert_eq!(answer(&items, "viable"), Answer::No);
-        assert_eq!(overall(&items), Answer::No);
-        assert!(items.iter().any(|item| item.detail.contains("0000:01:00.1 (snd)")));
-        // Both together leave only the bridge, which stays.
-        let items = ask(|_| {}, &["01:00.0", "01:00.1"], Plan::default());
-        assert_eq!((answer(&items, "viable"), overall(&items)), (Answer::Yes, Answer::Yes));
-    }
-
-    #[test]
-    fn vital_devices_of_the_whole_group_are_refused() {
-        let both = ["01:00.0", "01:00.1"];
-        let items = ask(
-            |machine| {
-                for f in machine.functions.values_mut().filter(|f| f.bdf.devfn().function() == 1) {
-                    f.disks.push("sda".to_owned());
-                    f.interfaces.push("eth1".to_owned());
-                }
-            },
-            &both,
-            Plan::default(),
-        );
-        assert_eq!(
-            (answer(&items, "vital-disk"), answer(&items, "vital-network")),
-            (Answer::No, Answer::Yes)
-        );
-        let items = ask(
-            |machine| machine.vital_disks = Knowledge::Unknown(crate::Obstacle::NotIncluded("x".into())),
-            &both,
-            Plan::default(),
-        );
-        assert_eq!(overall(&items), Answer::Unknown);
-    }
-
-    #[test]
-    fn bridges_widths_and_limits_are_judged() {
-        let items = ask(|_| {}, &["00:01.0"], Plan::default());
-        assert_eq!(answer(&items, "endpoints"), Answer::No);
-        let plan = Plan {
-            memory: Some(1 << 40),
-            lockable: Some(8 << 20),
-        };
-        let items = ask(|_| {}, &["01:00.0", "01:00.1"], plan);
-        assert_eq!(
-            (answer(&items, "width"), answer(&items, "memlock")),
-            (Answer::No, Answer::No)
-        );
-        // Function 1 says that it has no function level reset, and a bus reset hits both.
-        assert_eq!(answer(&items, "reset"), Answer::No);
-    }
-}
+mod tests;

@@ -370,7 +370,7 @@ fn coverage(machine: &Machine) -> Option<Item> {
     })
 }
 
-fn taints(machine: &Machine) -> Vec<Item> {
+pub(crate) fn taints(machine: &Machine) -> Vec<Item> {
     let mut items = Vec::new();
     if let Some(line) = machine.boot_parameters.known() {
         let acs = line
