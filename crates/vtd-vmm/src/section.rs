@@ -12,7 +12,7 @@ use vtd_model::{Fault, Request, Translation};
 use crate::bus::GuestBus;
 use crate::listener::Listener;
 use crate::protocol::{Ticket, View};
-use crate::store::Requester;
+use crate::store::{DirectTables, Requester};
 use crate::tally::Tally;
 use crate::unit::{VmmUnit, thread_hint};
 
@@ -42,6 +42,8 @@ pub struct Section<'u, S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener 
     unit: &'u VmmUnit<S, L>,
     requester: Requester,
     view: Cell<View>,
+    /// Where the last miss that needed nothing else walked.
+    tables: Cell<Option<DirectTables>>,
     /// Guest memory as it was when the section first touched it.
     memory: OnceCell<S::T>,
     /// Taken out when the section closes.
@@ -80,6 +82,7 @@ impl<'u, S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> Section<'u, S
             unit,
             requester,
             view: Cell::new(view),
+            tables: Cell::new(None),
             memory: OnceCell::new(),
             ticket: Some(ticket),
         }
@@ -165,21 +168,40 @@ impl<'u, S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> Section<'u, S
         })
     }
 
+    /// A miss that takes nothing but a walk of legacy tables.
+    #[inline]
+    fn miss_directly(&self, address: Iova, len: u64, access: Access) -> Option<Place> {
+        let store = &self.unit.store;
+        if len == 0 || self.requester.pasid.is_some() {
+            return None;
+        }
+        let (bus, at, needs) = (GuestBus(self.memory()), address.raw(), access.needs());
+        let again = self.tables.get();
+        let again = again.and_then(|tables| store.walk_directly(bus, &tables, at, needs));
+        let found = match again {
+            Some(found) => found,
+            None => {
+                // Not walked for in this section yet, or the requester has moved.
+                let tables = store.direct_tables(&self.requester)?;
+                let found = store.walk_directly(bus, &tables, at, needs)?;
+                self.view.set(tables.view);
+                self.tables.set(Some(tables));
+                found
+            }
+        };
+        self.tally().direct_request(found.reads);
+        Some(Place {
+            phys: found.hit.phys,
+            len: found.hit.left.min(len),
+        })
+    }
+
     #[cold]
     fn miss(&self, address: Iova, len: u64, access: Access) -> Result<Place, Fault> {
-        let store = &self.unit.store;
-        let bus = GuestBus(self.memory());
-        if len != 0
-            && self.requester.pasid.is_none()
-            && let Some(found) = store.walk_directly(bus, &self.requester, address.raw(), access.needs())
-        {
-            self.view.set(found.view);
-            self.tally().direct_request(found.reads);
-            return Ok(Place {
-                phys: found.hit.phys,
-                len: found.hit.left.min(len),
-            });
+        if let Some(place) = self.miss_directly(address, len, access) {
+            return Ok(place);
         }
+        let (store, bus) = (&self.unit.store, GuestBus(self.memory()));
         let request = self.requester.request(address, len, access);
         if store.is_watched() {
             return self

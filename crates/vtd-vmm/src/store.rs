@@ -164,9 +164,16 @@ pub(crate) struct Store {
     entry_news: Mutex<Vec<InterruptInvalidation>>,
 }
 
+/// Legacy second-stage tables that a requester's misses need nothing but a walk of, and the view that goes with them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DirectTables {
+    pub(crate) view: View,
+    root: u64,
+    levels: u8,
+}
+
 /// A page that a miss found by itself.
 pub(crate) struct Direct {
-    pub(crate) view: View,
     pub(crate) hit: Hit,
     /// Table entries read.
     pub(crate) reads: u8,
@@ -345,24 +352,31 @@ impl Store {
         walked
     }
 
-    /// The page at `address` for an access that is known to need nothing but a walk of legacy second-stage tables, because
-    /// what the requester's context entry says is known; `None` for all others. Keeps what it finds.
+    /// The tables of a requester whose context entry is known, if its misses need nothing else.
+    pub(crate) fn direct_tables(&self, requester: &Requester) -> Option<DirectTables> {
+        let (view, [low, levels, root]) = self.known_view(requester.key())?;
+        let levels = u8::try_from(levels).ok()?;
+        (low & DIRECT != 0).then_some(DirectTables { view, root, levels })
+    }
+
+    /// The page at `address`, if it is found in `tables` and they are still the requester's. Keeps what it finds.
+    #[inline]
     pub(crate) fn walk_directly<M: GuestMemoryBackend>(
         &self,
         bus: GuestBus<'_, M>,
-        requester: &Requester,
+        tables: &DirectTables,
         address: u64,
         needs: Perms,
     ) -> Option<Direct> {
         let walker = self.walker.as_ref()?;
+        let DirectTables { view, root, levels } = *tables;
         // Before anything is read (S5).
         let sample = self.iotlb.sample();
-        let (view, [low, levels, root]) = self.known_view(requester.key())?;
-        if low & DIRECT == 0 || view.epoch != sample.epoch || view.generation != self.iotlb.generation(view.domain) {
+        if view.epoch != sample.epoch || view.generation != self.iotlb.generation(view.domain) {
             return None;
         }
         let mut near = Near::new(bus);
-        let found = walker.page(root, u8::try_from(levels).ok()?, address, |at| near.read_u64(at))?;
+        let found = walker.page(root, levels, address, |at| near.read_u64(at))?;
         if !found.perms.contains(needs) {
             return None;
         }
@@ -378,7 +392,6 @@ impl Store {
         }
         let offset = address - found.base;
         Some(Direct {
-            view,
             hit: Hit {
                 phys: found.phys.checked_add(offset)?,
                 left: found.size.bytes() - offset,
@@ -531,6 +544,7 @@ impl Store {
 }
 
 /// Whether a page covers interrupt addresses, on either side.
+#[inline]
 fn touches_interrupts(page: &Page) -> bool {
     [page.base, page.phys].into_iter().any(|first| {
         let last = first.saturating_add(page.size.bytes() - 1);

@@ -3,11 +3,16 @@
 use iommu_types::sync::{AtomicU64, Ordering};
 use vtd_model::{Counters, Lookups, TableReads, WalkReport};
 
-/// Numbers of a [`WalkReport`], the requests and the interrupts.
-const WORDS: usize = 19;
+/// Numbers of a [`WalkReport`].
+const REPORT: usize = 17;
 /// Where the requests and the interrupts stand.
-const REQUESTS: usize = WORDS - 2;
-const INTERRUPTS: usize = WORDS - 1;
+const REQUESTS: usize = REPORT;
+const INTERRUPTS: usize = REPORT + 1;
+/// Where direct requests stand, by the entries that they read less one.
+const DIRECT: usize = REPORT + 2;
+/// Entries that a direct request reads at most.
+const LEVELS: usize = 5;
+const WORDS: usize = DIRECT + LEVELS;
 
 /// The numbers of one slot.
 #[derive(Debug)]
@@ -55,10 +60,16 @@ impl Tallies {
     pub(crate) fn add_to(&self, counters: &mut Counters) {
         for Sums(words) in self.own.iter().chain([&self.shared]) {
             let words = words.each_ref().map(|word| word.load(Ordering::Relaxed));
-            let (report, [requests, interrupts]) = from_words(words);
+            let (report, [requests, interrupts, direct @ ..]) = from_words(words);
             counters.walks.add(&report);
             counters.requests += requests;
             counters.interrupts += interrupts;
+            for (reads, count) in (1u64..).zip(direct) {
+                counters.requests += count;
+                counters.walks.context.hits += count;
+                counters.walks.iotlb.misses += count;
+                counters.walks.reads.second_stage += reads * count;
+            }
         }
     }
 }
@@ -72,6 +83,7 @@ pub(crate) struct Tally<'t> {
 }
 
 impl Tally<'_> {
+    #[inline]
     fn add(self, at: usize, count: u64) {
         let Sums(words) = self.sums;
         let Some(word) = words.get(at).filter(|_| count != 0) else {
@@ -100,10 +112,7 @@ impl Tally<'_> {
     /// A memory request that was walked for with its context entry known, by `reads` second-stage entries.
     #[inline]
     pub(crate) fn direct_request(self, reads: u8) {
-        self.add(REQUESTS, 1);
-        self.add(SECOND_STAGE_READS, reads.into());
-        self.add(CONTEXT_HITS, 1);
-        self.add(IOTLB_MISSES, 1);
+        self.add(DIRECT - 1 + usize::from(reads), 1);
     }
 
     /// An interrupt request.
@@ -113,12 +122,7 @@ impl Tally<'_> {
     }
 }
 
-/// Where [`to_words`] puts what a direct walk counts.
-const SECOND_STAGE_READS: usize = 4;
-const CONTEXT_HITS: usize = 7;
-const IOTLB_MISSES: usize = 12;
-
-fn to_words(report: &WalkReport) -> [u64; WORDS - 2] {
+fn to_words(report: &WalkReport) -> [u64; REPORT] {
     let WalkReport {
         reads,
         context,
@@ -149,7 +153,7 @@ fn to_words(report: &WalkReport) -> [u64; WORDS - 2] {
 }
 
 /// The inverse of [`to_words`], and the words behind it.
-fn from_words(words: [u64; WORDS]) -> (WalkReport, [u64; 2]) {
+fn from_words(words: [u64; WORDS]) -> (WalkReport, [u64; WORDS - REPORT]) {
     let [
         root,
         context,
@@ -169,7 +173,7 @@ fn from_words(words: [u64; WORDS]) -> (WalkReport, [u64; 2]) {
         first_stage,
         interrupt,
     };
-    let [a, b, c, d, e, f, g, h, i, j, requests, interrupts] = lookups;
+    let [a, b, c, d, e, f, g, h, i, j, rest @ ..] = lookups;
     let [context, pasid, iotlb, paging, interrupt] =
         [(a, b), (c, d), (e, f), (g, h), (i, j)].map(|(hits, misses)| Lookups { hits, misses });
     let report = WalkReport {
@@ -180,7 +184,7 @@ fn from_words(words: [u64; WORDS]) -> (WalkReport, [u64; 2]) {
         paging,
         interrupt,
     };
-    (report, [requests, interrupts])
+    (report, rest)
 }
 
 #[cfg(test)]
@@ -192,10 +196,7 @@ mod tests {
         let words = core::array::from_fn(|at| at as u64 + 100);
         let (report, rest) = from_words(words);
         assert_eq!(to_words(&report)[..], words[..REQUESTS]);
-        assert_eq!(rest, [words[REQUESTS], words[INTERRUPTS]]);
-        assert_eq!(report.reads.second_stage, words[SECOND_STAGE_READS]);
-        assert_eq!(report.context.hits, words[CONTEXT_HITS]);
-        assert_eq!(report.iotlb.misses, words[IOTLB_MISSES]);
+        assert_eq!(rest[..], words[REQUESTS..]);
     }
 
     #[test]
@@ -207,5 +208,6 @@ mod tests {
         let mut counters = Counters::default();
         tallies.add_to(&mut counters);
         assert_eq!((counters.requests, counters.walks.reads.second_stage), (5, 20));
+        assert_eq!((counters.walks.context.hits, counters.walks.iotlb.misses), (5, 5));
     }
 }

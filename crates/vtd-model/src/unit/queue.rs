@@ -30,8 +30,8 @@ pub const DESCRIPTORS_PER_WRITE: u32 = 4096;
 /// Words that a fetch of several descriptors reads.
 const BATCH_WORDS: usize = 16;
 const BATCH_BYTES: u64 = 8 * BATCH_WORDS as u64;
-/// Descriptors in it: at most so many, if they have 128 bits.
-const BATCH_MAX: u32 = BATCH_WORDS as u32 / 2;
+/// Descriptors in it: so many, if they have 128 bits.
+const BATCH_MAX: u32 = 8;
 
 impl<C: TranslationCache> Unit<C> {
     /// Processes the queue as far as one register write may; asynchronous profiles leave it to [`Unit::step`].
