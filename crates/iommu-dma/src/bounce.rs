@@ -256,22 +256,8 @@ impl BouncePool {
     }
 }
 
-/// Bytes copied at a time.
+/// Bytes written at a time.
 const CHUNK: usize = 1024;
-
-/// Copies memory to memory.
-pub(crate) fn copy<M: SystemMemory>(memory: &M, from: HostPhys, to: HostPhys, len: u64) -> Result<(), BusError> {
-    let mut buffer = [0; CHUNK];
-    let mut done = 0;
-    while done < len {
-        let part = usize::try_from(len - done).unwrap_or(CHUNK).min(CHUNK);
-        let bytes = &mut buffer[..part];
-        memory.read(from.checked_add(done).ok_or(BusError { at: from })?, bytes)?;
-        memory.write(to.checked_add(done).ok_or(BusError { at: to })?, bytes)?;
-        done += u64::try_from(part).unwrap_or(len);
-    }
-    Ok(())
-}
 
 /// Fills memory with zeroes.
 pub(crate) fn zero<M: SystemMemory>(memory: &M, at: HostPhys, len: u64) -> Result<(), BusError> {

@@ -61,6 +61,25 @@ pub trait SystemMemory {
     /// [`BusError`] names the first byte that is not memory; bytes before it may have been written.
     fn write(&self, at: HostPhys, from: &[u8]) -> Result<(), BusError>;
 
+    /// Copies `len` bytes from `from` to `to`, which do not overlap.
+    ///
+    /// Implementations that reach both at once override this; here bytes go through a buffer.
+    ///
+    /// # Errors
+    /// [`BusError`] names the first byte that is not memory; bytes before it may have been written.
+    fn copy(&self, from: HostPhys, to: HostPhys, len: u64) -> Result<(), BusError> {
+        let mut buffer = [0; 1024];
+        let mut done = 0;
+        while done < len {
+            let part = usize::try_from(len - done).unwrap_or(buffer.len()).min(buffer.len());
+            let bytes = &mut buffer[..part];
+            self.read(from.checked_add(done).ok_or(BusError { at: from })?, bytes)?;
+            self.write(to.checked_add(done).ok_or(BusError { at: to })?, bytes)?;
+            done += u64::try_from(part).unwrap_or(len);
+        }
+        Ok(())
+    }
+
     /// Reads `N` consecutive 64-bit words from the aligned address `at`.
     ///
     /// Structures wider than a word are read word by word, lowest first.
@@ -94,5 +113,8 @@ impl<M: SystemMemory + ?Sized> SystemMemory for &M {
     }
     fn write(&self, at: HostPhys, from: &[u8]) -> Result<(), BusError> {
         (**self).write(at, from)
+    }
+    fn copy(&self, from: HostPhys, to: HostPhys, len: u64) -> Result<(), BusError> {
+        (**self).copy(from, to, len)
     }
 }

@@ -7,7 +7,7 @@ use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, Piece, SystemMemory};
 
 use super::{DmaApi, DmaCore, Prepared};
 use crate::backend::{Backend, When};
-use crate::bounce::{MAX_RUN, Place, SLOT, copy, zero};
+use crate::bounce::{MAX_RUN, Place, SLOT, zero};
 use crate::device::{Buffer, Device, Direction, Trust};
 use crate::error::DmaError;
 use crate::layout::{Segments, round_up};
@@ -205,7 +205,7 @@ where
         len: u64,
     ) -> Result<(), BusError> {
         core.counters.bounced_bytes += len;
-        copy(&self.memory, from, to, len)
+        self.memory.copy(from, to, len)
     }
 
     /// Copies the parts of `from..from + len` that are bounced, between the places that `ends` names.
@@ -229,7 +229,7 @@ where
             let at = bounce.copy;
             let (source, target) = (source.ok_or(BusError { at })?, target.ok_or(BusError { at })?);
             core.counters.bounced_bytes += last - first;
-            copy(&self.memory, source, target, last - first)?;
+            self.memory.copy(source, target, last - first)?;
         }
         Ok(())
     }
@@ -246,7 +246,7 @@ where
         if direction.device_writes() {
             for bounce in &bounces {
                 core.counters.bounced_bytes += bounce.len;
-                done = done.and(copy(&self.memory, bounce.copy, bounce.original, bounce.len));
+                done = done.and(self.memory.copy(bounce.copy, bounce.original, bounce.len));
             }
         }
         self.free_slots(bounces);
