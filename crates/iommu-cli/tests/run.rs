@@ -149,6 +149,20 @@ fn root_folder(name: &str, with_table: bool) -> PathBuf {
     root
 }
 
+/// What the kernel shows of a unit: these CAP and ECAP registers.
+fn unit_folder(root: &std::path::Path, cap: u64, ecap: u64) {
+    let unit = root.join("sys/class/iommu/dmar0/intel-iommu");
+    std::fs::create_dir_all(&unit).expect("writable");
+    for (name, value) in [
+        ("address", "fed90000".to_owned()),
+        ("version", "1:0".to_owned()),
+        ("cap", format!("{cap:x}")),
+        ("ecap", format!("{ecap:x}")),
+    ] {
+        std::fs::write(unit.join(name), format!("{value}\n")).expect("writable");
+    }
+}
+
 #[test]
 fn a_machine_read_from_a_root_folder_gives_the_groups_and_the_matrix_of_the_machine() {
     let root = root_folder("root", true);
@@ -185,6 +199,33 @@ fn a_machine_read_from_a_root_folder_gives_the_groups_and_the_matrix_of_the_mach
         "{shown}"
     );
     assert!(shown.contains("what they can do is not known"), "{shown}");
+}
+
+#[test]
+fn units_are_modelled_as_the_machine_reports_them() {
+    let root = root_folder("root-with-units", true);
+    // A server's unit, and the same without 1 GiB pages and without device-TLBs (VT-d §11.4.2, §11.4.3).
+    for (cap, ecap) in [
+        (0x08d2_078c_106f_0466, 0x00f0_20df),
+        (0x00d2_0784_106f_0466, 0x00f0_20da),
+    ] {
+        unit_folder(&root, cap, ecap);
+        let run = short_run(&["--root", path(&root)]);
+        let shown = text(&run.stdout);
+        assert_eq!(run.status.code(), Some(0), "{shown}{}", text(&run.stderr));
+        let expected = format!("units: as dmar0 reports itself (CAP {cap:#x}, ECAP {ecap:#x})");
+        assert!(shown.contains(&expected), "{shown}");
+    }
+    // A unit that translates fewer bits than this machine's addresses have cannot be; that is said, and an ordinary
+    // one takes its place.
+    unit_folder(&root, 0x00c0_0000_20e6_0262, 0x00f0_101a);
+    let run = short_run(&["--root", path(&root)]);
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    assert!(
+        text(&run.stdout).contains("which cannot be modelled"),
+        "{}",
+        text(&run.stdout)
+    );
 }
 
 #[test]

@@ -62,7 +62,7 @@ fn describe(host: &Host, name: &str) -> Result<Source, Failure> {
     description.functions = functions(&topology, &mut notes);
     description.host_bridges = host_bridges(&description, &mut notes);
     let options = MachineOptions {
-        unit: units(host, &mut notes),
+        unit: units(host, description.host_address_width, &mut notes),
         ..MachineOptions::default()
     };
     Ok(Source {
@@ -76,7 +76,7 @@ fn describe(host: &Host, name: &str) -> Result<Source, Failure> {
 }
 
 /// What the units can do, as far as it is known and the model does it.
-fn units(host: &Host, notes: &mut Vec<String>) -> vtd_model::UnitConfigBuilder {
+fn units(host: &Host, width: u8, notes: &mut Vec<String>) -> vtd_model::UnitConfigBuilder {
     let default = UnitConfig::builder();
     let known: Vec<(&Unit, _, _)> = match &host.units {
         Knowledge::Known(units) => units
@@ -96,7 +96,8 @@ fn units(host: &Host, notes: &mut Vec<String>) -> vtd_model::UnitConfigBuilder {
         return default;
     };
     let builder = default.resembling(*cap, *ecap);
-    if let Err(why) = builder.build() {
+    // The table gives the width of host addresses, and the machine is built with it.
+    if let Err(why) = builder.host_address_width(width).build() {
         notes.push(format!(
             "units: {} reports CAP {:#x}, ECAP {:#x}, which cannot be modelled ({why}); an ordinary unit is assumed",
             unit.name,

@@ -112,8 +112,12 @@ unsafe impl Hal for Shared {
     }
 
     unsafe fn share(buffer: NonNull<[u8]>, way: BufferDirection) -> PhysAddr {
-        // SAFETY: the caller's buffer is valid, and nobody writes to it during this call.
-        let bytes = (way != BufferDirection::DeviceToDriver).then(|| unsafe { buffer.as_ref() });
+        let bytes = if way == BufferDirection::DeviceToDriver {
+            None
+        } else {
+            // SAFETY: the caller's buffer is valid, and nobody writes to it during this call.
+            Some(unsafe { buffer.as_ref() })
+        };
         let lent = area().as_mut().and_then(|area| area.lend(buffer.len(), bytes));
         // Where there is no room the device is sent to where nothing is.
         lent.unwrap_or(NOWHERE.raw())
