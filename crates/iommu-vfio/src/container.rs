@@ -1,6 +1,7 @@
 //! Containers: a memory map and the groups that see memory through it.
 
 mod inner;
+mod ranges;
 
 use std::sync::Arc;
 

@@ -1,18 +1,26 @@
-//! Containers, groups and devices: VFIO over the software platform.
+//! Containers, groups and devices: VFIO on Linux and over a machine in software.
 //!
 //! # Purpose
 //!
 //! VFIO is how Linux hands devices to guests and user-space drivers: devices that cannot be kept apart form a
-//! *group*, groups go into a *container*, the container's memory map is what their DMA sees. This crate gives the
-//! same objects and the same rules (type 1, version 2) over a machine in software, so that an assignment can be
-//! rehearsed without hardware, root or risk, and every refusal says what was asked, which rule it breaks, and
-//! what to do.
+//! *group*, groups go into a *container*, the container's memory map is what their DMA sees. This crate gives those
+//! objects with their rules (type 1, version 2) over two backends: [`Software`], a machine in software on which an
+//! assignment can be rehearsed or a driver written without hardware, root or risk, and `Linux`, which is `/dev/vfio`.
+//! One program runs on both. Every refusal says what was asked, which rule it breaks, and what to do.
 //!
 //! # Place in the stack
 //!
-//! Layer 6. It joins `soft-platform` (the machine) and `vtd-driver` (what drives its units), groups functions with
-//! `iommu-groups`, and reads the firmware's table with `acpi-dmar`. [`Platform`] is the host's side, [`Group`],
-//! [`Container`] and [`Device`] the user's; their order is the order of types.
+//! Layer 6. In software it joins `soft-platform` (the machine) and `vtd-driver` (what drives its units), groups functions
+//! with `iommu-groups`, and reads the firmware's table with `acpi-dmar`. [`Platform`] is the host's side there;
+//! [`Group`], [`Container`] and [`Device`] are the user's, on either backend, and their order is the order of types.
+//!
+//! | what | for |
+//! |---|---|
+//! | [`Container`], [`Group`], [`Device`], generic over [`Backend`] | the objects of VFIO: maps, dirty pages, regions, interrupts in eventfds, reset |
+//! | [`DmaPool`], [`DmaBuffer`], [`SgList`], [`IovaPolicy`] | a user-space driver's buffers |
+//! | [`GuestAddressSpace`] | a VMM's guest: one map for all its devices |
+//! | `virtio` (feature) | what the crate `virtio-drivers` needs to drive a virtio device |
+//! | `conformance` (feature) | the rules as a list of cases that any backend must answer alike |
 //!
 //! # Example
 //!
@@ -61,10 +69,20 @@
 //! | memory stays reserved until every unit confirmed that it forgot it | [`VfioError::Unconfirmed`] |
 //! | reserved memory (RMRR) of USB and display controllers ends with assignment, other reserved memory does not | [`RegionStep`] |
 //!
+//! # Where the backends differ
+//!
+//! | what | in software | on Linux |
+//! |---|---|---|
+//! | no unit, or unsafe interrupts | told by [`Group::viable`] | told by [`Container::set_iommu`] |
+//! | memory of another user | refused ([`VfioError::ForeignPage`]) | cannot be named |
+//! | the last group leaves | mappings stay | the kernel drops them |
+//! | protected configuration registers | refused ([`VfioError::Protected`]) | the kernel pretends to write them |
+//! | a range that passes 2^64 | EOVERFLOW | EINVAL up to 6.17, EOVERFLOW since |
+//!
 //! # What it does not do
 //!
-//! No Linux backend, no dirty tracking, no type 1 version 1, no mediated devices, no MSI-X, no PASID. A mapping's
-//! memory is host memory of the machine, not of this process. Groups are formed once: there is no hot-plug.
+//! No type 1 version 1, no mediated devices, no PASID, no iommufd. In software a mapping's memory is host memory of the
+//! machine, which this process reaches in place up to 2 MiB at a time; groups are formed once: there is no hot-plug.
 
 mod backend;
 mod buffer;

@@ -150,8 +150,15 @@ impl Backend for Software {
 
     fn allocate(space: &SoftSpace, bytes: u64) -> Result<UserMemory, VfioError> {
         let inner = &space.0;
-        // Large enough runs lie on their own size, so that they can be mapped with large pages and reached as one.
-        inner.platform.allocate(inner.user, PageRequest::contiguous(bytes))
+        // On its own size, so that it can be mapped with large pages and reached as one; anywhere if there is no such run.
+        let natural = bytes
+            .max(1)
+            .checked_next_power_of_two()
+            .unwrap_or(PageSize::Size2M.bytes());
+        let align = natural.min(PageSize::Size2M.bytes());
+        let allocate = |request| inner.platform.allocate(inner.user, request);
+        let request = PageRequest::contiguous(bytes);
+        allocate(request.aligned_to(align)).or_else(|_| allocate(request))
     }
 
     fn map(

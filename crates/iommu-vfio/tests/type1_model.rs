@@ -98,7 +98,7 @@ type Answer<T> = Result<T, Errno>;
 
 impl Model {
     fn range(iova: u64, size: u64) -> Answer<std::ops::RangeInclusive<u64>> {
-        if size == 0 || size % PAGE != 0 || iova % PAGE != 0 {
+        if size == 0 || !size.is_multiple_of(PAGE) || !iova.is_multiple_of(PAGE) {
             return Err(Errno::Einval);
         }
         let last = iova.checked_add(size - 1).ok_or(Errno::Eoverflow)?;
@@ -106,7 +106,7 @@ impl Model {
     }
 
     fn map(&mut self, iova: u64, offset: u64, size: u64, perms: u8) -> Answer<()> {
-        if perms == 0 || (size % PAGE == 0 && size > 0 && offset % PAGE != 0) {
+        if perms == 0 || (size.is_multiple_of(PAGE) && size > 0 && !offset.is_multiple_of(PAGE)) {
             return Err(Errno::Einval);
         }
         let pages = Self::range(iova, size)?;

@@ -104,6 +104,8 @@ pub struct PageRequest {
     pub placement: Placement,
     /// The lowest address that any of them may have.
     pub floor: HostPhys,
+    /// Each run starts on a multiple of this many bytes, a power of two; pages are what there is at least.
+    pub align: u64,
 }
 
 impl PageRequest {
@@ -116,6 +118,7 @@ impl PageRequest {
             zone: Zone::Any,
             placement: Placement::Contiguous,
             floor: HostPhys::ZERO,
+            align: PAGE_SIZE,
         }
     }
 
@@ -128,6 +131,7 @@ impl PageRequest {
             zone: Zone::Any,
             placement: Placement::Scattered { extent },
             floor: HostPhys::ZERO,
+            align: PAGE_SIZE,
         }
     }
 
@@ -142,6 +146,13 @@ impl PageRequest {
     #[must_use]
     pub const fn at_or_above(mut self, floor: HostPhys) -> Self {
         self.floor = floor;
+        self
+    }
+
+    /// The same, with each run on a multiple of `bytes`, a power of two.
+    #[must_use]
+    pub const fn aligned_to(mut self, bytes: u64) -> Self {
+        self.align = bytes;
         self
     }
 
@@ -346,7 +357,9 @@ impl MachineMemory {
             if state.free.free_pages() < count.checked_add(reserve)? {
                 return None;
             }
-            let pfn = state.free.take_low(count, first, last)?;
+            let pfn = state
+                .free
+                .take_low(count, first, last, (request.align / PAGE_SIZE).max(1))?;
             region.zero_if_used_before(&mut state, pfn, count);
             AddrRange::from_base_len(HostPhys::new(pfn << PAGE_SHIFT), count << PAGE_SHIFT)
         })

@@ -7,6 +7,7 @@ use iommu_types::{AddrRange, Bdf, HostPhys, Iova, PAGE_SIZE, Perms, UnmapRefused
 use vtd_driver::{DomainOptions, IoasPending, Requester};
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
+use super::ranges::ByAddress;
 use super::{Found, MAX_MAPPINGS, MappingInfo};
 use crate::dirty::DirtyBitmap;
 use crate::error::{Uncontained, VfioError};
@@ -24,6 +25,8 @@ type Runs = Vec<AddrRange<HostPhys>>;
 struct Mapping {
     range: AddrRange<Iova>,
     perms: Perms,
+    /// Where the first run starts: most mappings have one.
+    phys: HostPhys,
     runs: Runs,
 }
 
@@ -44,7 +47,7 @@ pub(crate) struct InGroup {
 #[derive(Debug, Default)]
 pub(crate) struct State {
     pub(crate) groups: BTreeMap<GroupId, InGroup>,
-    mappings: BTreeMap<Iova, Mapping>,
+    mappings: ByAddress<Mapping>,
     /// What firmware reserves for devices of the container.
     reserved: Vec<(GroupId, AddrRange<Iova>)>,
     pub(crate) open: BTreeSet<Bdf>,
@@ -264,28 +267,25 @@ impl Inner {
             perms: mapping.perms,
             memory: mapping.runs.clone(),
         };
-        state.mappings.values().map(info).collect()
+        state.mappings.iter().map(|(_, mapping)| info(mapping)).collect()
     }
 
     pub(super) fn find(&self, at: Iova) -> Option<Found> {
         let state = self.state();
-        let (first, mapping) = state.mappings.range(..=at).next_back()?;
+        let (first, mapping) = state.mappings.at_or_below(at.raw())?;
         if !mapping.range.contains(at) {
             return None;
         }
-        let mut left = at.offset_from(*first)?;
-        for run in &mapping.runs {
-            let bytes = run.page_count() * PAGE_SIZE;
-            if left < bytes {
-                return Some(Found {
-                    range: mapping.range,
-                    phys: run.first().checked_add(left)?,
-                    perms: mapping.perms,
-                });
-            }
-            left -= bytes;
-        }
-        None
+        let offset = at.raw() - first;
+        let phys = match mapping.runs.len() {
+            1 => mapping.phys.checked_add(offset),
+            _ => runs_at(&mapping.runs, offset),
+        };
+        Some(Found {
+            range: mapping.range,
+            phys: phys?,
+            perms: mapping.perms,
+        })
     }
 
     pub(crate) fn mapping_count(&self) -> usize {
@@ -343,7 +343,14 @@ impl Inner {
         self.pin(&runs)?;
         match self.map_runs(range, &runs, perms) {
             Ok(()) => {
-                state.mappings.insert(range.first(), Mapping { range, perms, runs });
+                let phys = runs.first().map_or(HostPhys::ZERO, |run| run.first());
+                let mapping = Mapping {
+                    range,
+                    perms,
+                    phys,
+                    runs,
+                };
+                state.mappings.insert(range.first().raw(), mapping);
                 Ok(())
             }
             Err((error, confirmed)) => {
@@ -419,7 +426,7 @@ impl Inner {
 
     pub(crate) fn unmap_all(&self) -> Result<u64, VfioError> {
         let mut state = self.state();
-        let keys: Vec<Iova> = state.mappings.keys().copied().collect();
+        let keys: Vec<Iova> = state.mappings.iter().map(|(key, _)| Iova::new(key)).collect();
         self.remove(&mut state, &keys)
     }
 
@@ -431,19 +438,20 @@ impl Inner {
         let mut first = None;
         let mut pending = Vec::with_capacity(keys.len());
         for key in keys {
-            let Some(mapping) = state.mappings.remove(key) else {
+            let Some(mapping) = state.mappings.remove(key.raw()) else {
                 continue;
             };
-            let (range, perms) = (mapping.range, mapping.perms);
+            let Mapping { range, perms, phys, .. } = mapping;
             match space.unmap(range, mapping.runs) {
                 Ok(token) => pending.push((range, token)),
                 Err(UnmapRefused { error, lease }) => {
                     // Nothing changed: the mapping is still there.
                     state.mappings.insert(
-                        *key,
+                        key.raw(),
                         Mapping {
                             range,
                             perms,
+                            phys,
                             runs: lease,
                         },
                     );
@@ -489,7 +497,7 @@ impl Inner {
             }
             state.attached = false;
         }
-        let keys: Vec<Iova> = state.mappings.keys().copied().collect();
+        let keys: Vec<Iova> = state.mappings.iter().map(|(key, _)| Iova::new(key)).collect();
         let removed = self.remove(&mut state, &keys);
         let groups = std::mem::take(&mut state.groups);
         drop(state);
@@ -514,14 +522,14 @@ impl Drop for Inner {
 impl State {
     /// The mapping that holds `at`.
     fn at(&self, at: Iova) -> Option<AddrRange<Iova>> {
-        let (_, mapping) = self.mappings.range(..=at).next_back()?;
+        let (_, mapping) = self.mappings.at_or_below(at.raw())?;
         mapping.range.contains(at).then_some(mapping.range)
     }
 
     /// The mappings that start in `range`.
     fn keys_in(&self, range: AddrRange<Iova>) -> Vec<Iova> {
-        let inside = self.mappings.range(range.first()..=range.last());
-        inside.map(|(key, _)| *key).collect()
+        let inside = self.mappings.range(range.first().raw()..=range.last().raw());
+        inside.map(|(key, _)| Iova::new(key)).collect()
     }
 
     /// Which pages may have been written. Type 1 without help of a device's driver cannot look: every page that devices
@@ -530,15 +538,15 @@ impl State {
         let range = rules::check_dirty(iova, size, page_size, PAGE_SIZE, self.tracking)?;
         let mut bitmap = DirtyBitmap::clean(iova, size, page_size)?;
         rules::check_whole(range, |at| self.at(at))?;
-        for (first, mapping) in self.mappings.range(range.first()..=range.last()) {
-            let page = first.offset_from(iova).unwrap_or(0) / page_size;
+        for (first, mapping) in self.mappings.range(range.first().raw()..=range.last().raw()) {
+            let page = (first - iova.raw()) / page_size;
             bitmap.mark(page, mapping.range.page_count());
         }
         Ok(bitmap)
     }
 
     fn overlapping(&self, range: AddrRange<Iova>) -> Option<AddrRange<Iova>> {
-        let (_, mapping) = self.mappings.range(..=range.last()).next_back()?;
+        let (_, mapping) = self.mappings.at_or_below(range.last().raw())?;
         mapping.range.overlaps(range).then_some(mapping.range)
     }
 
@@ -553,6 +561,19 @@ impl State {
             })
         })
     }
+}
+
+/// Where byte `offset` of `runs` lies.
+fn runs_at(runs: &[AddrRange<HostPhys>], offset: u64) -> Option<HostPhys> {
+    let mut left = offset;
+    for run in runs {
+        let bytes = run.page_count() * PAGE_SIZE;
+        if left < bytes {
+            return run.first().checked_add(left);
+        }
+        left -= bytes;
+    }
+    None
 }
 
 /// Reserved memory as input addresses: it is identity-mapped.

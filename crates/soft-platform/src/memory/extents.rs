@@ -47,12 +47,13 @@ impl Extents {
         }
     }
 
-    /// Takes `count` adjacent pages from as far down as possible, all of them at or below page `last`.
-    pub(super) fn take_low(&mut self, count: u64, first: u64, last: u64) -> Option<u64> {
+    /// Takes `count` adjacent pages from as far down as possible, on a multiple of `align` pages, all of them at or below
+    /// page `last`.
+    pub(super) fn take_low(&mut self, count: u64, first: u64, last: u64, align: u64) -> Option<u64> {
         // The run that reaches over `first` from below comes before those that start inside.
         let from = self.runs.range(..=first).next_back().map_or(first, |(&start, _)| start);
         let (start, run, at) = self.runs.range(from..).find_map(|(&start, &run)| {
-            let at = start.max(first);
+            let at = start.max(first).checked_next_multiple_of(align)?;
             let end = (start + (run - 1)).min(last);
             (at <= end && end - at >= count - 1).then_some((start, run, at))
         })?;
@@ -113,14 +114,14 @@ mod tests {
     #[test]
     fn pages_given_back_join_their_neighbours() {
         let mut free = Extents::new(0x100, 0x100);
-        let a = free.take_low(0x10, 0, u64::MAX).expect("space");
-        let b = free.take_low(0x10, 0, u64::MAX).expect("space");
+        let a = free.take_low(0x10, 0, u64::MAX, 1).expect("space");
+        let b = free.take_low(0x10, 0, u64::MAX, 1).expect("space");
         assert_eq!((a, b), (0x100, 0x110));
         free.give(a, 0x10);
         free.give(b, 0x10);
         assert_eq!(free.free_pages(), 0x100);
         assert_eq!(
-            free.take_low(0x100, 0, u64::MAX),
+            free.take_low(0x100, 0, u64::MAX, 1),
             Some(0x100),
             "one run again, not three pieces"
         );
@@ -145,16 +146,16 @@ mod tests {
         free.carve(0x10, 0x1f);
         free.carve(0x3f, 0x100);
         assert_eq!(free.free_pages(), 0x2f);
-        assert_eq!(free.take_low(0x11, 0, u64::MAX), Some(0x20));
-        assert_eq!(free.take_low(0x10, 0, u64::MAX), Some(0));
-        assert_eq!(free.take_low(0x10, 0, u64::MAX), None);
+        assert_eq!(free.take_low(0x11, 0, u64::MAX, 1), Some(0x20));
+        assert_eq!(free.take_low(0x10, 0, u64::MAX, 1), Some(0));
+        assert_eq!(free.take_low(0x10, 0, u64::MAX, 1), None);
     }
 
     #[test]
     fn a_floor_is_respected_inside_a_run() {
         let mut free = Extents::new(0, 0x40);
-        assert_eq!(free.take_low(4, 0x21, u64::MAX), Some(0x21));
-        assert_eq!(free.take_low(4, 0, 2), None);
-        assert_eq!(free.take_low(3, 0, 2), Some(0));
+        assert_eq!(free.take_low(4, 0x21, u64::MAX, 1), Some(0x21));
+        assert_eq!(free.take_low(4, 0, 2, 1), None);
+        assert_eq!(free.take_low(3, 0, 2, 1), Some(0));
     }
 }
