@@ -23,11 +23,13 @@ impl Capabilities {
     /// Reads the registers and checks that a unit answers and that all its register blocks lie in the window.
     pub(crate) fn read<R: Registers>(registers: &R) -> Result<Self, UnitError> {
         let (cap, ecap) = (registers.read64(offset::CAP), registers.read64(offset::ECAP));
-        if cap == u64::MAX && ecap == u64::MAX {
+        let version = registers.read32(offset::VER);
+        // None of the three has only ones: each has reserved bits. One alone means that the unit vanished in between.
+        if cap == u64::MAX || ecap == u64::MAX || version == u32::MAX {
             return Err(UnitError::Absent);
         }
         let this = Self {
-            version: Version::new_with_raw_value(registers.read32(offset::VER)),
+            version: Version::new_with_raw_value(version),
             cap: Capability::new_with_raw_value(cap),
             ecap: ExtendedCapability::new_with_raw_value(ecap),
         };

@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use crate::command::Command;
 use crate::health::Health;
+use crate::options::TableMode;
 
 /// The unit did not do what it was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -118,8 +119,10 @@ pub struct Unconfirmed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum UnitError {
-    /// Version, capability and extended capability read all-ones: there is no unit at this address.
-    #[error("no remapping unit answers: the capability registers read all-ones; the firmware table is wrong")]
+    /// Version, capability or extended capability reads all-ones: there is no unit at this address, or none any more.
+    #[error(
+        "no remapping unit answers: the capability registers read all-ones; the firmware table is wrong, or the unit gone"
+    )]
     Absent,
     /// A register block lies outside the window that was handed in.
     #[error("the {block} end at byte {end:#x}, the register window has {window:#x}; map the larger window")]
@@ -146,6 +149,11 @@ pub enum UnitError {
     /// Scalable mode was asked for.
     #[error("the unit has no scalable mode (ECAP.SMTS = 0); drive it in legacy mode")]
     NoScalableMode,
+    /// The unit translates in the other mode, and must neither be switched off nor change the mode while it is on.
+    #[error(
+        "the unit translates with tables of the other mode and must not be switched off (quirk); drive it in {0:?} mode"
+    )]
+    ModeLocked(TableMode),
     /// The previous owner's invalidation queue did not run empty.
     #[error("the invalidation queue that was left enabled did not drain within {waited_ns} ns")]
     QueueNotQuiet {

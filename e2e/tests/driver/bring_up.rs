@@ -1,7 +1,11 @@
 //! Take-over, reserved regions, enable.
 
-use iommu_types::{Access, AddrRange, HostPhys, Iova, Perms};
-use vtd_driver::{AttachError, DomainOptions, PassThrough, Requester, ReservedRegion, Unit, UnitError};
+use iommu_testkit::SparseMemory;
+use iommu_types::{Access, AddrRange, HostPhys, Iova, NodeId, Perms};
+use vtd_driver::{
+    AttachError, DomainOptions, InterruptOptions, PassThrough, Requester, ReservedRegion, Stage, TableMode, Unit,
+    UnitError, UnitOptions, UnitQuirks,
+};
 use vtd_model::{Profile, UnitConfig};
 use vtd_spec::register::{GlobalCommand, GlobalStatus, offset};
 
@@ -66,8 +70,7 @@ fn a_unit_left_enabled_is_taken_over_and_forgets_what_its_owner_mapped() {
             .map(Iova::new(0x1000), HostPhys::new(0x9000), 0x1000, Perms::READ_WRITE)
             .expect("mapped");
         old.attach(&Requester::new(nic), &domain).expect("attached");
-        old.start_interrupt_remapping(vtd_driver::InterruptOptions::default())
-            .expect("on");
+        old.start_interrupt_remapping(InterruptOptions::default()).expect("on");
         assert_eq!(
             machine.dma(nic, Iova::new(0x1000), Access::Read),
             Ok(HostPhys::new(0x9000))
@@ -214,7 +217,7 @@ fn pass_through_needs_the_policy_and_reaches_all_memory() {
     assert_eq!(unit.attach_pass_through(&trusted), Err(AttachError::PassThroughRefused));
 
     let machine = Machine::new(silicon());
-    let options = vtd_driver::UnitOptions {
+    let options = UnitOptions {
         pass_through: PassThrough::AllowedForTrustedDevices,
         ..machine.options()
     };
@@ -228,4 +231,106 @@ fn pass_through_needs_the_policy_and_reaches_all_memory() {
     );
     unit.detach(&trusted).expect("detached");
     assert!(machine.dma(trusted.rid, Iova::new(0x12_3458), Access::Write).is_err());
+}
+
+#[test]
+fn a_unit_left_in_the_other_mode_is_taken_over_and_forgets_its_tables() {
+    let nic = source("02:00.0");
+    for mode in [TableMode::Legacy, TableMode::Scalable] {
+        let other = match mode {
+            TableMode::Legacy => TableMode::Scalable,
+            TableMode::Scalable => TableMode::Legacy,
+        };
+        let config = UnitConfig::builder()
+            .profile(Profile::Silicon)
+            .full_scalable_mode()
+            .sanitizer(true);
+        let mut machine = Machine::new(config.build().expect("valid")).in_mode(other);
+        {
+            let old = machine.translating();
+            let domain = old.create_domain(DomainOptions::default()).expect("a domain");
+            domain
+                .map(Iova::new(0x1000), HostPhys::new(0x9000), 0x1000, Perms::READ_WRITE)
+                .expect("mapped");
+            old.attach(&Requester::new(nic), &domain).expect("attached");
+            assert!(machine.dma(nic, Iova::new(0x1000), Access::Read).is_ok());
+        }
+        machine.now_in_mode(mode);
+        // A unit that must not be switched off cannot change its mode either.
+        let quirks = UnitQuirks {
+            keep_translation_on: true,
+            ..UnitQuirks::default()
+        };
+        let options = UnitOptions {
+            quirks,
+            ..machine.options()
+        };
+        let unit = Unit::found(&machine, &machine, options).expect("found");
+        let locked = unit.take_over().map(drop).map_err(|error| error.cause);
+        assert_eq!(locked, Err(UnitError::ModeLocked(other)));
+        assert!(
+            machine.dma(nic, Iova::new(0x1000), Access::Read).is_ok(),
+            "nothing was touched"
+        );
+
+        let unit = machine.translating();
+        assert!(machine.dma(nic, Iova::new(0x1000), Access::Read).is_err());
+        let domain = unit.create_domain(DomainOptions::default()).expect("a domain");
+        domain
+            .map(Iova::new(0x1000), HostPhys::new(0xa000), 0x1000, Perms::READ_WRITE)
+            .expect("mapped");
+        unit.attach(&Requester::new(nic), &domain).expect("attached");
+        assert_eq!(
+            machine.dma(nic, Iova::new(0x1000), Access::Read),
+            Ok(HostPhys::new(0xa000))
+        );
+        assert_eq!(machine.take_findings(), []);
+    }
+}
+
+#[test]
+fn everything_that_the_unit_walks_lies_on_its_node_and_within_its_reach() {
+    const GIB: u64 = 1 << 30;
+    // Node 1 is in the middle; above it, and above what 36 bits reach, is more memory.
+    let memory = SparseMemory::builder()
+        .ram_on_node(0, GIB, NodeId(0))
+        .ram_on_node(GIB, GIB, NodeId(1))
+        .ram_on_node(2 * GIB, GIB, NodeId(0))
+        .ram_on_node(1 << 36, GIB, NodeId(1))
+        .build();
+    let config = UnitConfig::builder()
+        .profile(Profile::Silicon)
+        .host_address_width(36)
+        .full_scalable_mode()
+        .build()
+        .expect("valid");
+    let machine = Machine::with_memory(config, memory).in_mode(TableMode::Scalable);
+    let options = UnitOptions {
+        node: Some(NodeId(1)),
+        ..machine.options()
+    };
+    let unit = Unit::found(&machine, &machine, options).expect("found");
+    let unit = unit.take_over().map_err(|error| error.cause).expect("taken over");
+    let unit = unit.enable().map_err(|error| error.cause).expect("enabled");
+    unit.start_interrupt_remapping(InterruptOptions::default()).expect("on");
+    let nic = Requester::new(source("02:00.0"));
+    for stage in [Stage::Second, Stage::First] {
+        let domain = unit
+            .create_domain(DomainOptions {
+                stage,
+                ..DomainOptions::default()
+            })
+            .expect("a domain");
+        domain
+            .map(Iova::new(0x1000), HostPhys::new(0x9000), 0x1000, Perms::READ_WRITE)
+            .expect("mapped");
+        unit.attach(&nic, &domain).expect("attached");
+        assert!(machine.dma(nic.rid, Iova::new(0x1000), Access::Read).is_ok());
+        unit.detach(&nic).expect("detached");
+    }
+    // Queue, root, contexts, PASID tables, interrupt table, both formats of page tables.
+    let frames = machine.memory.live_frames();
+    assert!(frames.len() >= 12, "{frames:?}");
+    let node = AddrRange::from_base_len(HostPhys::new(GIB), GIB).expect("a range");
+    assert!(frames.iter().all(|(at, _)| node.contains(*at)), "{frames:?}");
 }

@@ -573,7 +573,9 @@ fn a_unit_that_does_not_come_up_comes_back_and_can_be_tried_again() {
                             Some(unit) => *unit,
                             None => Unit::found(&machine, &machine, options(&machine)).expect("it is back"),
                         };
-                        let unit = unit.take_over().map_err(|error| error.cause).expect("tried again");
+                        let unit = unit
+                            .take_over()
+                            .unwrap_or_else(|error| panic!("{failure:?} at {step}, machine {which}: {}", error.cause));
                         let unit = unit.enable().map_err(|error| error.cause).expect("enabled");
                         assert!(machine.dma(nic.rid, AT, Access::Read).is_err(), "{failure:?} at {step}");
                         assert!(unit.health().is_good());
@@ -594,5 +596,38 @@ fn a_unit_that_does_not_come_up_comes_back_and_can_be_tried_again() {
             let hard = matches!(failure, Failure::Frame | Failure::Hardware(Break::Stop | Break::Vanish));
             assert!(failed > 0 || !hard, "{failure:?} was never felt");
         }
+    }
+}
+
+/// The tests above, with a driver that leaves something out: they have to notice.
+mod noticed {
+    use iommu_types::omission::{Step, leave_out};
+
+    #[test]
+    #[should_panic(expected = "assertion `left == right` failed")]
+    fn tables_that_are_freed_before_the_flush_is_confirmed() {
+        let _without = leave_out(Step::TablesWait);
+        super::what_was_not_flushed_keeps_lease_and_tables();
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion `left == right` failed")]
+    fn a_context_entry_that_stays_cached() {
+        let _without = leave_out(Step::ContextForgotten);
+        super::a_device_that_was_not_detached_keeps_its_domain_from_being_destroyed();
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion `left == right` failed")]
+    fn ats_that_is_on_before_the_entry_is_valid() {
+        let _without = leave_out(Step::AtsAfterEntry);
+        super::ats_is_not_turned_on_for_a_device_that_was_not_attached();
+    }
+
+    #[test]
+    #[should_panic]
+    fn an_interrupt_entry_that_stays_cached() {
+        let _without = leave_out(Step::InterruptForgotten);
+        super::an_interrupt_that_was_not_moved_goes_where_it_went_or_is_named();
     }
 }

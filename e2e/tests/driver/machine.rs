@@ -111,6 +111,19 @@ impl Machine {
         }
     }
 
+    /// As [`Self::new`], with other memory.
+    pub(crate) fn with_memory(config: UnitConfig, memory: SparseMemory) -> Self {
+        Self {
+            memory,
+            ..Self::new(config)
+        }
+    }
+
+    /// The same unit and memory, driven in another mode from now on.
+    pub(crate) fn now_in_mode(&mut self, mode: TableMode) {
+        self.mode = mode;
+    }
+
     /// As [`Self::new`], of a unit that reads past the processor's write buffers: hardware sees a store when they are
     /// flushed (`VT-d §6.8`).
     pub(crate) fn with_write_buffers(config: UnitConfig) -> Self {

@@ -184,6 +184,10 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
     }
     let limit = options.timeouts.command_ns;
     let mut shadow = Shadow::seed(registers)?;
+    if shadow.translation() && options.quirks.keep_translation_on {
+        let now = RootTableAddress::new_with_raw_value(registers.read64(offset::RTADDR));
+        mode_fits(now, options.mode, capabilities)?;
+    }
     // The consumers of the queue's work go first, the queue last (rules 31 and 111).
     let old = kept(Step::OldOwnerOff);
     if old && shadow.translation() && !options.quirks.keep_translation_on {
@@ -201,8 +205,9 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
     let root = host.allocate(page).map_err(TableError::from)?;
     let invalidator = if capabilities.ecap.qi() {
         Invalidator::Queue(
-            // 256-bit descriptors must be in place before the unit walks scalable tables (VT-d §6.5.2).
-            match Queue::new(host, page, options.mode == TableMode::Scalable) {
+            // 256-bit descriptors must be in place before the unit walks scalable tables, and as long as it still has
+            // those of a previous owner (VT-d §6.5.2); legacy mode takes them as well.
+            match Queue::new(host, page, capabilities.ecap.smts()) {
                 Ok(queue) => queue,
                 Err(error) => {
                     // No hardware has seen it.
@@ -220,6 +225,22 @@ fn prepare<R: Registers, P: Host>(data: &Discovered<R, P>) -> Result<Prepared, U
         invalidator,
         structures: Structures::new(Tables::new(options.mode, root), ids),
     })
+}
+
+/// The mode of the tables may change while the unit translates only if it invalidates by itself when the root table is
+/// set (`VT-d §11.4.5`).
+fn mode_fits(now: RootTableAddress, wanted: TableMode, capabilities: &Capabilities) -> Result<(), UnitError> {
+    let mode = match now.ttm() {
+        TranslationTableMode::Legacy => TableMode::Legacy,
+        TranslationTableMode::Scalable => TableMode::Scalable,
+        // Nothing passes: that is as good as off.
+        TranslationTableMode::AbortDma | TranslationTableMode::Reserved => wanted,
+    };
+    if mode == wanted || capabilities.cap.esrtps() {
+        Ok(())
+    } else {
+        Err(UnitError::ModeLocked(mode))
+    }
 }
 
 /// The queue of a previous owner may be turned off only when it stands still (`VT-d §6.5.2`): empty, or stopped
