@@ -337,14 +337,19 @@ fn vital(machine: &Machine, topology: &Topology, members: &BTreeSet<Bdf>) -> Vec
         .filter(|bdf| members.contains(bdf) && endpoint(bdf))
         .collect();
     if !taken.is_empty() {
+        // What the firmware knows and did not use for the console, nobody looks at.
+        let unused = taken.iter().all(|bdf| {
+            let f = machine.functions.get(bdf);
+            f.is_some_and(|f| f.boot_display == Knowledge::Known(false))
+        });
         items.push(if taken.len() == displays.len() {
-            Item::hard(
-                "vital-display",
-                SCREEN,
-                Answer::No,
-                format!("{} is all it has", list(&taken)),
-            )
-            .advise("if it is to go all the same, make sure first that the host can be reached over the network")
+            let detail = format!("{} is all it has", list(&taken));
+            let item = if unused {
+                Item::soft("vital-display", SCREEN, Answer::No, detail)
+            } else {
+                Item::hard("vital-display", SCREEN, Answer::No, detail)
+            };
+            item.advise("if it is to go all the same, make sure first that the host can be reached over the network")
         } else {
             Item::soft(
                 "vital-display",

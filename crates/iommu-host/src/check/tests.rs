@@ -1,4 +1,3 @@
-
 use iommu_groups::group;
 
 use super::*;
@@ -99,6 +98,21 @@ fn the_only_display_is_not_given_away_without_a_word() {
     assert_eq!(
         (answer(&items, "vital-display"), overall(&items)),
         (Answer::No, Answer::No)
+    );
+    // A host without a console has none to lose.
+    let items = ask(
+        |machine| {
+            display(machine);
+            for f in machine.functions.values_mut() {
+                f.boot_display = Knowledge::Known(false);
+            }
+        },
+        &both,
+        Plan::default(),
+    );
+    assert_eq!(
+        (answer(&items, "vital-display"), overall(&items)),
+        (Answer::No, Answer::Yes)
     );
     // With another one beside it the host keeps that.
     let items = ask(
