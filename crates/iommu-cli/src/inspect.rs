@@ -473,7 +473,11 @@ mod tests {
         let report = look(&set_up).expect("readable");
         let unit = report.units.first().expect("a unit");
         let entry_at = |source: &str| {
-            let row = unit.contexts.iter().find(|row| row.source == source).expect("it has an entry");
+            let row = unit
+                .contexts
+                .iter()
+                .find(|row| row.source == source)
+                .expect("it has an entry");
             HostPhys::new(u64::from_str_radix(row.entry_at.trim_start_matches("0x"), 16).expect("hexadecimal"))
         };
         // The GPU of guest B gets the entry of guest A's disk; a function that is not there gets one too.
@@ -487,7 +491,10 @@ mod tests {
         }
         let found = findings(&set_up);
         for expected in ["share the table", "has an entry for 04:00.1, which no function has"] {
-            assert!(found.iter().any(|finding| finding.contains(expected)), "{expected}: {found:?}");
+            assert!(
+                found.iter().any(|finding| finding.contains(expected)),
+                "{expected}: {found:?}"
+            );
         }
     }
 
