@@ -1,6 +1,5 @@
 //! Legacy mode: second-stage tables, context and root entries, 128-bit descriptors.
 
-use e2e::differential::Twin;
 use e2e::qtest::{EDU_SOURCE, QtestError};
 use vtd_spec::register::offset;
 
