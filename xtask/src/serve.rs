@@ -44,6 +44,10 @@ fn drive(kernel: Selection, depth: Depth) -> Outcome {
         Ok(root) => root,
         Err(why) => return Outcome::Skipped(why),
     };
+    let driver = match tools::static_program("e2e", "vfio-guest") {
+        Ok(program) => program,
+        Err(why) => return Outcome::Failed(why),
+    };
     let mut command = cargo(&["test", "--package", "e2e", "--test", "served", "--", "--nocapture"]);
     programs.tell(&mut command);
     command.env("PORTCULLIS_E2FS", e2fs.folder()).env(

@@ -71,7 +71,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     });
     report.check("groups against Linux", 300, || linux::check(depth));
     report.check("VFIO against Linux", 90, vfio::check);
-    let boots = if depth == Depth::Default { 1 } else { 12 };
+    let boots = if depth == Depth::Default { 1 } else { 15 };
     report.check("Linux on our unit", boots, || serve::check(depth));
     if depth >= Depth::Full {
         report.check("fuzzing", 6, || fuzz(depth));

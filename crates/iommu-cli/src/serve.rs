@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
-use iommu_devices::{DmaEngine, DmaEngineOptions, Function};
+use iommu_devices::{Ats, DmaEngine, DmaEngineOptions, Function};
 use iommu_serve::Machine;
 use iommu_serve::qemu::{self, Guest, Launch, USUAL_BASE};
 use iommu_serve::trace::TraceFile;
@@ -26,6 +26,12 @@ use voice::Voice;
 const UNIT_DEVICE: u8 = 6;
 /// The last device number that is used; QEMU has devices of its own at the end of the bus.
 const LAST_DEVICE: u8 = 0x1d;
+/// The ATS capability of functions. Software enables it where the unit can serve it.
+const DEVICE_TLB: Ats = Ats {
+    queue_depth: 32,
+    page_aligned: true,
+};
+
 /// Caches of a unit that is watched.
 const WATCHED_CACHES: CacheSizes = CacheSizes {
     contexts: 256,
@@ -66,6 +72,9 @@ pub(crate) struct Options {
     /// Caching mode: the unit may cache entries that are not present
     #[arg(long)]
     caching_mode: bool,
+    /// Device-TLBs: the unit serves translation requests, and functions keep what they are told
+    #[arg(long)]
+    ats: bool,
     /// Report each rule of the programming protocol that the guest's driver breaks
     #[arg(long)]
     sanitize: bool,
@@ -171,6 +180,7 @@ fn config(options: &Options) -> Result<UnitConfig, Failure> {
         .interrupt_remapping(false)
         .extended_interrupts(false)
         .caching_mode(options.caching_mode)
+        .device_tlb(options.ats)
         .sanitizer(options.sanitize);
     if options.sanitize {
         // A driver is watched on a unit that keeps what hardware keeps, pointers to tables included.
@@ -235,7 +245,10 @@ fn disk(word: &str) -> Result<Box<dyn Function>, Failure> {
         require_access_platform: false,
         ..VirtioBlkOptions::default()
     };
-    let config = VirtioBlk::describe(options).build().map_err(|why| failed(&why))?;
+    let config = VirtioBlk::describe(options)
+        .ats(DEVICE_TLB)
+        .build()
+        .map_err(|why| failed(&why))?;
     let function = VirtioBlk::new(config, Box::new(disk), options).map_err(|why| failed(&why))?;
     Ok(Box::new(function))
 }
@@ -243,6 +256,7 @@ fn disk(word: &str) -> Result<Box<dyn Function>, Failure> {
 fn engine() -> Result<Box<dyn Function>, Failure> {
     let options = DmaEngineOptions::default();
     let built = DmaEngine::describe(options)
+        .ats(DEVICE_TLB)
         .build()
         .map_err(|why| why.to_string())
         .and_then(|config| DmaEngine::new(config, options).map_err(|why| why.to_string()));

@@ -50,6 +50,7 @@ struct Places {
     msi_x: Option<u16>,
     advanced: Option<u16>,
     acs: Option<u16>,
+    ats: Option<u16>,
     sriov: Option<u16>,
 }
 
@@ -357,6 +358,14 @@ impl ConfigSpace {
     #[must_use]
     pub const fn express_at(&self) -> Option<u16> {
         self.places.express
+    }
+
+    /// Whether the function has ATS and software has enabled it: it may ask for translations and keep them.
+    #[must_use]
+    pub fn ats_enabled(&self) -> bool {
+        self.places
+            .ats
+            .is_some_and(|at| self.read16(at + pci::ats::CONTROL) & pci::ats::ENABLE != 0)
     }
 
     /// Offset of the SR-IOV extended capability.

@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use iommu_devices::{Bus, DmaError, DmaErrorKind, MSI_BASE};
 use iommu_types::{Access, HostPhys, Iova, SourceId, SystemMemory};
 
+use vtd_model::Request;
+
 use crate::irqs::Irqs;
 use crate::link::{LinkError, Message, Receiver, Sender};
 use crate::protocol::{Command, DATA_MAX, Kind, dma_access};
@@ -71,6 +73,8 @@ pub(crate) struct SessionBus<'a> {
     /// `None`: the function is not behind the unit, its addresses are the client's.
     pub(crate) remapper: Option<&'a Remapper>,
     pub(crate) source: SourceId,
+    /// The function's ATS is enabled.
+    pub(crate) ats: bool,
     pub(crate) ram: &'a Ram,
     pub(crate) irqs: &'a Irqs,
     pub(crate) sender: &'a Sender,
@@ -106,9 +110,12 @@ impl SessionBus<'_> {
         let access = part.access();
         let outcome = match self.remapper {
             None => self.reach(HostPhys::new(iova.raw()), wanted, part),
-            Some(remapper) => remapper
-                .access(self.source, iova, wanted, access, |at, len| self.reach(at, len, part))
-                .map_err(|_| DmaErrorKind::Blocked)?,
+            Some(remapper) => {
+                let request = Request::new(self.source, iova, wanted, access);
+                remapper
+                    .access(&request, self.ats, |at, len| self.reach(at, len, part))
+                    .map_err(|_| DmaErrorKind::Blocked)?
+            }
         };
         match outcome? {
             Outcome::Done(done) => Ok(done),

@@ -56,6 +56,7 @@
 #![forbid(unsafe_code)]
 
 mod bus;
+mod device_tlb;
 mod firmware;
 mod irqs;
 mod link;

@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use iommu_types::{Access, HostPhys, Iova, SourceId, SystemMemory};
+use iommu_types::{HostPhys, SourceId, SystemMemory};
 use vtd_model::{AccessWidth, Counters, EventMessage, Fault, Finding, Request, Translation, Unit, UnitConfig};
 
+use crate::device_tlb::{DeviceTlbs, Way};
 use crate::protocol::{DmaRange, Refusal};
 use crate::ram::Ram;
 use crate::report::{Journal, Report};
@@ -25,6 +26,8 @@ struct Core {
     /// Memory of the unit's own connection: what its table walks see.
     ram: Ram,
     outlet: Option<Box<dyn Outlet>>,
+    /// What functions with ATS keep.
+    device_tlbs: DeviceTlbs,
     journal: Journal,
 }
 
@@ -54,6 +57,7 @@ impl Remapper {
                 unit: Unit::new(config),
                 ram: Ram::default(),
                 outlet: None,
+                device_tlbs: DeviceTlbs::default(),
                 journal: Journal::new(report),
             }),
         }
@@ -136,37 +140,26 @@ impl Remapper {
     pub fn reset(&self) {
         let mut core = self.lock();
         core.unit = Unit::new(self.config);
+        core.device_tlbs.clear();
         core.journal.operation(Operation::Reset, &Watched::default());
     }
 
-    /// Translates as many of `len` bytes from `iova` on as one answer holds for, and lets `work` use the place: its address
-    /// and how many bytes. Nothing that concerns the translation is invalidated meanwhile.
+    /// The function at `source` keeps no translation any more: its ATS is disabled, or it was reset.
+    pub(crate) fn forget_device(&self, source: SourceId) {
+        self.lock().device_tlbs.forget(source);
+    }
+
+    /// Translates as much of `request` as one answer holds for, and lets `work` use the place: its address and how many bytes.
+    /// Nothing that concerns the translation is invalidated meanwhile. A function with `ats` keeps what it is told.
     pub(crate) fn access<R>(
         &self,
-        source: SourceId,
-        iova: Iova,
-        len: u64,
-        access: Access,
+        request: &Request,
+        ats: bool,
         work: impl FnOnce(HostPhys, u64) -> R,
     ) -> Result<R, Fault> {
         let mut core = self.lock();
-        let request = Request::new(source, iova, len, access);
-        let (answer, watched) = core.drive(|unit, memory| unit.dma(memory, &request));
-        core.journal.dma(&request, &answer, &watched);
-        let done = match &answer {
-            Ok(translation) => {
-                // The page holds the address, so the difference is below the page's length.
-                let left = (translation.page.last().raw() - iova.raw()).saturating_add(1);
-                Ok(work(translation.phys, left.min(len)))
-            }
-            Err(fault) => Err(*fault),
-        };
-        let used = answer.ok();
-        let broken = core.pass_on(used.as_ref(), &watched);
-        if let Some(translation) = used.filter(|_| !broken && self.config.sanitizer()) {
-            core.journal.remember(&request, &translation, &watched);
-        }
-        done
+        let (answer, left) = core.answer(request, ats);
+        answer.map(|at| work(at, left))
     }
 }
 
@@ -178,7 +171,8 @@ impl Core {
         let result = work(&mut self.unit, &recorder);
         for _ in 0..STEPS_MAX {
             while let Some(what) = self.unit.take_device_invalidation() {
-                // No function keeps translations beyond one access, so every device-TLB is clean at once.
+                // No access is under way while the unit is locked, so the device-TLB is clean at once.
+                self.device_tlbs.invalidate(&what);
                 self.unit.complete_device_invalidation(&recorder, what.source, what.tag);
             }
             if !self.unit.step(&recorder) {
@@ -186,6 +180,39 @@ impl Core {
             }
         }
         (result, recorder.finish())
+    }
+
+    /// Where a request goes, and for how many bytes that holds.
+    fn answer(&mut self, request: &Request, ats: bool) -> (Result<HostPhys, Fault>, u64) {
+        if ats {
+            if let Way::Ask(ask) = self.device_tlbs.way(*request)
+                && let Ok(answer) = self.request(&ask)
+            {
+                self.device_tlbs.keep(request, &answer);
+            }
+            if let Way::Translated(translated, left) = self.device_tlbs.way(*request) {
+                return (self.request(&translated).map(|answer| answer.phys), left);
+            }
+        }
+        match self.request(request) {
+            Ok(answer) => {
+                // The page holds the address, so the difference is below the page's length.
+                let left = (answer.page.last().raw() - request.address.raw()).saturating_add(1);
+                (Ok(answer.phys), left.min(request.len))
+            }
+            Err(fault) => (Err(fault), 0),
+        }
+    }
+
+    /// Sends one request through the unit, with all that comes of it.
+    fn request(&mut self, request: &Request) -> Result<Translation, Fault> {
+        let (answer, watched) = self.drive(|unit, memory| unit.dma(memory, request));
+        self.journal.dma(request, &answer, &watched);
+        let broken = self.pass_on(answer.as_ref().ok(), &watched);
+        if let (Ok(translation), false, true) = (&answer, broken, self.unit.config().sanitizer()) {
+            self.journal.remember(request, translation, &watched);
+        }
+        answer
     }
 
     /// Passes on what came out of the unit. `used` is the translation that a request just got. True if a rule was broken.

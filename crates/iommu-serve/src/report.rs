@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use iommu_types::{HostPhys, Iova, SourceId};
-use vtd_model::{AccessWidth, EventMessage, Fault, Finding, Request, Translation};
+use iommu_types::{Access, HostPhys, Iova, SourceId};
+use vtd_model::{AccessWidth, EventMessage, Fault, Finding, Request, RequestKind, Translation};
 
 use crate::remapper::describe;
 use crate::trace::{Answer, Effect, Operation, Record, TraceFile, Watched};
@@ -115,14 +115,16 @@ impl Journal {
             };
             let operation = Operation::Dma {
                 source: request.source,
-                access: request.access,
+                access: purpose(request),
                 address: request.address,
                 len: request.len,
+                kind: request.kind,
                 answer,
             };
             trace.operation(watched, operation);
         }
-        if let Err(fault) = answer {
+        // A translation request that is refused is no harm: the request itself follows untranslated.
+        if let (Err(fault), false) = (answer, request.kind == RequestKind::Translation) {
             self.report.fault(fault);
         }
     }
@@ -161,6 +163,14 @@ impl Journal {
         if let Some(trace) = &mut self.trace {
             trace.flush();
         }
+    }
+}
+
+/// What a request is for: translation requests are reads that say so by their no-write flag.
+const fn purpose(request: &Request) -> Access {
+    match (request.kind, request.no_write) {
+        (RequestKind::Translation, false) => Access::Write,
+        _ => request.access,
     }
 }
 

@@ -194,6 +194,7 @@ impl<'s> Session<'s> {
             }
             Request::Reset => {
                 self.slot.function().reset(ResetKind::Conventional);
+                self.remapper.forget_device(self.slot.source());
                 self.update_level();
                 Ok(Vec::new())
             }
@@ -229,6 +230,7 @@ impl<'s> Session<'s> {
         let bus = SessionBus {
             remapper: (self.slot.role() != Role::Bypass).then_some(self.remapper),
             source: self.slot.source(),
+            ats: self.slot.function().config().ats_enabled(),
             ram: &self.ram,
             irqs: &self.slot.irqs,
             sender: &self.sender,
@@ -241,6 +243,9 @@ impl<'s> Session<'s> {
                     // Clients decode addresses and number buses themselves; resets were carried out.
                     let _ = function.config_write(offset, from);
                     function.settle(&bus);
+                    if bus.ats && !function.config().ats_enabled() {
+                        self.remapper.forget_device(self.slot.source());
+                    }
                 }
                 (_, Ok(bar), _) => function.bar_write(bar, offset, from, &bus),
                 _ => {}

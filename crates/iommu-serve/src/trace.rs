@@ -17,6 +17,7 @@
 //! | `write W R V` | operation: V is written to register R, W bits |
 //! | `dma S K A L ok P` | operation: source S does K (`read`, `write`, `atomic`) of L bytes at IOVA A, and reaches host address P |
 //! | `dma S K A L fault N` | operation: the same, blocked for reason N |
+//! | `ask …`, `hit …` | as `dma`, but of a device-TLB: a translation request, and a request with the host address A that it was told |
 //! | `reset` | operation: the unit is reset |
 //! | `set A V` | effect of the operation before: the unit writes the 64-bit word V at A (flags, status of 64 bits) |
 //! | `set32 A V` | effect: the unit writes 32 bits |

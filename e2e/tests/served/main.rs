@@ -4,7 +4,7 @@
 //! vfio-user. Nobody here wrote the driver that programs the unit. The sanitizer watches it, the disk is checked from
 //! outside with the file system's own tools, and things are broken on purpose to see them noticed.
 //!
-//! `PORTCULLIS_QEMU`, `_KERNEL`, `_BUSYBOX`, `_MODULES`, `_IOMMU` and `_E2FS` name the programs; without them the tests say
+//! `PORTCULLIS_QEMU`, `_KERNEL`, `_BUSYBOX`, `_MODULES`, `_IOMMU`, `_E2FS` and `_VFIO_GUEST` name the programs; without them the tests say
 //! that they compared nothing. `PORTCULLIS_SERVED=full` asks for all of them, otherwise one guest is booted.
 
 #![expect(
@@ -14,6 +14,7 @@
     reason = "a test reports by panicking, its helpers too"
 )]
 
+mod assigned;
 mod breaking;
 mod ending;
 mod messages;

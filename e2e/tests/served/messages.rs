@@ -16,7 +16,7 @@ struct Cost {
 }
 
 fn measure(programs: &Programs, way: Way, words: &str) -> Cost {
-    let mut rig = Rig::with(programs, UnitConfig::builder(), way);
+    let mut rig = Rig::with(programs, UnitConfig::builder(), way, None);
     let (mut before, mut after) = (0, 0);
     let talk = rig.run("speed", words, |rig, line| {
         match line {

@@ -27,6 +27,26 @@ fn works(unit: UnitConfigBuilder, words: &str) {
 }
 
 #[test]
+fn legacy_mode_with_device_tlbs() {
+    let Some(programs) = programs(true) else { return };
+    let mut rig = Rig::new(&programs, unit().device_tlb(true));
+    let trace = rig.trace();
+    let talk = rig.run("disk", "iommu.strict=1", |_, _| true);
+    assert!(talk.says("same"), "{}", talk.console);
+    assert_eq!(talk.trouble(), Vec::<&str>::new(), "{}", talk.console);
+    assert_eq!(rig.said.rules(), Vec::<&str>::new(), "{:?}", rig.said.broken);
+    rig.end_trace();
+    // Linux enabled ATS: the disk asked for translations, and used them.
+    let text = std::fs::read_to_string(&trace).unwrap();
+    let count = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
+    let (asked, hits) = (count("ask 00:07.0"), count("hit 00:07.0"));
+    assert!(asked > 0 && hits > 0, "{asked} {hits}");
+    rig.finish();
+    check_disk(&programs, &rig);
+    println!("also: device-TLBs: {asked} translation requests, {hits} translated ones, the file system is whole");
+}
+
+#[test]
 fn legacy_mode_with_strict_invalidation() {
     works(unit(), "iommu.strict=1");
 }

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use e2e::guest::Tools;
 use e2e::guest::archive::Archive;
 use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
-use iommu_devices::{DmaEngine, DmaEngineOptions};
+use iommu_devices::{Ats, DmaEngine, DmaEngineOptions};
 use iommu_serve::protocol::Refusal;
 use iommu_serve::qemu::{Guest, Launch, Running};
+use iommu_serve::trace::TraceFile;
 use iommu_serve::{BrokenRule, Machine, Notices, Remapper, Report, Server};
 use vtd_model::cache::CacheSizes;
 use vtd_model::{Fault, UnitConfig, UnitConfigBuilder};
@@ -38,6 +39,8 @@ static RUNNING: Mutex<()> = Mutex::new(());
 pub(crate) struct Programs {
     pub(crate) tools: Tools,
     e2fs: PathBuf,
+    /// The user-space driver that runs on `/dev/vfio`.
+    driver: PathBuf,
 }
 
 impl Programs {
@@ -46,6 +49,7 @@ impl Programs {
         Some(Self {
             tools: Tools::from_environment()?,
             e2fs: std::env::var_os("PORTCULLIS_E2FS").map(PathBuf::from)?,
+            driver: std::env::var_os("PORTCULLIS_VFIO_GUEST").map(PathBuf::from)?,
         })
     }
 
@@ -75,6 +79,7 @@ impl Programs {
         archive.file("bin/busybox", true, &fs::read(&self.tools.busybox).unwrap());
         archive.file("init", true, include_bytes!("../../guest/served.sh"));
         archive.file("contents", false, &contents());
+        archive.file("bin/vfio-guest", true, &fs::read(&self.driver).unwrap());
         for module in fs::read_dir(&self.tools.modules).unwrap().flatten() {
             let name = module.file_name().to_string_lossy().into_owned();
             archive.file(&format!("modules/{name}"), false, &fs::read(module.path()).unwrap());
@@ -159,10 +164,11 @@ pub(crate) enum Way {
 
 impl Rig {
     pub(crate) fn new(programs: &Programs, unit: UnitConfigBuilder) -> Self {
-        Self::with(programs, unit, Way::Through)
+        Self::with(programs, unit, Way::Through, None)
     }
 
-    pub(crate) fn with(programs: &Programs, unit: UnitConfigBuilder, way: Way) -> Self {
+    /// The disk holds `image`, or zeros.
+    pub(crate) fn with(programs: &Programs, unit: UnitConfigBuilder, way: Way, image: Option<Vec<u8>>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let alone = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -172,7 +178,10 @@ impl Rig {
         fs::create_dir_all(&folder).unwrap();
         fs::create_dir_all(&sockets).unwrap();
         let disk = folder.join("disk.img");
-        File::create(&disk).unwrap().set_len(DISK).unwrap();
+        match image {
+            Some(image) => fs::write(&disk, image).unwrap(),
+            None => File::create(&disk).unwrap().set_len(DISK).unwrap(),
+        }
         let initrd = folder.join("initramfs");
         fs::write(&initrd, programs.initial_files()).unwrap();
 
@@ -188,9 +197,14 @@ impl Rig {
         };
         let file = OpenOptions::new().read(true).write(true).open(&disk).unwrap();
         let backing = Box::new(FileDisk::new(file, false).unwrap());
-        let block = VirtioBlk::new(VirtioBlk::describe(options).build().unwrap(), backing, options).unwrap();
+        // Both have a device-TLB; Linux enables it where the unit can serve one.
+        let ats = Ats {
+            queue_depth: 32,
+            page_aligned: true,
+        };
+        let block = VirtioBlk::new(VirtioBlk::describe(options).ats(ats).build().unwrap(), backing, options).unwrap();
         let options = DmaEngineOptions::default();
-        let engine = DmaEngine::new(DmaEngine::describe(options).build().unwrap(), options).unwrap();
+        let engine = DmaEngine::new(DmaEngine::describe(options).ats(ats).build().unwrap(), options).unwrap();
         let machine = Machine::new(config, "00:06.0".parse().unwrap(), Box::new(Ear(Arc::clone(&said)))).unwrap();
         let add = |machine: Machine, name: &str, at: &str, function| match way {
             Way::Through => machine.with(name, at.parse().unwrap(), function).unwrap(),
@@ -231,6 +245,19 @@ impl Rig {
 
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Begins a trace of the unit; where it is written.
+    pub(crate) fn trace(&self) -> PathBuf {
+        let file = self.folder.join("unit.trace");
+        let trace = TraceFile::create(&file, self.remapper().config()).unwrap();
+        self.remapper().set_trace(Some(trace));
+        file
+    }
+
+    /// Ends it.
+    pub(crate) fn end_trace(&self) {
+        self.remapper().set_trace(None).unwrap().finish().unwrap();
     }
 
     /// Messages that the disk's and the unit's connections have carried.

@@ -83,7 +83,7 @@ impl Version {
     ///
     /// # Errors
     /// [`Refusal`] for another major version.
-    pub fn answer(&self) -> Result<Self, Refusal> {
+    pub fn answer(self) -> Result<Self, Refusal> {
         if self.major != VERSION_MAJOR {
             return Err(Refusal::invalid(
                 Command::VERSION,
@@ -109,7 +109,7 @@ impl Version {
 
     /// The payload of the message.
     #[must_use]
-    pub fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(self.major.to_le_bytes());
         bytes.extend(self.minor.to_le_bytes());

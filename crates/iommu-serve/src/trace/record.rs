@@ -5,7 +5,7 @@ use std::fmt;
 use iommu_types::{Access, HostPhys, Iova, SourceId};
 use thiserror::Error;
 use vtd_model::cache::CacheSizes;
-use vtd_model::{AccessWidth, ConfigError, UnitConfig};
+use vtd_model::{AccessWidth, ConfigError, RequestKind, UnitConfig};
 use vtd_spec::FaultReason;
 use vtd_spec::register::{Capability, ExtendedCapability};
 
@@ -57,6 +57,8 @@ pub enum Operation {
         address: Iova,
         /// How many bytes.
         len: u64,
+        /// Untranslated, or what a device-TLB sends.
+        kind: RequestKind,
         /// What became of it.
         answer: Answer,
     },
@@ -250,9 +252,15 @@ impl fmt::Display for Record {
                 access,
                 address,
                 len,
+                kind,
                 answer,
             }) => {
-                write!(f, "dma {source} {access} {:#x} {len:#x} ", address.raw())?;
+                let kind = match kind {
+                    RequestKind::Untranslated => "dma",
+                    RequestKind::Translation => "ask",
+                    RequestKind::Translated => "hit",
+                };
+                write!(f, "{kind} {source} {access} {:#x} {len:#x} ", address.raw())?;
                 match answer {
                     Answer::Reaches(at) => write!(f, "ok {:#x}", at.raw()),
                     Answer::Blocked(reason) => write!(f, "fault {:#x}", reason.0),
@@ -281,13 +289,26 @@ fn parse(line: &str) -> Result<Record, String> {
             width: width(bits)?,
             value: number(value)?,
         }),
-        ["dma", source, kind, address, len, what, value] => Record::Do(Operation::Dma {
+        [
+            sent @ ("dma" | "ask" | "hit"),
+            source,
+            access,
+            address,
+            len,
+            what,
+            value,
+        ] => Record::Do(Operation::Dma {
+            kind: match *sent {
+                "ask" => RequestKind::Translation,
+                "hit" => RequestKind::Translated,
+                _ => RequestKind::Untranslated,
+            },
             source: source.parse().map_err(|why| format!("{source:?}: {why}"))?,
-            access: match *kind {
+            access: match *access {
                 "read" => Access::Read,
                 "write" => Access::Write,
                 "atomic" => Access::Atomic,
-                _ => return Err(format!("a DMA is read, write or atomic, not {kind:?}")),
+                _ => return Err(format!("a DMA is read, write or atomic, not {access:?}")),
             },
             address: Iova::new(number(address)?),
             len: number(len)?,
@@ -357,6 +378,8 @@ mod tests {
             "write 64 0x20 0x1000",
             "dma 00:07.0 write 0xfff0 0x10 ok 0x20000",
             "dma 3b:00.1 atomic 0xfff0 0x8 fault 0x5",
+            "ask 3b:00.1 read 0xf000 0x8 ok 0x20000",
+            "hit 3b:00.1 read 0x20000 0x8 ok 0x20000",
             "reset",
             "set 0x6800 0x200061",
             "set32 0x7000 0x1",

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use iommu_types::{BusError, HostPhys, SystemMemory};
-use vtd_model::{Request, Unit};
+use iommu_types::{Access, BusError, HostPhys, SystemMemory};
+use vtd_model::{Request, RequestKind, Unit};
 
 use super::record::{Answer, Effect, Operation, Record, Story, TraceError};
 
@@ -108,9 +108,17 @@ fn perform(unit: &mut Unit, memory: &Image, operation: Operation) -> Option<Stri
             access,
             address,
             len,
+            kind,
             answer,
         } => {
-            let found = match unit.dma(memory, &Request::new(source, address, len, access)) {
+            let request = match (kind, access) {
+                (RequestKind::Translation, Access::Read) => {
+                    Request::read(source, address, len).with_kind(kind).with_no_write()
+                }
+                (RequestKind::Translation, _) => Request::read(source, address, len).with_kind(kind),
+                _ => Request::new(source, address, len, access).with_kind(kind),
+            };
+            let found = match unit.dma(memory, &request) {
                 Ok(translation) => Answer::Reaches(translation.phys),
                 Err(fault) => Answer::Blocked(fault.reason),
             };

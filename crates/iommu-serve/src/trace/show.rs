@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use iommu_types::HostPhys;
-use vtd_model::AccessWidth;
+use vtd_model::{AccessWidth, RequestKind};
 use vtd_spec::access::RegisterSpec;
 use vtd_spec::descriptor::Descriptor;
 use vtd_spec::register::{InvalidationQueueAddress, offset};
@@ -90,13 +90,20 @@ fn done(operation: &Operation) -> String {
             access,
             address,
             len,
+            kind,
             answer,
-        } => match answer {
-            Answer::Reaches(at) => format!("dma   {source} {access} of {len:#x} bytes at {address} reaches {at}"),
-            Answer::Blocked(reason) => {
-                format!("dma   {source} {access} of {len:#x} bytes at {address} is blocked: {reason}")
-            }
-        },
+        } => {
+            let kind = match kind {
+                RequestKind::Untranslated => "dma  ",
+                RequestKind::Translation => "asks ",
+                RequestKind::Translated => "knows",
+            };
+            let came = match answer {
+                Answer::Reaches(at) => format!("reaches {at}"),
+                Answer::Blocked(reason) => format!("is blocked: {reason}"),
+            };
+            format!("{kind} {source} {access} of {len:#x} bytes at {address} {came}")
+        }
         Operation::Reset => "reset".to_owned(),
     }
 }

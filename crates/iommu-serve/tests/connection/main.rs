@@ -1,5 +1,7 @@
 //! A server and clients of it over real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking, its helpers too")]
+
 mod client;
 mod hostile;
 mod traces;
@@ -9,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use iommu_devices::{DmaEngine, DmaEngineOptions};
+use iommu_devices::{Ats, DmaEngine, DmaEngineOptions};
 use iommu_serve::protocol::Refusal;
 use iommu_serve::{BrokenRule, Machine, Notices, Report, Server};
 use vtd_model::{Fault, UnitConfig, UnitConfigBuilder};
@@ -73,7 +75,11 @@ impl Rig {
         let said = Arc::new(Said::default());
         let engine = || {
             let options = DmaEngineOptions::default();
-            Box::new(DmaEngine::new(DmaEngine::describe(options).build().unwrap(), options).unwrap())
+            let ats = Ats {
+                queue_depth: 32,
+                page_aligned: true,
+            };
+            Box::new(DmaEngine::new(DmaEngine::describe(options).ats(ats).build().unwrap(), options).unwrap())
         };
         let server = Machine::new(config, "00:06.0".parse().unwrap(), Box::new(Ear(Arc::clone(&said))))
             .unwrap()

@@ -269,3 +269,115 @@ fn the_unit_is_found_where_its_base_address_register_says() {
     // Bus mastering reads as enabled whatever is written: clients only take interrupts from bus masters.
     assert_eq!(unit.read(CONFIG, 4, 1).unwrap()[0] & 4, 4);
 }
+
+#[test]
+fn a_write_only_page_is_not_read() {
+    let rig = Rig::new();
+    let Guest {
+        mut unit,
+        mut engine,
+        memory,
+    } = guest(&rig);
+    poke(&memory, 0x6000 + 0x100 * 8, &0x20_0002u64.to_le_bytes());
+    poke(&memory, 0x20_0000, &[7; 4]);
+    enable(&mut unit);
+    store(&mut engine, 0x10_0010, 4);
+    for (register, value) in [(SOURCE, 0x10_0000), (DESTINATION, BUFFER), (COUNT, 4), (COMMAND, 1)] {
+        engine.post(0, register, &u64::to_le_bytes(value));
+    }
+    assert_eq!(engine.read(0, BUFFER, 4).unwrap(), [0; 4]);
+    let faults = rig.said.faults.lock().unwrap().clone();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+}
+
+/// Enables ATS in the engine's configuration space.
+fn enable_ats(engine: &mut Client) {
+    let mut at = 0x100;
+    loop {
+        let header = engine.read32(CONFIG, at);
+        if header & 0xffff == 0xf {
+            break;
+        }
+        at = u64::from(header >> 20);
+        assert_ne!(at, 0, "no ATS capability");
+    }
+    engine.write(CONFIG, at + 6, &0x8000u16.to_le_bytes()).unwrap();
+}
+
+#[test]
+fn a_device_tlb_keeps_a_page_until_its_invalidation_completes() {
+    let rig = Rig::with(vtd_model::UnitConfig::builder().device_tlb(true));
+    let Guest {
+        mut unit,
+        mut engine,
+        memory,
+    } = guest(&rig);
+    let word = |at: u64, value: u64| poke(&memory, at, &value.to_le_bytes());
+    // Translation type 1: translation requests and translated requests of this function are served.
+    word(0x2000 + (7 << 3) * 16, 0x3005);
+    word(0x5000 + 0x1000 + 0x100 * 8, 0x20_0003);
+    enable_ats(&mut engine);
+    // The queue: everything in the unit, then the engine's device-TLB, then a wait that writes 1 to 0x9000.
+    word(0x7000, 2 | 1 << 4);
+    word(0x7008, 0);
+    word(0x7010, 3 | 31 << 16 | 0x38 << 32);
+    word(0x7018, 0x10_0000);
+    word(0x7020, 5 | 1 << 5 | 1 << 32);
+    word(0x7028, 0x9000);
+    enable(&mut unit);
+    unit.write(0, 0x90, &0x7000u64.to_le_bytes()).unwrap();
+    // Enabling the queue must not take TE back.
+    unit.write(0, GCMD, &(TE | 1 << 26).to_le_bytes()).unwrap();
+
+    engine.write(0, BUFFER, &[1; 4]).unwrap();
+    store(&mut engine, 0x10_0000, 4);
+    engine.read32(0, 0);
+    assert_eq!(peek::<4>(&memory, 0x20_0000), [1; 4]);
+
+    word(0x6000 + 0x100 * 8, 0x21_0003);
+    engine.write(0, BUFFER, &[2; 4]).unwrap();
+    store(&mut engine, 0x10_0000, 4);
+    engine.read32(0, 0);
+    // The engine knows the page, and goes where it was.
+    assert_eq!(peek::<4>(&memory, 0x20_0000), [2; 4]);
+
+    unit.write(0, 0x88, &0x30u64.to_le_bytes()).unwrap();
+    assert_eq!(peek::<4>(&memory, 0x9000), [1, 0, 0, 0]);
+    engine.write(0, BUFFER, &[3; 4]).unwrap();
+    store(&mut engine, 0x10_0000, 4);
+    engine.read32(0, 0);
+    assert_eq!(peek::<4>(&memory, 0x20_0000), [2; 4]);
+    assert_eq!(peek::<4>(&memory, 0x21_0000), [3; 4]);
+    let faults = rig.said.faults.lock().unwrap().clone();
+    assert_eq!(faults, Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_nobody_talks_to_does_not_wake_up() {
+    let rig = Rig::new();
+    let Guest { mut engine, .. } = guest(&rig);
+    engine.read32(0, 0);
+    let switches = || {
+        let mut counted = std::collections::BTreeMap::new();
+        for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+            let of = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let (name, status) = (of("comm"), of("status"));
+            if ["unit", "engine", "beside"].contains(&name.trim()) {
+                let lines = status.lines().filter(|line| line.contains("ctxt_switches"));
+                counted.insert(task.file_name(), lines.map(str::to_owned).collect::<Vec<_>>());
+            }
+        }
+        counted
+    };
+    // The last answer is on its way to sleep.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    // Threads of rigs of other tests have the same names: only those that sleep through count, and ours are among them.
+    let before = switches();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let after = switches();
+    let asleep = before
+        .iter()
+        .filter(|(task, count)| after.get(*task) == Some(count))
+        .count();
+    assert!(asleep >= 3, "{before:?} {after:?}");
+}

@@ -1,5 +1,7 @@
 //! Stories of drivers' mistakes, told as traces: the sanitizer names each, and is silent where the mistake is mended.
 
+#![expect(clippy::unwrap_used, reason = "a test reports by panicking, its helpers too")]
+
 use iommu_serve::trace::{Story, replay};
 
 /// The names of the rules that a story breaks; it has to replay as it stands.

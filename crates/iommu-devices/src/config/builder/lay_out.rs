@@ -242,6 +242,7 @@ impl ConfigBuilder {
                 u16::from(a.queue_depth) & ats::QUEUE_DEPTH | aligned,
             );
             layout.writable(at + ats::CONTROL, &(ats::ENABLE | ats::SMALLEST_UNIT).to_le_bytes());
+            places.ats = Some(at);
         }
         if let Some(s) = self.sriov {
             places.sriov = Some(sriov_capability(layout, s)?);
