@@ -83,41 +83,35 @@ pub(crate) fn run(command: &DmarCommand) -> Result<Verdict, Failure> {
     }
 }
 
-/// Either there is a table, or the machine is known to have none.
-enum Found {
-    Table(Table),
-    None,
-}
-
 impl TableSource {
     /// Whether JSON is asked for.
     pub(crate) const fn json(&self) -> bool {
         self.source.json
     }
 
-    /// The table. That a machine has none is no failure.
-    fn find(&self) -> Result<Found, Failure> {
+    /// The table; `None` if the machine is known to have none.
+    fn find(&self) -> Result<Option<Table>, Failure> {
         if let Some(file) = &self.file {
             let bytes = exit::read(file)?;
             if bytes.starts_with(SIGNATURE) {
-                return Ok(Found::Table(Table { bytes, machine: None }));
+                return Ok(Some(Table { bytes, machine: None }));
             }
             // The text of acpidump, or a snapshot that was taken for a table. What is neither is judged as a table.
             let table = Machine::from_bytes(&bytes)
                 .ok()
                 .and_then(|machine| machine.dmar.known().cloned());
-            return Ok(Found::Table(Table {
+            return Ok(Some(Table {
                 bytes: table.unwrap_or(bytes),
                 machine: None,
             }));
         }
         let machine = self.source.open()?;
         match &machine.dmar {
-            Knowledge::Known(bytes) => Ok(Found::Table(Table {
+            Knowledge::Known(bytes) => Ok(Some(Table {
                 bytes: bytes.clone(),
                 machine: Some(machine),
             })),
-            Knowledge::Absent => Ok(Found::None),
+            Knowledge::Absent => Ok(None),
             Knowledge::Unknown(why) => Err(Failure::Measure(format!("DMAR table: {why}; {}", why.remedy()))),
         }
     }
@@ -135,8 +129,8 @@ fn no_table(schema: u32) -> Answer {
 
 fn show_table(source: &TableSource) -> Result<Verdict, Failure> {
     let table = match source.find()? {
-        Found::Table(table) => table,
-        Found::None => return no_table(json::SCHEMA).print(source.json()),
+        Some(table) => table,
+        None => return no_table(json::SCHEMA).print(source.json()),
     };
     let names = table.machine.as_ref().map(|_| source.source.names()).transpose()?;
     let shown = show(&table, names.as_ref());

@@ -1,5 +1,7 @@
 //! What all commands promise: exit codes, JSON with a schema version, colours only where somebody sees them.
 
+#![expect(clippy::expect_used, reason = "a test reports by panicking, its helpers too")]
+
 mod fixture;
 
 use std::os::unix::fs::PermissionsExt;

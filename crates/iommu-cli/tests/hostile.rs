@@ -512,7 +512,8 @@ fn strange_line(script: &str) -> Option<&str> {
     ];
     let harmless = |c: char| c.is_ascii_alphanumeric() || " /:.-_+>|[];&\",".contains(c);
     script.lines().find(|line| {
-        !line.starts_with('#') && !(SHAPES.iter().any(|shape| line.starts_with(shape)) && line.chars().all(harmless))
+        let known = SHAPES.iter().any(|shape| line.starts_with(shape)) && line.chars().all(harmless);
+        !(line.starts_with('#') || known)
     })
 }
 

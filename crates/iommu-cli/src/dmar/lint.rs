@@ -4,7 +4,7 @@ use acpi_dmar::{Dmar, Rule, Severity};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::{Found, Table, TableSource, json as as_json, judge, no_table, text};
+use super::{Table, TableSource, json as as_json, judge, no_table, text};
 use crate::exit::{Failure, Verdict};
 use crate::host::{Answer, count, notes};
 use crate::style;
@@ -62,8 +62,8 @@ pub(super) fn run(options: &Options) -> Result<Verdict, Failure> {
         return explain(id)?.print(json);
     }
     let table = match options.table.find()? {
-        Found::Table(table) => table,
-        Found::None => return no_table(SCHEMA).print(json),
+        Some(table) => table,
+        None => return no_table(SCHEMA).print(json),
     };
     answer(&table, options.fail_on, &options.ignore).print(json)
 }

@@ -218,13 +218,9 @@ fn unit(machine: &Machine, topology: &Topology, bdf: Bdf) -> Option<String> {
             let base = table.units().nth(index).map(|unit| unit.register_base());
             let address = base.map_or_else(String::new, |base| format!(" at {:#x}", base.raw()));
             // The kernel numbers units otherwise than the table does.
-            let names = machine.units.known().into_iter().flatten();
-            let name = names
-                .filter(|unit| unit.address.known() == base.as_ref())
-                .map(|unit| unit.name.as_str());
-            let name = name
-                .last()
-                .map_or_else(String::new, |name| format!(" ({})", printable(name)));
+            let mut names = machine.units.known().into_iter().flatten();
+            let named = names.find(|unit| base.is_some() && unit.address.known() == base.as_ref());
+            let name = named.map_or_else(String::new, |unit| format!(" ({})", printable(&unit.name)));
             format!("served by unit {index}{address}{name}: {why}")
         }
         Owner::NotCovered => "served by no unit: its DMA is not remapped".to_owned(),

@@ -310,8 +310,8 @@ fn text(
             ));
         }
         if let Some(blame) = blamed.first() {
-            let likely = style::paragraph(&printable(&blame.verdict_text().to_string()), 11, 11);
-            let next = style::paragraph(&printable(&blame.next_step(machine).to_string()), 11, 11);
+            let likely = style::paragraph(&printable(blame.verdict_text()), 11, 11);
+            let next = style::paragraph(&printable(&blame.next_step(machine)), 11, 11);
             out.push_str(&format!("  likely   {likely}\n  next     {next}\n"));
         }
     }
