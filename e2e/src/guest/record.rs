@@ -216,7 +216,7 @@ impl BusTopology for Buses<'_> {
 fn root(text: &str) -> Option<BusId> {
     let (segment, bus) = text.split_once(':')?;
     let segment = u32::from_str_radix(segment, 16).ok()?;
-    Some(BusId::new(Segment(segment.into()), u8::from_str_radix(bus, 16).ok()?))
+    Some(BusId::new(Segment(segment), u8::from_str_radix(bus, 16).ok()?))
 }
 
 /// Adds one line of a dump: an offset and up to 16 bytes, or the offset of the end. After a `*`, what lies
