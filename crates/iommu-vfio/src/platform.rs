@@ -35,6 +35,9 @@ pub struct PlatformOptions {
     pub unsafe_interrupts: bool,
     /// Entries of each unit's interrupt remapping table: a power of two from 256 to 65536.
     pub interrupt_entries: u32,
+    /// How many bytes of memory a user may have mapped for devices, as RLIMIT_MEMLOCK has it on Linux; memory that is
+    /// mapped twice counts twice. No limit if `None`.
+    pub pin_limit: Option<u64>,
     /// How long the driver waits for units.
     pub timeouts: Timeouts,
 }
@@ -46,6 +49,7 @@ impl Default for PlatformOptions {
             rules: Rules::Strict,
             unsafe_interrupts: false,
             interrupt_entries: 256,
+            pin_limit: None,
             timeouts: Timeouts::default(),
         }
     }
@@ -96,6 +100,8 @@ pub struct GroupInfo {
 pub(crate) struct State {
     users: Vec<String>,
     pub(crate) pages: PageOwners,
+    /// Bytes that each user has mapped for devices.
+    pub(crate) pinned: BTreeMap<UserId, u64>,
     drivers: BTreeMap<Bdf, Driver>,
     pub(crate) open: BTreeSet<GroupId>,
     pub(crate) owners: BTreeMap<GroupId, Owner>,

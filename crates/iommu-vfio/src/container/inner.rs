@@ -340,7 +340,7 @@ impl Inner {
         if !valid.iter().any(|one| one.covers(range)) {
             return Err(VfioError::InvalidRange { range, valid });
         }
-        self.pin(&runs)?;
+        self.pin(range, &runs)?;
         match self.map_runs(range, &runs, perms) {
             Ok(()) => {
                 let phys = runs.first().map_or(HostPhys::ZERO, |run| run.first());
@@ -363,7 +363,7 @@ impl Inner {
     }
 
     /// Counts a mapping over `runs` in, all of which must belong to the container's user.
-    fn pin(&self, runs: &[AddrRange<HostPhys>]) -> Result<(), VfioError> {
+    fn pin(&self, range: AddrRange<Iova>, runs: &[AddrRange<HostPhys>]) -> Result<(), VfioError> {
         let mut state = self.platform.state();
         for run in runs {
             if let Err(NotYours { range, owner }) = state.pages.check(self.user, *run) {
@@ -372,6 +372,17 @@ impl Inner {
                 return Err(VfioError::ForeignPage { range, owner, user });
             }
         }
+        let wanted = bytes(runs);
+        let pinned = state
+            .pinned
+            .get(&self.user)
+            .copied()
+            .unwrap_or(0)
+            .saturating_add(wanted);
+        if let Some(limit) = self.platform.shared.options.pin_limit.filter(|limit| pinned > *limit) {
+            return Err(VfioError::PinLimit { range, wanted, limit });
+        }
+        state.pinned.insert(self.user, pinned);
         for run in runs {
             state.pages.pin(*run, true);
         }
@@ -380,6 +391,9 @@ impl Inner {
 
     fn unpin(&self, runs: &[AddrRange<HostPhys>]) {
         let mut state = self.platform.state();
+        if let Some(pinned) = state.pinned.get_mut(&self.user) {
+            *pinned = pinned.saturating_sub(bytes(runs));
+        }
         for run in runs {
             state.pages.pin(*run, false);
         }
@@ -561,6 +575,11 @@ impl State {
             })
         })
     }
+}
+
+/// Bytes of all runs.
+fn bytes(runs: &[AddrRange<HostPhys>]) -> u64 {
+    runs.iter().map(|run| run.page_count() * PAGE_SIZE).sum()
 }
 
 /// Where byte `offset` of `runs` lies.
