@@ -28,3 +28,4 @@ mod save;
 mod scalable;
 mod silicon;
 mod staleness;
+mod unadvertised;
