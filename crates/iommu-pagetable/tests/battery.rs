@@ -342,7 +342,9 @@ proptest! {
         for levels in Levels::ALL {
             run(SecondStage::default(), true, levels, sizes, coherent, &ops);
             run(SecondStage::default().force_snoop(), true, levels, sizes, coherent, &ops);
+            run(SecondStage::default().track_dirty(), true, levels, sizes, coherent, &ops);
             run(FirstStage::default(), false, levels, sizes, coherent, &ops);
+            run(FirstStage::default().track_dirty(), false, levels, sizes, coherent, &ops);
         }
     }
 }
