@@ -3,10 +3,13 @@
 //! The address space here is the driver's page table; an invalidation is two descriptors and a tail store, and
 //! nobody is waited for. What is timed is therefore the driver's side alone.
 
+mod bounce;
+
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::hint::black_box;
 
-use iommu_dma::{Backend, Buffer, Device, Direction, DmaApi, DmaCore, Invalidation, Mapping, Translated};
+use iommu_dma::{Backend, Buffer, Device, Direct, Direction, DmaApi, DmaCore, Invalidation, Mapping, Translated};
 use iommu_iova::{CachedAllocator, IovaSpace};
 use iommu_pagetable::{Config, Levels, MapError, PageTable, SecondStage, UnmapError, UnmapRules};
 use iommu_testkit::SparseMemory;
@@ -16,9 +19,10 @@ use iommu_types::{
     UnmapRefused,
 };
 
+use crate::iova::linux::{Linux, Processor, Range};
 use crate::pagetable::Arena;
 use crate::pair::compare;
-use crate::peers::PAGE;
+use crate::peers::{PAGE, X86Tables};
 use crate::row::{Row, measured};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -167,7 +171,15 @@ fn api<M: SystemMemory>(invalidation: Invalidation, memory: M) -> Outcome<DmaApi
 
 /// Runs the comparisons; says why there are none if something gives out.
 pub(crate) fn rows(quick: bool) -> Vec<Row> {
-    measured(quick, &[("B10", ring_rows), ("B13", list_rows)])
+    measured(
+        quick,
+        &[
+            ("B10", ring_rows),
+            ("B10", linux_rows),
+            ("B12", bounce::rows),
+            ("B13", list_rows),
+        ],
+    )
 }
 
 /// Every page of every buffer is where the mapping's segments say.
@@ -248,6 +260,134 @@ fn ring_rows(quick: bool) -> Outcome<Vec<Row>> {
             Some(25.0),
         ),
     ])
+}
+
+/// What Linux puts together, in small: its allocator, tables that are walked anew for each page, and a unit whose
+/// translation cache is one table that each invalidation scans, as QEMU's model does.
+struct LinuxShaped {
+    iovas: Linux,
+    processor: Processor,
+    tables: X86Tables,
+    cache: HashMap<u64, u64>,
+}
+
+impl LinuxShaped {
+    fn new() -> Self {
+        Self {
+            iovas: Linux::new(true),
+            processor: Linux::processor(),
+            tables: X86Tables::new(),
+            cache: HashMap::new(),
+        }
+    }
+
+    /// The peer's tables are a processor's: they translate 47 bits.
+    const fn address((first, _): Range) -> u64 {
+        (first & ((1 << 35) - 1)) * PAGE
+    }
+
+    fn map(&mut self, host: u64) -> Option<Range> {
+        let range = self.iovas.allocate(&self.processor, 1)?;
+        self.tables.map(Self::address(range), host);
+        // The device uses it, so the unit has it cached.
+        self.cache.insert(range.0, host);
+        Some(range)
+    }
+
+    fn unmap(&mut self, range: Range) {
+        self.tables.unmap(Self::address(range));
+        self.cache.retain(|&page, _| page != range.0);
+        self.iovas.free(&self.processor, range);
+    }
+}
+
+/// B10: strict, against the Linux-shaped peer; then unmaps that are confirmed 64 at a time, and no IOMMU at all.
+fn linux_rows(quick: bool) -> Outcome<Vec<Row>> {
+    let memory = SparseMemory::new(1 << 20);
+    let device = Device::with_address_bits(64);
+    let buffer = Buffer::new(HostPhys::new(0x1_0000_0000), PAGE);
+    let mut peer = LinuxShaped::new();
+    let mut peer_live: Vec<Option<Range>> = (0..RING).map(|_| peer.map(0x1_0000_0000)).collect();
+    let mut rows = Vec::new();
+    for (name, invalidation) in [
+        ("strict, driver side", Invalidation::Strict),
+        ("confirmed 64 at a time", Invalidation::Deferred { entries: 64 }),
+    ] {
+        let api = api(invalidation, memory.hardware())?;
+        let mut core = api.new_core();
+        let mut live = Vec::new();
+        for _ in 0..RING {
+            live.push(Some(api.map(&mut core, &device, buffer, Direction::FromDevice)?));
+        }
+        let (mut our_turn, mut peer_turn) = (0_usize, 0_usize);
+        let mut failed = 0_u64;
+        let comparison = compare(
+            quick,
+            &mut |turns| {
+                for _ in 0..turns {
+                    let slot = &mut live[our_turn];
+                    let unmapped = slot.take().is_some_and(|mapping| api.unmap(&mut core, mapping).is_ok());
+                    *slot = api
+                        .map(&mut core, &device, black_box(buffer), Direction::FromDevice)
+                        .ok();
+                    failed += u64::from(!unmapped || slot.is_none());
+                    our_turn = (our_turn + 1) % RING;
+                }
+            },
+            &mut |turns| {
+                for _ in 0..turns {
+                    let slot = &mut peer_live[peer_turn];
+                    if let Some(range) = slot.take() {
+                        peer.unmap(range);
+                    }
+                    *slot = peer.map(black_box(0x1_0000_0000));
+                    peer_turn = (peer_turn + 1) % RING;
+                }
+            },
+        );
+        if failed > 0 {
+            return Err(format!("{failed} operations failed").into());
+        }
+        let case = format!("unmap + map, 4 KiB, {name}");
+        let ns = if invalidation == Invalidation::Strict {
+            70.0
+        } else {
+            25.0
+        };
+        let row = Row::at_most("B10", case, &comparison, "Linux-shaped, 1024 cached", ns);
+        rows.push(row.and_at_least(&comparison, 10.0));
+    }
+    rows.push(direct_row(quick)?);
+    Ok(rows)
+}
+
+/// The interface with nothing behind it: what it costs by itself.
+fn direct_row(quick: bool) -> Outcome<Row> {
+    let memory = SparseMemory::new(1 << 20);
+    let api = DmaApi::new(Direct, memory.hardware());
+    let device = Device::with_address_bits(64);
+    let mut core = api.new_core();
+    let mut failed = 0_u64;
+    let comparison = compare(
+        quick,
+        &mut |turns| {
+            for _ in 0..turns {
+                let buffer = black_box(Buffer::new(HostPhys::new(0x8000), PAGE));
+                let mapping = api.map(&mut core, &device, buffer, Direction::FromDevice);
+                failed += u64::from(!mapping.is_ok_and(|mapping| api.unmap(&mut core, mapping).is_ok()));
+            }
+        },
+        &mut |turns| {
+            for turn in 0..turns {
+                black_box(turn);
+            }
+        },
+    );
+    if failed > 0 {
+        return Err(format!("{failed} operations failed").into());
+    }
+    let case = "map + unmap, 4 KiB, no IOMMU".to_owned();
+    Ok(Row::alone("B10", case, comparison.ours_ns, None))
 }
 
 /// B13: a list of single pages, as one block of addresses.

@@ -2,9 +2,9 @@
 //!
 //! Every trace runs once against a naive account of what is live before anything is timed.
 
-mod linux;
+pub(crate) mod linux;
 mod mixes;
-mod sides;
+pub(crate) mod sides;
 mod threads;
 
 use std::collections::BTreeMap;

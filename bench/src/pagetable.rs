@@ -3,13 +3,16 @@
 //! Ours run over an arena that looks tables up by number, as a kernel with a direct map does. Every trace runs once
 //! against a plain map of pages before anything is timed.
 
+mod bulk;
+mod kernels;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::hint::black_box;
 
 use iommu_pagetable::{Config, LeafSizes, Levels, PageTable, SecondStage, UnmapRules};
 use iommu_types::{
-    AddrRange, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PageSize, Perms, Table, TableFrame, TableMemory,
+    AddrRange, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, Perms, Table, TableFrame, TableMemory,
 };
 
 use crate::pair::compare;
@@ -88,7 +91,7 @@ impl Coherence for Arena {
 
 /// Runs the comparisons; says why there are none if a table cannot be made.
 pub(crate) fn rows(quick: bool) -> Vec<Row> {
-    measured(quick, &[("B6", small_rows), ("B7", bulk_rows)])
+    measured(quick, &[("B6", small_rows), ("B6", kernels::rows), ("B7", bulk::rows)])
 }
 
 /// Tables with the memory they lie in, and a count of what was refused.
@@ -225,6 +228,22 @@ fn small_rows(quick: bool) -> Outcome<Vec<Row>> {
             targets: None,
         },
         Shape {
+            name: "256 x 2M",
+            len: 256 * 512 * PAGE,
+            sizes: LeafSizes::ALL,
+            stride: 512 * 512 * PAGE,
+            ranges: 64,
+            targets: None,
+        },
+        Shape {
+            name: "1 x 1G",
+            len: 512 * 512 * PAGE,
+            sizes: LeafSizes::ALL,
+            stride: 512 * 512 * PAGE,
+            ranges: 256,
+            targets: None,
+        },
+        Shape {
             name: "1000 x 4K, unaligned",
             len: 1000 * PAGE,
             sizes: LeafSizes::SMALL,
@@ -244,6 +263,7 @@ fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
     let mut ours = Ours::new(1024, shape.sizes)?;
     let first = BASE + if shape.len == 1000 * PAGE { 300 * PAGE } else { 0 };
     let iova = |range: u64| first + range * shape.stride;
+    let phys = |range: u64| PHYS + range * shape.len;
     // What stays: the last page of each span, or a leaf above all ranges. It keeps the tables.
     let kept: Vec<(u64, u64)> = if shape.sizes == LeafSizes::ALL {
         vec![(BASE + (shape.ranges + 8) * shape.stride, shape.stride)]
@@ -256,7 +276,7 @@ fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
     // Where the last page of a span belongs to a range, the tables are made and freed in every turn.
     let kept = if shape.len == 1000 * PAGE { Vec::new() } else { kept };
     let mut account = BTreeMap::new();
-    let runs = (0..shape.ranges).map(|range| (iova(range), PHYS + range * shape.len, shape.len));
+    let runs = (0..shape.ranges).map(|range| (iova(range), phys(range), shape.len));
     let runs = runs.chain(kept.into_iter().map(|(at, len)| (at, PHYS, len)));
     for (at, phys, len) in runs {
         ours.map(at, phys, len);
@@ -272,42 +292,20 @@ fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
     let timed = halves(quick, &mut |map| {
         for range in 0..calls {
             if map {
-                ours.map(black_box(iova(range)), PHYS + range * shape.len, shape.len);
+                ours.map(black_box(iova(range)), phys(range), shape.len);
             } else {
                 ours.unmap(black_box(iova(range)), shape.len);
             }
         }
     });
-    let mut peer = X86Tables::new();
-    let pages = shape.len / PAGE;
-    // The peer maps one page a call; superpages are compared with what it does for one page.
-    let peer_pages = if shape.sizes == LeafSizes::ALL { 1 } else { pages };
-    let comparison = compare(
-        quick,
-        &mut |turns| {
-            for turn in 0..turns {
-                let at = black_box(iova(turn % calls));
-                ours.map(at, PHYS, shape.len);
-                ours.unmap(at, shape.len);
-            }
-        },
-        &mut |turns| {
-            for turn in 0..turns {
-                let at = black_box(iova(turn % calls));
-                for page in 0..peer_pages {
-                    peer.map_unmap(at + page * PAGE, PHYS + page * PAGE);
-                }
-            }
-        },
-    );
     ours.done()?;
     let per_call = |total: f64| total / f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
-    let ratio = if pages == 1 { 1.5 } else { 10.0 };
-    let pair = format!("map + unmap, {}", shape.name);
-    let mut rows = vec![match shape.targets {
-        Some(_) => Row::at_least("B6", pair, &comparison, "x86_64 crate", ratio),
-        None => Row::reported("B6", pair, &comparison, "x86_64 crate"),
-    }];
+    let mut rows = Vec::new();
+    // The peer maps pages of 4 KiB, one a call.
+    if shape.sizes == LeafSizes::SMALL {
+        rows.push(against_crate(quick, shape, &mut ours, first));
+    }
+    ours.done()?;
     for (index, (what, ns)) in [("map", per_call(timed.map)), ("unmap", per_call(timed.unmap))]
         .into_iter()
         .enumerate()
@@ -319,57 +317,35 @@ fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
     Ok(rows)
 }
 
-/// B7: many gigabytes at once, tables made and freed.
-fn bulk_rows(quick: bool) -> Outcome<Vec<Row>> {
-    let gib: u64 = if quick { 2 } else { 16 };
-    let len = gib << 30;
-    let pages = len / PAGE;
-    let tables = gib * 512 + gib;
-    let mut ours = Ours::new(usize::try_from(tables)? + 16, LeafSizes::SMALL)?;
-    let at = BASE;
-    // Once before the clock starts: the memory of the arena is touched, and the result judged.
-    ours.map(at, PHYS, len);
-    ours.done()?;
-    if ours.memory.in_use() != tables + 2 {
-        return Err(format!("{} tables, not {}", ours.memory.in_use(), tables + 2).into());
-    }
-    let account = (0..pages)
-        .step_by(509)
-        .map(|page| (at + page * PAGE, PHYS + page * PAGE));
-    for (iova, phys) in account {
-        let found = ours.table.lookup(&ours.memory, Iova::new(iova));
-        if found.is_none_or(|found| found.phys.raw() != phys || found.size != PageSize::Size4K) {
-            return Err(format!("{iova:#x} does not translate to {phys:#x}").into());
+/// A map and an unmap of each range in turn, against the peer's loop over the pages.
+fn against_crate(quick: bool, shape: &Shape, ours: &mut Ours, first: u64) -> Row {
+    let pages = shape.len / PAGE;
+    let iova = |turn: u64| first + turn % shape.ranges * shape.stride;
+    let mut peer = X86Tables::new();
+    let comparison = compare(
+        quick,
+        &mut |turns| {
+            for turn in 0..turns {
+                let at = black_box(iova(turn));
+                ours.map(at, PHYS, shape.len);
+                ours.unmap(at, shape.len);
+            }
+        },
+        &mut |turns| {
+            for turn in 0..turns {
+                let at = black_box(iova(turn));
+                for page in 0..pages {
+                    peer.map_unmap(at + page * PAGE, PHYS + page * PAGE);
+                }
+            }
+        },
+    );
+    let pair = format!("map + unmap, {}", shape.name);
+    match shape.targets {
+        Some(_) => {
+            let ratio = if pages == 1 { 1.5 } else { 10.0 };
+            Row::at_least("B6", pair, &comparison, "x86_64 crate", ratio)
         }
+        None => Row::reported("B6", pair, &comparison, "x86_64 crate"),
     }
-    ours.unmap(at, len);
-    let rounds = if quick { 3 } else { 9 };
-    let (mut map, mut unmap) = (Vec::new(), Vec::new());
-    for _ in 0..rounds {
-        let start = std::time::Instant::now();
-        ours.map(at, PHYS, len);
-        map.push(start.elapsed().as_secs_f64() * 1e9);
-        let start = std::time::Instant::now();
-        ours.unmap(at, len);
-        unmap.push(start.elapsed().as_secs_f64() * 1e9);
-    }
-    ours.done()?;
-    let per_page = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times.get(times.len() / 2).copied().unwrap_or(f64::NAN) / f64::from(u32::try_from(pages).unwrap_or(u32::MAX))
-    };
-    Ok(vec![
-        Row::alone(
-            "B7",
-            format!("map {gib} GiB as 4K, a page"),
-            per_page(&mut map),
-            Some(2.0),
-        ),
-        Row::alone(
-            "B7",
-            format!("unmap {gib} GiB as 4K, a page"),
-            per_page(&mut unmap),
-            Some(2.0),
-        ),
-    ])
 }

@@ -1,8 +1,11 @@
 //! The peers: what Rust VMMs and kernels use today.
 
+use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
 use std::sync::RwLock;
 
+use iommu_types::sync::AtomicU64;
+use iommu_types::{BusError, HostPhys, SystemMemory};
 use vm_memory::iommu::Iotlb;
 use vm_memory::{GuestAddress, Permissions};
 use x86_64::structures::paging::{
@@ -102,6 +105,13 @@ impl X86Tables {
 
     /// Maps one page and unmaps it again.
     pub(crate) fn map_unmap(&mut self, iova: u64, host: u64) {
+        self.map(iova, host);
+        self.unmap(iova);
+    }
+
+    /// Maps one page.
+    #[inline]
+    pub(crate) fn map(&mut self, iova: u64, host: u64) {
         let page: Page<Size4KiB> = Page::containing_address(VirtAddr::new(iova));
         let frame = PhysFrame::containing_address(PhysAddr::new(host));
         let flags = PageTableFlags::PRESENT | PageTableFlags::WRITABLE;
@@ -111,8 +121,117 @@ impl X86Tables {
         if let Ok(flush) = mapped {
             flush.ignore();
         }
+    }
+
+    /// Unmaps one page.
+    #[inline]
+    pub(crate) fn unmap(&mut self, iova: u64) {
+        let page: Page<Size4KiB> = Page::containing_address(VirtAddr::new(iova));
         if let Ok((_, flush)) = self.tables.unmap(page) {
             flush.ignore();
         }
+    }
+}
+
+/// Writes the cache lines of some entries to memory, and waits for that. Tells how many they were.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn flush_lines(entries: &[AtomicU64]) -> u64 {
+    use std::arch::x86_64::{_mm_clflush, _mm_sfence};
+    let mut lines = 0;
+    let mut last = usize::MAX;
+    for entry in entries {
+        let line = std::ptr::from_ref(entry).addr() / 64;
+        if line != last {
+            // SAFETY: the address is that of a live entry; flushing a line changes nothing that software can read.
+            #[expect(unsafe_code, reason = "there is no safe way to name an instruction")]
+            unsafe {
+                _mm_clflush(std::ptr::from_ref(entry).cast());
+            }
+            (last, lines) = (line, lines + 1);
+        }
+    }
+    // SAFETY: a fence has no operands.
+    #[expect(unsafe_code, reason = "there is no safe way to name an instruction")]
+    unsafe {
+        _mm_sfence();
+    }
+    lines
+}
+
+/// Elsewhere nothing is flushed: both sides of a comparison leave it out.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn flush_lines(entries: &[AtomicU64]) -> u64 {
+    entries.len().div_ceil(8) as u64
+}
+
+/// Bytes that several threads reach at once, as memory is: host address 0 is its first byte.
+pub(crate) struct FlatMemory(Box<[UnsafeCell<u8>]>);
+
+// SAFETY: threads of a benchmark keep to bytes of their own, as drivers keep to their buffers; what they would read
+// otherwise is a wrong byte, and the benchmark judges bytes only after all threads are done.
+#[expect(
+    unsafe_code,
+    reason = "safe shared bytes would cost more than the copies that are timed"
+)]
+unsafe impl Sync for FlatMemory {}
+
+impl FlatMemory {
+    pub(crate) fn new(len: usize) -> Self {
+        Self((0..len).map(|byte| UnsafeCell::new((byte % 251) as u8)).collect())
+    }
+
+    /// The bytes, if all of them are memory.
+    fn bytes(&self, at: HostPhys, len: u64) -> Result<*mut u8, BusError> {
+        let first = usize::try_from(at.raw()).map_err(|_| BusError { at })?;
+        let end = usize::try_from(len).ok().and_then(|len| first.checked_add(len));
+        let bytes = end.and_then(|end| self.0.get(first..end)).ok_or(BusError { at })?;
+        Ok(UnsafeCell::raw_get(bytes.as_ptr()))
+    }
+}
+
+impl SystemMemory for FlatMemory {
+    fn read_u64(&self, at: HostPhys) -> Result<u64, BusError> {
+        let mut word = [0; 8];
+        self.read(at, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+    fn write_u64(&self, at: HostPhys, value: u64) -> Result<(), BusError> {
+        self.write(at, &value.to_le_bytes())
+    }
+    fn write_u32(&self, at: HostPhys, value: u32) -> Result<(), BusError> {
+        self.write(at, &value.to_le_bytes())
+    }
+    fn compare_exchange_u64(&self, at: HostPhys, _current: u64, _new: u64) -> Result<u64, BusError> {
+        // Nothing that is timed here exchanges words.
+        Err(BusError { at })
+    }
+    fn read(&self, at: HostPhys, into: &mut [u8]) -> Result<(), BusError> {
+        let from = self.bytes(at, into.len() as u64)?;
+        // SAFETY: as many bytes as `into` has are ours to read, and no reference to them exists.
+        #[expect(unsafe_code, reason = "see the type")]
+        unsafe {
+            from.copy_to_nonoverlapping(into.as_mut_ptr(), into.len());
+        }
+        Ok(())
+    }
+    fn write(&self, at: HostPhys, from: &[u8]) -> Result<(), BusError> {
+        let to = self.bytes(at, from.len() as u64)?;
+        // SAFETY: as many bytes as `from` has are ours to write, and no reference to them exists.
+        #[expect(unsafe_code, reason = "see the type")]
+        unsafe {
+            to.copy_from_nonoverlapping(from.as_ptr(), from.len());
+        }
+        Ok(())
+    }
+    #[inline]
+    fn copy(&self, from: HostPhys, to: HostPhys, len: u64) -> Result<(), BusError> {
+        let (source, target) = (self.bytes(from, len)?, self.bytes(to, len)?);
+        let len = usize::try_from(len).map_err(|_| BusError { at: from })?;
+        // SAFETY: both runs are ours, and a copy that allows overlap needs no more.
+        #[expect(unsafe_code, reason = "see the type")]
+        unsafe {
+            source.copy_to(target, len);
+        }
+        Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::gates;
 use crate::pair::Comparison;
 
 /// One measured comparison with its target.
@@ -85,6 +86,21 @@ impl Row {
         }
     }
 
+    /// A row whose target is the time of a kernel that does the least: at most `factor` times as much.
+    pub(crate) fn within(
+        id: &'static str,
+        case: String,
+        comparison: &Comparison,
+        kernel: &'static str,
+        factor: f64,
+    ) -> Self {
+        Self {
+            target: format!("<= {factor}x the kernel's time"),
+            met: Some(comparison.ratio * factor >= 1.0),
+            ..Self::reported(id, case, comparison, kernel)
+        }
+    }
+
     /// How many times as much two threads do as one.
     pub(crate) fn speed_up(id: &'static str, case: String, factor: f64, least: f64) -> Self {
         Self {
@@ -151,11 +167,32 @@ pub(crate) fn measured(quick: bool, benchmarks: &[(&str, Measure)]) -> Vec<Row> 
     rows.flatten().collect()
 }
 
-/// Prints the rows as a table.
+/// A row as it is written to a file: with what it means.
+#[derive(Serialize)]
+pub(crate) struct Written<'a> {
+    #[serde(flatten)]
+    row: &'a Row,
+    /// Whether it must be met.
+    gate: bool,
+    /// What keeps it from its target, if it is missed.
+    limited_by: Option<&'static str>,
+}
+
+/// The rows with their gates and limits.
+pub(crate) fn to_json(rows: &[Row]) -> Vec<Written<'_>> {
+    let written = |row| Written {
+        row,
+        gate: gates::is_gate(row),
+        limited_by: gates::limit(row),
+    };
+    rows.iter().map(written).collect()
+}
+
+/// Prints the rows as a table, then what gates and what was missed, with the reason.
 pub(crate) fn print(rows: &[Row]) {
     println!(
-        "{:<4} {:<46} {:>10} {:>10} {:<34} {:>8}  {:<4} target",
-        "id", "case", "ours", "peer", "peer's name", "ratio", "met"
+        "{:<4} {:<54} {:>10} {:>12} {:<34} {:>10}  {:<4} {:<4} target",
+        "id", "case", "ours", "peer", "peer's name", "ratio", "met", "gate"
     );
     for row in rows {
         let met = match row.met {
@@ -164,7 +201,7 @@ pub(crate) fn print(rows: &[Row]) {
             None => "–",
         };
         println!(
-            "{:<4} {:<46} {:>8} {:<2} {:>8} {:<2} {:<34} {:>7.2}x  {:<4} {}",
+            "{:<4} {:<54} {:>8} {:<2} {:>10} {:<2} {:<34} {:>9.2}x  {:<4} {:<4} {}",
             row.id,
             row.case,
             figure(row.ours, row.unit),
@@ -174,8 +211,18 @@ pub(crate) fn print(rows: &[Row]) {
             row.peer_name,
             row.ratio,
             met,
+            if gates::is_gate(row) { "gate" } else { "" },
             row.target
         );
+    }
+    let gated: Vec<&Row> = rows.iter().filter(|row| gates::is_gate(row)).collect();
+    let met = gated.iter().filter(|row| row.met == Some(true)).count();
+    println!("\n{met} of {} gates met", gated.len());
+    for row in rows {
+        if let Some(limit) = gates::limit(row) {
+            let what = if gates::is_gate(row) { "MISSED GATE" } else { "missed" };
+            println!("{what}: {} {} ({}): {limit}", row.id, row.case, row.target);
+        }
     }
 }
 

@@ -15,6 +15,8 @@ use iommu_types::{
 };
 use vtd_driver::{DomainOptions, Requester, Unit, UnitOptions};
 use vtd_model::{AccessWidth, CacheSizes, Counters, Request, UnitConfig};
+use vtd_spec::descriptor::IotlbInvalidation;
+use vtd_spec::register::{InvalidationQueueAddress, offset};
 
 /// Pages of a receive descriptor.
 pub(crate) const PAGES: u64 = 64;
@@ -42,6 +44,9 @@ pub(crate) enum Policy {
     Descriptor,
     /// Every page is mapped and unmapped by itself.
     Page,
+    /// The same, each page as soon as the device is done with it, and each invalidation also drops the unit's pointers
+    /// to tables: the hint that only leaves changed is never given. What Linux does.
+    Unhinted,
 }
 
 /// What a run came to.
@@ -70,6 +75,31 @@ struct Machine {
     memory: SparseMemory,
     unit: RefCell<vtd_model::Unit>,
     now: Cell<u64>,
+    unhinted: bool,
+    /// Where the queue ended when it was last looked at.
+    tail: Cell<u64>,
+}
+
+impl Machine {
+    /// Clears the hint in all invalidations up to `tail` before the unit sees them.
+    fn take_hints_away(&self, tail: u64) {
+        let queue =
+            InvalidationQueueAddress::new_with_raw_value(self.unit.borrow_mut().read(offset::IQA, AccessWidth::Qword));
+        let (memory, step) = (self.memory.hardware(), queue.dw().bytes());
+        let mut at = self.tail.replace(tail);
+        // At most one turn for each slot of the queue.
+        while at != tail {
+            let place = queue.base().checked_add(at).unwrap_or(queue.base());
+            if let Ok([low, high]) = memory.read_words::<2>(place) {
+                let seen = IotlbInvalidation::from_words([low, high]);
+                if seen.kind() == IotlbInvalidation::DEFAULT.kind() && seen.ih() {
+                    let [_, unhinted] = seen.with_ih(false).to_words();
+                    let _ = memory.write_u64(place.checked_add(8).unwrap_or(place), unhinted);
+                }
+            }
+            at = (at + step) % queue.byte_len();
+        }
+    }
 }
 
 impl Registers for &Machine {
@@ -84,6 +114,9 @@ impl Registers for &Machine {
         unit.write(&self.memory.hardware(), at, AccessWidth::Dword, value.into());
     }
     fn write64(&self, at: u32, value: u64) {
+        if at == offset::IQT && self.unhinted {
+            self.take_hints_away(value);
+        }
         let mut unit = self.unit.borrow_mut();
         unit.write(&self.memory.hardware(), at, AccessWidth::Qword, value);
     }
@@ -123,7 +156,7 @@ impl Clock for Machine {
 /// One descriptor: its pages in host memory, the mappings that cover them, and where the device finds each page.
 struct Descriptor<B: Backend> {
     host: Vec<HostPhys>,
-    mappings: Vec<Mapping<B>>,
+    mappings: Vec<Option<Mapping<B>>>,
     addresses: Vec<Iova>,
 }
 
@@ -155,7 +188,7 @@ where
         let buffers: Vec<Buffer> = host.iter().map(|&at| Buffer::new(at, PAGE_SIZE)).collect();
         let lists: Vec<&[Buffer]> = match self.policy {
             Policy::Descriptor => vec![&buffers],
-            Policy::Page => buffers.chunks(1).collect(),
+            Policy::Page | Policy::Unhinted => buffers.chunks(1).collect(),
         };
         let (mut mappings, mut addresses) = (Vec::new(), Vec::new());
         for list in lists {
@@ -168,7 +201,7 @@ where
                     (0..segment.len / PAGE_SIZE).filter_map(|page| segment.address.checked_add(page * PAGE_SIZE));
                 addresses.extend(pages);
             }
-            mappings.push(mapping);
+            mappings.push(Some(mapping));
         }
         Ok(Descriptor {
             host,
@@ -197,8 +230,17 @@ where
         self.outcome.pages += 1;
     }
 
+    /// Gives one page of a descriptor back before the others, where each has a mapping of its own.
+    fn complete_page(&mut self, descriptor: &mut Descriptor<B>, page: usize) -> Done {
+        if let Some(mapping) = descriptor.mappings.get_mut(page).and_then(Option::take) {
+            let done = self.api.unmap(&mut self.core, mapping);
+            done.map_err(|error| format!("{error:?}"))?;
+        }
+        Ok(())
+    }
+
     fn complete(&mut self, descriptor: Descriptor<B>) -> Done {
-        for mapping in descriptor.mappings {
+        for mapping in descriptor.mappings.into_iter().flatten() {
             let done = self.api.unmap(&mut self.core, mapping);
             done.map_err(|error| format!("{error:?}"))?;
         }
@@ -224,6 +266,8 @@ pub(crate) fn run(flows: usize, descriptors: usize, policy: Policy) -> Result<Ou
             UnitConfig::builder().cache_sizes(Some(CACHES)).build()?,
         )),
         now: Cell::new(0),
+        unhinted: policy == Policy::Unhinted,
+        tail: Cell::new(0),
     };
     let options = UnitOptions {
         host_address_width: machine.unit.borrow().config().host_address_width(),
@@ -270,8 +314,11 @@ pub(crate) fn run(flows: usize, descriptors: usize, policy: Policy) -> Result<Ou
         }
         for (flow, ring) in rings.iter_mut().enumerate() {
             let page = (turn + flow * per_descriptor / flows) % per_descriptor;
-            let first = ring.front().ok_or("a flow without descriptors")?;
+            let first = ring.front_mut().ok_or("a flow without descriptors")?;
             nic.stream(first, page, Access::Write);
+            if policy == Policy::Unhinted {
+                nic.complete_page(first, page)?;
+            }
             if page + 1 == per_descriptor {
                 let acknowledgement = nic.post(1, Direction::ToDevice)?;
                 nic.stream(&acknowledgement, 0, Access::Read);

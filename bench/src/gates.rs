@@ -1,0 +1,106 @@
+//! Which rows must be met, and what keeps the others from their targets.
+//!
+//! Times bind on a quiet machine only, so a missed gate fails a run only where it is asked to (`--gate`).
+
+use crate::row::Row;
+
+/// Rows that must be met: benchmark, how the case begins, how the target begins.
+const GATES: [(&str, &str, &str); 8] = [
+    ("B1", "free + alloc, 1 page", "<= 8 ns"),
+    ("B4", "alloc + free, 513 pages, 500000", "<= 1000 ns"),
+    ("B6", "map, 1 x 4K", "<= 10 ns"),
+    ("B6", "unmap, 1 x 4K", "<= 10 ns"),
+    ("B11", "reads per 4 KiB, 40 flows", "<= 1.06"),
+    ("B14", "map 256 MiB", "<= 5 ns"),
+    ("B14", "map 3 GiB", "<= 100 ns"),
+    ("Ir", "", "<="),
+];
+
+/// What limits a row: benchmark, how the case begins, the reason.
+const LIMITS: [(&str, &str, &str); 13] = [
+    (
+        "B1",
+        "free + alloc, 1 page",
+        "the peer takes 14 to 20 ns here, 21 to 48 where the target was set; twice the floor is left",
+    ),
+    (
+        "B3",
+        "(a)",
+        "two visits of the tree are 100 to 130 ns; the peer scans 37 us here, 66 to 121 where the target was set",
+    ),
+    (
+        "B5",
+        "(b)",
+        "the peer finds a gap at once in this trace; where the target was set it scanned under its lock",
+    ),
+    (
+        "B6",
+        "map + unmap, 1 x 4K",
+        "each call walks from the root and checks limits; a kept position halves it (Walker)",
+    ),
+    (
+        "B6",
+        "map + unmap, 256 x 4K",
+        "one store for each entry: within 1.3 of a bare check and store pass; the peer's loop is fast in one process",
+    ),
+    (
+        "B6",
+        "map, 256 x 4K",
+        "one look and one store for each entry; second-level cache under load",
+    ),
+    (
+        "B6",
+        "unmap, 256 x 4K",
+        "one look and one store for each entry; second-level cache under load",
+    ),
+    (
+        "B7",
+        "map",
+        "memory bandwidth, shared with the rest of the host: pages are zeroed and written once",
+    ),
+    (
+        "B7",
+        "unmap",
+        "memory bandwidth: every entry is looked at before its table goes",
+    ),
+    (
+        "B7",
+        "16 GiB as 4K, mapped",
+        "memory bandwidth and whether a second processor is free",
+    ),
+    (
+        "B10",
+        "unmap + map",
+        "allocator 5, tables 11, the rest is the mapping itself: 104 bytes that go to memory and come back",
+    ),
+    (
+        "B12",
+        "",
+        "a lock and a search for the slot, and the list of slots is allocated for each mapping",
+    ),
+    (
+        "B14",
+        "find one of",
+        "two searches in cached keys, one line of a value that is not cached, a lock",
+    ),
+];
+
+fn begins(row: &Row, (id, case): (&str, &str)) -> bool {
+    row.id == id && row.case.starts_with(case)
+}
+
+/// Whether the row must be met.
+pub(crate) fn is_gate(row: &Row) -> bool {
+    GATES
+        .iter()
+        .any(|&(id, case, target)| begins(row, (id, case)) && row.target.starts_with(target))
+}
+
+/// What keeps a missed row from its target; nothing for rows that are met, or only reported.
+pub(crate) fn limit(row: &Row) -> Option<&'static str> {
+    if row.met != Some(false) {
+        return None;
+    }
+    let known = LIMITS.iter().find(|&&(id, case, _)| begins(row, (id, case)));
+    Some(known.map_or("not known; see the reference", |&(_, _, why)| why))
+}
