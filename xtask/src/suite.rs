@@ -74,7 +74,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     let boots = if depth == Depth::Default { 1 } else { 15 };
     report.check("Linux on our unit", boots, || serve::check(depth));
     if depth >= Depth::Full {
-        report.check("fuzzing", 6, || fuzz(depth));
+        report.check("fuzzing", 9, || fuzz(depth));
         report.check("model against QEMU 7.2", 50_000, || qemu::check(tools::QEMU_7, dmas));
         report.check("driver on QEMU 7.2, bare metal", 204, || {
             bare_metal::check(tools::QEMU_7, bare_metal::RUNS_7)
