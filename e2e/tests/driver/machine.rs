@@ -23,6 +23,9 @@ const MEMORY: u64 = 1 << 36;
 /// Nanoseconds that a turn of a polling loop takes.
 const TURN_NS: u64 = 1_000;
 
+/// What a translation in a device-TLB is for: requester, PASID and page.
+type Held = (SourceId, Option<Pasid>, u64);
+
 /// The unit, its memory, and what the test looks at.
 pub(crate) struct Machine {
     pub(crate) memory: SparseMemory,
@@ -39,7 +42,7 @@ pub(crate) struct Machine {
     /// A device that does not answer them.
     pub(crate) deaf: Cell<Option<SourceId>>,
     /// What functions keep in their device-TLBs: by requester, PASID and page.
-    held: RefCell<BTreeMap<(SourceId, Option<Pasid>, u64), HostPhys>>,
+    held: RefCell<BTreeMap<Held, HostPhys>>,
     /// A function that asks for this address again as soon as it was told to forget it.
     pub(crate) eager: Cell<Option<(SourceId, Iova)>>,
     /// An entry whose words are noted at each doorbell.
