@@ -5,9 +5,12 @@ use vtd_spec::register::{Capability, ExtendedCapability};
 
 use crate::rig::spec;
 
+/// Whether a capability bit is set.
+type Advertised = fn(&ExtendedCapability) -> bool;
+
 /// The capability bit behind each condition that cannot be met: with it clear, the fields that lead there are reserved
 /// (VT-d §7.1.3).
-const BEHIND: [(Condition, fn(&ExtendedCapability) -> bool); 6] = [
+const BEHIND: [(Condition, Advertised); 6] = [
     (Condition::Rta1_4, ExtendedCapability::ssirws),
     (Condition::Sct4_1, ExtendedCapability::prs),
     (Condition::Sct4_3, ExtendedCapability::ptrs),
