@@ -167,17 +167,18 @@ pub(crate) fn flush_lines(entries: &[AtomicU64]) -> u64 {
 /// Bytes that several threads reach at once, as memory is: host address 0 is its first byte.
 pub(crate) struct FlatMemory(Box<[UnsafeCell<u8>]>);
 
-// SAFETY: threads of a benchmark keep to bytes of their own, as drivers keep to their buffers; what they would read
-// otherwise is a wrong byte, and the benchmark judges bytes only after all threads are done.
-#[expect(
-    unsafe_code,
-    reason = "safe shared bytes would cost more than the copies that are timed"
-)]
+// SAFETY: threads of a benchmark keep to bytes of their own, as drivers keep to their buffers, and the benchmark judges
+// bytes only after all threads are done.
+#[expect(unsafe_code, reason = "safe shared bytes would cost more than the copies")]
 unsafe impl Sync for FlatMemory {}
 
 impl FlatMemory {
     pub(crate) fn new(len: usize) -> Self {
-        Self((0..len).map(|byte| UnsafeCell::new((byte % 251) as u8)).collect())
+        Self(
+            (0..len)
+                .map(|byte| UnsafeCell::new(u8::try_from(byte % 251).unwrap_or(0)))
+                .collect(),
+        )
     }
 
     /// The bytes, if all of them are memory.

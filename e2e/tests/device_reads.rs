@@ -51,5 +51,5 @@ fn dropping_table_pointers_with_every_page_costs_several_times_as_much() {
     let factor = linux.reads_per_page() / ours.reads_per_page();
     // The published counts of such a policy are 1.76 to 4.36.
     assert!((1.76 * 0.75..4.36 * 1.25).contains(&linux.reads_per_page()), "{linux:?}");
-    assert!(factor >= 1.5, "{factor}: {ours:?} {linux:?}");
+    assert!(factor >= 3.9, "{factor}: {ours:?} {linux:?}");
 }

@@ -88,10 +88,8 @@ fn handed_over<S: Side>(side: &S, operations: u64) -> Outcome<f64> {
             let other = scope.spawn(move || {
                 let mut core = side.core();
                 wait.wait();
-                for range in receive {
-                    if let Some(range) = range {
-                        side.give(&mut core, range);
-                    }
+                for range in receive.into_iter().flatten() {
+                    side.give(&mut core, range);
                 }
             });
             let mut core = side.core();

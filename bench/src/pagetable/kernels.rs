@@ -18,12 +18,14 @@ use crate::row::Row;
 const TABLES: u64 = 64;
 /// Entries of one operation.
 const RUN: u64 = 256;
+/// The same, as a number of entries.
+const ENTRIES: usize = 256;
 /// What a page table may cost more than its kernel.
 const LIMIT: f64 = 1.3;
 
 /// Entries of [`RUN`] pages, looked at and then written.
 fn map_kernel(table: &Table, phys: u64) -> bool {
-    let entries = &table[..RUN as usize];
+    let entries = &table[..ENTRIES];
     let union = entries
         .iter()
         .fold(0, |union, entry| union | entry.load(Ordering::Relaxed));
@@ -37,7 +39,7 @@ fn map_kernel(table: &Table, phys: u64) -> bool {
 
 /// The same entries, looked at and then cleared.
 fn unmap_kernel(table: &Table) -> bool {
-    let entries = &table[..RUN as usize];
+    let entries = &table[..ENTRIES];
     let common = entries
         .iter()
         .fold(u64::MAX, |common, entry| common & entry.load(Ordering::Relaxed));
