@@ -95,6 +95,7 @@ mod listener;
 mod mmio;
 #[doc(hidden)]
 pub mod protocol;
+mod requester;
 mod section;
 mod store;
 mod tally;
@@ -103,6 +104,6 @@ mod unit;
 pub use bus::GuestBus;
 pub use interrupt::{DestinationMode, DestinationTooLarge, InterruptDropped, MsiMessage, RoutedInterrupt, Trigger};
 pub use listener::Listener;
+pub use requester::Requester;
 pub use section::{Place, Section, Slices};
-pub use store::Requester;
 pub use unit::{VmmError, VmmUnit};

@@ -12,7 +12,8 @@ use vtd_model::{Fault, Request, Translation};
 use crate::bus::GuestBus;
 use crate::listener::Listener;
 use crate::protocol::{Ticket, View};
-use crate::store::{DirectTables, Requester};
+use crate::requester::Requester;
+use crate::store::DirectTables;
 use crate::tally::Tally;
 use crate::unit::{VmmUnit, thread_hint};
 

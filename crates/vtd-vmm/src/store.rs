@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use iommu_types::sync::{AtomicU64, Ordering};
-use iommu_types::{AddrRange, Iova, PageSize, Pasid, Perms, SourceId, SystemMemory};
+use iommu_types::{AddrRange, Iova, PageSize, Perms, SourceId, SystemMemory};
 use vm_memory::GuestMemoryBackend;
 use vtd_model::cache::Stage;
 use vtd_model::cache::{
@@ -19,6 +19,7 @@ use vtd_spec::message;
 
 use crate::bus::{GuestBus, Near};
 use crate::protocol::{Fill, Hit, Iotlb, Line, Page, Sample, View};
+use crate::requester::Requester;
 
 use recorder::Recorder;
 pub(crate) use recorder::StoreHandle;
@@ -35,71 +36,6 @@ const INTERRUPTS: usize = 1024;
 const SPACES_MAX: usize = 4096;
 /// Interrupt entry invalidations remembered one by one for the listener; more become a global one.
 const ENTRY_NEWS_MAX: usize = 64;
-
-/// Who issues requests: a requester ID, and the PASID and privilege of its requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Requester {
-    /// Requester ID on the bus, aliases already applied.
-    pub source: SourceId,
-    /// PASID prefix of the requests, if they carry one.
-    pub pasid: Option<Pasid>,
-    /// Privileged-mode requested; counts only together with a PASID.
-    pub privileged: bool,
-}
-
-impl Requester {
-    /// A requester without PASID.
-    #[must_use]
-    pub const fn new(source: SourceId) -> Self {
-        Self {
-            source,
-            pasid: None,
-            privileged: false,
-        }
-    }
-
-    /// The same requester with a PASID.
-    #[must_use]
-    pub const fn with_pasid(mut self, pasid: Pasid) -> Self {
-        self.pasid = Some(pasid);
-        self
-    }
-
-    /// The same requester in privileged mode.
-    #[must_use]
-    pub const fn with_privilege(mut self) -> Self {
-        self.privileged = true;
-        self
-    }
-
-    /// The request of `len` bytes at `address` that this requester issues.
-    #[must_use]
-    pub const fn request(&self, address: Iova, len: u64, access: iommu_types::Access) -> Request {
-        let mut request = Request::new(self.source, address, len, access);
-        if let Some(pasid) = self.pasid {
-            request = request.with_pasid(pasid);
-            if self.privileged {
-                request = request.with_privilege();
-            }
-        }
-        request
-    }
-
-    /// One number for each requester, never 0.
-    #[inline]
-    fn key(&self) -> u64 {
-        let pasid = self
-            .pasid
-            .map_or(0, |pasid| u64::from(pasid.raw()) << 2 | 2 | u64::from(self.privileged));
-        1 << 63 | u64::from(self.source.raw()) << 32 | pasid
-    }
-}
-
-impl From<SourceId> for Requester {
-    fn from(source: SourceId) -> Self {
-        Self::new(source)
-    }
-}
 
 /// The requester of an untranslated request that does not ask for execution: what the fast path answers.
 fn plain(request: &Request) -> Option<Requester> {

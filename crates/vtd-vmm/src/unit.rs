@@ -16,8 +16,9 @@ use crate::bus::GuestBus;
 use crate::interrupt::{InterruptDropped, RoutedInterrupt};
 use crate::listener::Listener;
 use crate::protocol::{Readers, Ticket};
+use crate::requester::Requester;
 use crate::section::{Place, Section};
-use crate::store::{Announcement, Requester, Store, StoreHandle, Walked};
+use crate::store::{Announcement, Store, StoreHandle, Walked};
 use crate::tally::{Tallies, Tally};
 
 /// Sections that can be open at the same time before they share a counter.
