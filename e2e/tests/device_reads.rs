@@ -50,6 +50,9 @@ fn dropping_table_pointers_with_every_page_costs_several_times_as_much() {
     assert_eq!((ours.wrong, linux.wrong), (0, 0), "{ours:?} {linux:?}");
     let factor = linux.reads_per_page() / ours.reads_per_page();
     // The published counts of such a policy are 1.76 to 4.36.
-    assert!((1.76 * 0.75..4.36 * 1.25).contains(&linux.reads_per_page()), "{linux:?}");
+    assert!(
+        (1.76 * 0.75..4.36 * 1.25).contains(&linux.reads_per_page()),
+        "{linux:?}"
+    );
     assert!(factor >= 3.9, "{factor}: {ours:?} {linux:?}");
 }
