@@ -20,10 +20,14 @@
 //! All operations take `&self`, and there is no lock. A caller owns the range it maps or unmaps, as the holder of an
 //! IOVA lease does; callers whose ranges do not overlap need no agreement. They meet only in shared upper tables:
 //!
-//! * a table page is linked by compare-exchange; whoever loses frees its own page, which nobody saw;
+//! * a table page is linked by compare-exchange, complete with all that lies below it; whoever loses moves its entries
+//!   to the winner's and frees its own page, which nobody saw;
 //! * a table page is unlinked only by a caller whose range covers everything the page translates, so that nobody
 //!   else can be working in it. Tables that become empty in smaller steps stay linked until [`PageTable::prune`]
 //!   takes them out, on behalf of a caller that owns the whole range they translate.
+//!
+//! A [`Walker`] keeps its position between operations, and forgets it whenever a table page was unlinked. All of this
+//! runs under a model checker as it stands: the kind of word is a parameter, see [`Word`].
 //!
 //! Two callers that do work on one range at the same time get an unspecified mix of both, and never a memory error.
 //!
