@@ -69,7 +69,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     report.check("driver on QEMU 11.1, bare metal", 255, || {
         bare_metal::check(tools::QEMU_11, bare_metal::RUNS_11)
     });
-    report.check("groups against Linux", 300, || linux::check(depth));
+    report.check("groups against Linux", 500, || linux::check(depth));
     report.check("VFIO against Linux", 90, vfio::check);
     let boots = if depth == Depth::Default { 1 } else { 15 };
     report.check("Linux on our unit", boots, || serve::check(depth));
