@@ -50,10 +50,11 @@ fn drive(kernel: Selection, depth: Depth) -> Outcome {
     };
     let mut command = cargo(&["test", "--package", "e2e", "--test", "served", "--", "--nocapture"]);
     programs.tell(&mut command);
-    command.env("PORTCULLIS_E2FS", e2fs.folder()).env(
-        "PORTCULLIS_SERVED",
-        if depth == Depth::Default { "one" } else { "full" },
-    );
+    let share = if depth == Depth::Default { "one" } else { "full" };
+    command
+        .env("PORTCULLIS_E2FS", e2fs.folder())
+        .env("PORTCULLIS_VFIO_GUEST", driver)
+        .env("PORTCULLIS_SERVED", share);
     match output(&mut command) {
         Ok(text) => {
             // A test that fails may leave its line behind a name that the harness printed.
