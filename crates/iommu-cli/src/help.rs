@@ -122,6 +122,21 @@ after!(
     "not used"
 );
 after!(
+    RUN,
+    "  iommu run                                         the embedded two-socket server, all in software
+  iommu run --dmar DMAR.bin --keep matrix           a machine from its table; keep what came out
+  iommu run --disk disk.img                         with a user-space driver's disk behind the unit
+  iommu run --backend linux --device 3b:00.0        the same driver on a virtio disk of this machine
+
+--backend linux uses a real device, which has to be on vfio-pci already (`iommu plan` prints how). Its first
+4 MiB are overwritten, compared and put back, 64 KiB at a time; what is being overwritten is lost if the machine
+stops or the command is killed at that moment, so use a disk whose content you can do without.
+",
+    "everything came out as predicted; the disk was left as it was",
+    "something came out otherwise, or differs from a kept matrix",
+    "there is nothing to rehearse: no unit, no /dev/vfio, a device that is no virtio disk or not on vfio-pci"
+);
+after!(
     SERVE,
     "  iommu serve --disk disk.img --print-qemu          wait for a QEMU that is started by hand
   iommu serve --disk disk.img --sanitize \\

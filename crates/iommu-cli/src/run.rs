@@ -2,6 +2,7 @@
 //!
 //! Everything happens in software: the machine's own table is read, its units come up under the real driver,
 //! the functions are assigned through VFIO, move real data, and are then told to reach for what is not theirs.
+//! `--backend linux` is the exception: it drives one device of this machine that was handed over to vfio-pci.
 
 pub(crate) mod expect;
 pub(crate) mod matrix;
@@ -28,7 +29,7 @@ mod without;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use iommu_types::{Bdf, Iova};
 use iommu_vfio::{Platform, PlatformOptions, VfioError};
 
@@ -42,8 +43,18 @@ use self::transcript::Transcript;
 use crate::exit::{Failure, Verdict, print, read_text};
 use crate::size;
 
+/// The choice of `--backend`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BackendChoice {
+    /// A machine in software; this one is not touched
+    Software,
+    /// A device of this machine that is bound to vfio-pci
+    Linux,
+}
+
 /// What can be said on the command line.
 #[derive(Debug, Args)]
+#[command(after_help = crate::help::RUN)]
 pub(crate) struct Options {
     /// A machine file; the embedded two-socket server if there is none
     machine: Option<PathBuf>,
@@ -68,6 +79,25 @@ pub(crate) struct Options {
     /// Put a virtio disk over this file into the machine and drive it through VFIO; what is overwritten is put back
     #[arg(long, value_name = "FILE")]
     disk: Option<PathBuf>,
+    /// What to run on
+    #[arg(
+        long,
+        value_name = "BACKEND",
+        value_enum,
+        default_value = "software",
+        requires_if("linux", "device")
+    )]
+    backend: BackendChoice,
+    /// With --backend linux: the virtio disk of this machine to drive, bound to vfio-pci; what is overwritten is put back
+    #[arg(
+        long,
+        value_name = "BDF",
+        requires = "backend",
+        conflicts_with_all = [
+            "machine", "dmar", "root", "iommu", "assign", "mem", "bytes", "disk", "expect", "keep", "unsafe_interrupts",
+        ]
+    )]
+    device: Option<Bdf>,
     /// Compare the access matrix with a kept one
     #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
@@ -92,7 +122,17 @@ const NARROW_BITS: u32 = 32;
 /// Runs the rehearsal. With `--json` there is one document on standard output, however it ends.
 pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let mut outcome = Outcome::default();
-    let result = rehearse(options, &mut outcome);
+    let result = match (options.backend, options.device) {
+        (BackendChoice::Software, None) => rehearse(options, &mut outcome),
+        (BackendChoice::Linux, Some(function)) => use_device(function, options, &mut outcome),
+        (BackendChoice::Software, Some(function)) => Err(Failure::Input(format!(
+            "--device {function}: a device of this machine is used with --backend linux only; a rehearsal in software has \
+             --disk FILE"
+        ))),
+        (BackendChoice::Linux, None) => Err(Failure::Input(
+            "--backend linux: name the device with --device".to_owned(),
+        )),
+    };
     if options.json {
         if let Err(failure) = &result {
             outcome.summary.ok = false;
@@ -468,6 +508,40 @@ fn use_disk(
     }
     outcome.disk = Some(row);
     Ok(())
+}
+
+/// The whole run with `--backend linux`: the driver of the step above, on a device of this machine.
+fn use_device(function: Bdf, options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure> {
+    let mut transcript = Transcript::new(options.json);
+    outcome.backend = "linux";
+    outcome.iommu = "host";
+    "this machine".clone_into(&mut outcome.machine);
+    transcript.block(&format!(
+        "On this machine's {function}, through /dev/vfio: sectors are overwritten, compared and put back.\n\n"
+    ))?;
+    transcript.step("Disk: a user-space driver reads and writes a virtio disk through VFIO and the machine's IOMMU")?;
+    let row = match disk::linux::drive(function) {
+        Ok(row) => row,
+        Err(disk::linux::Stop::Unsupported(why)) => {
+            transcript.line(&why)?;
+            outcome.error = Some(why);
+            return Ok(Verdict::Unsupported);
+        }
+        Err(disk::linux::Stop::Failed(failure)) => return Err(failure),
+    };
+    for line in row.lines() {
+        transcript.line(&line)?;
+    }
+    for problem in &row.failed {
+        fail(&transcript, outcome, format!("{function}: {problem}"))?;
+    }
+    outcome.summary.ok = row.failed.is_empty();
+    outcome.disk = Some(row);
+    Ok(if outcome.summary.ok {
+        Verdict::Yes
+    } else {
+        Verdict::Findings
+    })
 }
 
 /// Step: the DMA API of the host, with the unit and without one. The row of the unit, and one for each bench.

@@ -1,9 +1,11 @@
 //! `iommu run --disk FILE`: a virtio disk in the machine, driven through VFIO by a driver that knows nothing of either.
 //!
 //! The device takes the place of a function that would go to the first guest. The driver is `virtio-drivers`; every byte
-//! goes through the rings, the unit's translation and the file. What it overwrites is put back.
+//! goes through the rings, the unit's translation and the file. What it overwrites is put back. With `--backend linux`
+//! the same driver works on a real device ([`linux`]).
 
 mod hal;
+pub(crate) mod linux;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -15,7 +17,7 @@ use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
 use iommu_types::{Bdf, Iova};
 use iommu_vfio::virtio::VirtioTransport;
 use iommu_vfio::{
-    Container, Device, DmaPool, Driver, EventFd, FaultedAccess, Group, GroupInfo, IovaPolicy, Platform,
+    Backend, Container, Device, DmaPool, Driver, EventFd, FaultedAccess, Group, GroupInfo, IovaPolicy, Platform,
     PlatformOptions, Software,
 };
 use serde::Serialize;
@@ -46,26 +48,32 @@ static ONE: Mutex<()> = Mutex::new(());
 /// What came of it.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct DiskRow {
-    /// The file.
+    /// The file; nothing for a device of the host, whose content is the host's own.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub(crate) file: String,
     /// Where the device stands.
     pub(crate) function: String,
     /// Bytes of the disk.
     pub(crate) bytes: u64,
-    /// Bytes that were written, read back, looked up in the file, and put back.
+    /// Bytes that were written, read back, looked up in the file where there is one, and put back.
     pub(crate) verified: u64,
     /// Interrupts of the queue.
     pub(crate) interrupts: u64,
-    /// Requests with data that the driver did not map, and those of them that the unit stopped and recorded.
+    /// Requests with data that the driver did not map, and those of them that the unit stopped and recorded; on a
+    /// device of the host, those whose data stayed where they were.
     pub(crate) withheld: u64,
     /// See `withheld`.
     pub(crate) withheld_blocked: u64,
+    /// On a device of the host: faults that the kernel's log tells of these requests (it leaves out some when there are
+    /// many); nothing if it cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) withheld_recorded: Option<u64>,
     /// What did not come out as it should.
     #[serde(skip)]
     pub(crate) failed: Vec<String>,
 }
 
-type Disk = VirtIOBlk<hal::Shared, VirtioTransport<Device>>;
+type Disk<B = Software> = VirtIOBlk<hal::Shared, VirtioTransport<Device<B>>>;
 
 /// The function of the first guest in whose place a disk can stand: an endpoint with a group of its own.
 pub(crate) fn place(platform: &Platform, groups: &[GroupInfo]) -> Option<Bdf> {
@@ -151,41 +159,51 @@ fn drive(platform: &Platform, function: Bdf, file: &Path, row: &mut DiskRow) -> 
     if sectors == 0 {
         return Err("the file is shorter than a sector of 512 bytes".into());
     }
-    write_and_read(&mut disk, file, sectors, row)?;
+    write_and_read(&mut disk, Some(&mut File::open(file)?), sectors, row)?;
     row.interrupts = wait(queue)?;
     withhold(&mut disk, platform, function, row)
 }
 
-/// Writes sectors, reads them back, looks them up in the file, and puts back what was there.
-fn write_and_read(
-    disk: &mut Disk,
-    file: &Path,
+/// Writes sectors, reads them back, looks them up in the file if there is one, and puts back what was there.
+fn write_and_read<B: Backend>(
+    disk: &mut Disk<B>,
+    mut file: Option<&mut File>,
     sectors: usize,
     row: &mut DiskRow,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let mut on_host = File::open(file)?;
     let mut first = 0;
     while first < sectors {
         let count = REQUEST.min(sectors - first);
         let mut before = vec![0; count * SECTOR_SIZE];
         disk.read_blocks(first, &mut before)?;
         let pattern = pattern(first, count);
-        disk.write_blocks(first, &pattern)?;
         let mut back = vec![0; count * SECTOR_SIZE];
-        let read = disk.read_blocks(first, &mut back);
-        let written = sectors_of(&mut on_host, first, count);
-        // Whatever comes of it, the file gets its own back.
-        disk.write_blocks(first, &before)?;
-        disk.flush()?;
-        read?;
-        for (found, place) in [(&back, "read back"), (&written?, "in the file")] {
-            if *found != pattern {
-                row.failed.push(format!(
-                    "what is {place} of sectors {first} and after is not what was written"
-                ));
-            }
+        let done = disk
+            .write_blocks(first, &pattern)
+            .and_then(|()| disk.read_blocks(first, &mut back));
+        let written = file.as_mut().map(|file| sectors_of(file, first, count));
+        // Whatever comes of it, the disk gets its own back.
+        let restored = disk.write_blocks(first, &before).and_then(|()| disk.flush());
+        restored.map_err(|why| format!("sectors {first} and after could not be put back, they are lost: {why}"))?;
+        done?;
+        if back != pattern {
+            row.failed.push(format!(
+                "what is read back of sectors {first} and after is not what was written"
+            ));
         }
-        if sectors_of(&mut on_host, first, count)? != before {
+        if written.transpose()?.is_some_and(|written| written != pattern) {
+            row.failed.push(format!(
+                "what is in the file of sectors {first} and after is not what was written"
+            ));
+        }
+        let after = match file.as_mut() {
+            Some(file) => sectors_of(file, first, count)?,
+            None => {
+                disk.read_blocks(first, &mut back)?;
+                back
+            }
+        };
+        if after != before {
             row.failed
                 .push(format!("sectors {first} and after were not put back; they are lost"));
         }
@@ -270,18 +288,27 @@ fn wait(event: &EventFd) -> Result<u64, String> {
 impl DiskRow {
     /// Lines for people.
     pub(crate) fn lines(&self) -> [String; 2] {
+        let (verified, bytes) = (size::show(self.verified), size::show(self.bytes));
+        let (function, interrupts) = (&self.function, self.interrupts);
+        let (withheld, blocked) = (self.withheld, self.withheld_blocked);
+        if self.file.is_empty() {
+            let recorded = self.withheld_recorded.map_or_else(
+                || "the kernel's log cannot be read".to_owned(),
+                |count| format!("the kernel's log tells of {count}"),
+            );
+            return [
+                format!("{function}: {verified} of {bytes} written, read back, and put back; {interrupts} interrupts"),
+                format!("{function}: {withheld} requests with data that were unmapped, {blocked} stopped; {recorded}"),
+            ];
+        }
+        let file = &self.file;
         [
             format!(
-                "{}: {} of {} ({}) written, read back, found in the file, and put back; {} interrupts",
-                self.function,
-                size::show(self.verified),
-                self.file,
-                size::show(self.bytes),
-                self.interrupts
+                "{function}: {verified} of {file} ({bytes}) written, read back, found in the file, and put back; \
+                 {interrupts} interrupts"
             ),
             format!(
-                "{}: {} requests with data that were not mapped, {} stopped and recorded by the unit",
-                self.function, self.withheld, self.withheld_blocked
+                "{function}: {withheld} requests with data that were not mapped, {blocked} stopped and recorded by the unit"
             ),
         ]
     }

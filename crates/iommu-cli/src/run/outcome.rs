@@ -16,7 +16,9 @@ const SCHEMA: &str = "portcullis-run-1";
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
     schema: &'static str,
-    /// What stands between devices and memory: `VT-d`, `aperture` or `none`.
+    /// What it ran on: `software`, or `linux` for a device of this machine.
+    pub(crate) backend: &'static str,
+    /// What stands between devices and memory: `VT-d`, `aperture` or `none`; `host` where the kernel's IOMMU does.
     pub(crate) iommu: &'static str,
     /// The machine's name; empty if there was none to speak of.
     pub(crate) machine: String,
@@ -31,7 +33,7 @@ pub(crate) struct Outcome {
     pub(crate) matrix: Vec<CellRow>,
     /// The same work side by side: without IOMMU, with an aperture if there is room for one, with VT-d if it was run.
     pub(crate) comparison: Vec<ComparisonRow>,
-    /// What a driver did with a disk (`--disk`); nothing without one.
+    /// What a driver did with a disk (`--disk`, `--device`); nothing without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) disk: Option<DiskRow>,
     /// What is not as it was kept (`--expect`); nothing without such a file.
@@ -184,6 +186,7 @@ impl Default for Outcome {
     fn default() -> Self {
         Self {
             schema: SCHEMA,
+            backend: "software",
             iommu: Kind::Vtd.name(),
             machine: String::new(),
             error: None,

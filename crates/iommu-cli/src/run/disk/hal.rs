@@ -6,19 +6,43 @@
 
 use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use iommu_types::Iova;
-use iommu_vfio::DmaBuffer;
 use iommu_vfio::virtio::PageMap;
-use virtio_drivers::device::blk::SECTOR_SIZE;
+use iommu_vfio::{Backend, DmaBuffer, VfioError};
+use virtio_drivers::device::blk::{BlkReq, BlkResp, SECTOR_SIZE, VirtIOBlk};
+use virtio_drivers::transport::Transport;
 use virtio_drivers::{BufferDirection, Hal, PAGE_SIZE, PhysAddr};
 
 /// An address that nothing maps: where data go that are withheld from the device.
 pub(super) const NOWHERE: Iova = Iova::new(0x7f00_0000);
 
+/// A DMA buffer of any backend: what is process-global has one type.
+trait Buffer: Send {
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), VfioError>;
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), VfioError>;
+    fn pointer(&self) -> Option<NonNull<u8>>;
+}
+
+impl<B: Backend> Buffer for DmaBuffer<B>
+where
+    Self: Send,
+{
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), VfioError> {
+        Self::read(self, offset, into)
+    }
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), VfioError> {
+        Self::write(self, offset, from)
+    }
+    fn pointer(&self) -> Option<NonNull<u8>> {
+        Self::pointer(self)
+    }
+}
+
 /// The memory in use.
 struct Area {
-    buffer: DmaBuffer,
+    buffer: Box<dyn Buffer>,
     pages: PageMap,
     /// Data, though not headers and rings, are not given to the device.
     withheld: bool,
@@ -32,13 +56,16 @@ fn area() -> MutexGuard<'static, Option<Area>> {
 }
 
 /// Shares `buffer` with drivers from now on; false if it is not in one piece in this process.
-pub(super) fn install(buffer: DmaBuffer) -> bool {
+pub(super) fn install<B: Backend + 'static>(buffer: DmaBuffer<B>) -> bool
+where
+    DmaBuffer<B>: Send,
+{
     if buffer.pointer().is_none() {
         return false;
     }
     let pages = PageMap::new(buffer.iova(), buffer.size());
     *area() = Some(Area {
-        buffer,
+        buffer: Box::new(buffer),
         pages,
         withheld: false,
     });
@@ -56,6 +83,47 @@ pub(super) fn withhold(withheld: bool) {
     if let Some(area) = area().as_mut() {
         area.withheld = withheld;
     }
+}
+
+/// Reads or writes one sector whose data are withheld: the device is told that they are at [`NOWHERE`]. A device may
+/// answer that with an error, with success or, having given up, not at all; then there is no disk in the result: its
+/// driver is gone, and the device was reset.
+pub(super) fn withheld_request<T: Transport>(
+    mut disk: VirtIOBlk<Shared, T>,
+    sector: usize,
+    write: bool,
+    patience: Duration,
+) -> (Option<VirtIOBlk<Shared, T>>, virtio_drivers::Result) {
+    let (mut request, mut data, mut response) = (BlkReq::default(), [0; SECTOR_SIZE], BlkResp::default());
+    withhold(true);
+    let token = if write {
+        // SAFETY: nobody touches the three until the request is completed, or the device is reset and its queue is gone.
+        unsafe { disk.write_blocks_nb(sector, &mut request, &data, &mut response) }
+    } else {
+        // SAFETY: as above.
+        unsafe { disk.read_blocks_nb(sector, &mut request, &mut data, &mut response) }
+    };
+    withhold(false);
+    let token = match token {
+        Ok(token) => token,
+        Err(why) => return (Some(disk), Err(why)),
+    };
+    let started = Instant::now();
+    while disk.peek_used() != Some(token) {
+        if started.elapsed() > patience {
+            drop(disk);
+            return (None, Err(virtio_drivers::Error::NotReady));
+        }
+        std::thread::yield_now();
+    }
+    let answer = if write {
+        // SAFETY: the three are those of the request.
+        unsafe { disk.complete_write_blocks(token, &request, &data, &mut response) }
+    } else {
+        // SAFETY: as above.
+        unsafe { disk.complete_read_blocks(token, &request, &mut data, &mut response) }
+    };
+    (Some(disk), answer)
 }
 
 /// The memory of a program, shared page by page.
