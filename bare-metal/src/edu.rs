@@ -12,18 +12,18 @@ const IDENTITY: u32 = 0x11e8_1234;
 /// Where the registers of the one on bus 0 are put: free in QEMU's q35 machine. A device behind a root port stays
 /// where firmware put it, in the port's window.
 const BASE: u32 = 0xfe00_0000;
-const WINDOW: u32 = 1 << 20;
+pub(crate) const WINDOW: u32 = 1 << 20;
 
 // Registers.
 const IDENTIFICATION: u32 = 0x00;
 const RAISE: u32 = 0x60;
 const ACKNOWLEDGE: u32 = 0x64;
-const SOURCE: u32 = 0x80;
-const DESTINATION: u32 = 0x88;
-const COUNT: u32 = 0x90;
-const COMMAND: u32 = 0x98;
+pub(crate) const SOURCE: u32 = 0x80;
+pub(crate) const DESTINATION: u32 = 0x88;
+pub(crate) const COUNT: u32 = 0x90;
+pub(crate) const COMMAND: u32 = 0x98;
 /// The device's side of a DMA: its buffer of one page.
-const BUFFER: u64 = 0x4_0000;
+pub(crate) const BUFFER: u64 = 0x4_0000;
 const RUN: u64 = 1;
 const TO_MEMORY: u64 = 2;
 

@@ -50,8 +50,9 @@ macro_rules! ports {
 
         /// Writes an I/O port.
         pub(crate) fn $write(port: u16, value: $type) {
-            // SAFETY: the ports written are COM1, PCI configuration, the timer and the exit device. What PCI
-            // configuration can make devices do to memory is confined to the DMA buffers of `edu`.
+            // SAFETY: the ports written are COM1, PCI configuration, the timer, power management and the exit device.
+            // What PCI configuration can make devices do to memory is confined to the DMA buffers of `edu`; a hostile
+            // run, which aims elsewhere, says so itself (`hostile`).
             unsafe {
                 asm!(concat!("out dx, ", $register), in("dx") port, in($register) value,
                     options(nostack, preserves_flags));
@@ -61,6 +62,7 @@ macro_rules! ports {
 }
 
 ports!(in8, out8, u8, "al");
+ports!(in16, out16, u16, "ax");
 ports!(in32, out32, u32, "eax");
 
 /// The processor's time stamp counter.
@@ -167,6 +169,69 @@ impl Registers for Window {
         self.len
     }
 }
+
+macro_rules! any_offset {
+    ($read:ident, $write:ident, $type:ty, $size:literal, $register:ident, $modifier:literal) => {
+        /// Reads at any offset, aligned or not.
+        pub(crate) fn $read(self, offset: u32) -> $type {
+            let Some(at) = self.place(offset, $size) else {
+                return <$type>::MAX;
+            };
+            let value: $type;
+            // SAFETY: mapped, and above all memory (`Window::new`), so no Rust object is there.
+            unsafe {
+                asm!(concat!("mov {value", $modifier, "}, [{at}]"), value = out($register) value, at = in(reg) at,
+                    options(nostack, preserves_flags));
+            }
+            value
+        }
+
+        /// Writes at any offset, aligned or not.
+        pub(crate) fn $write(self, offset: u32, value: $type) {
+            if let Some(at) = self.place(offset, $size) {
+                // SAFETY: as for reading. What the device does to memory because of it is the caller's to mean.
+                unsafe {
+                    asm!(concat!("mov [{at}], {value", $modifier, "}"), value = in($register) value, at = in(reg) at,
+                        options(nostack, preserves_flags));
+                }
+            }
+        }
+    };
+}
+
+/// Accesses that no driver makes.
+impl Window {
+    /// Where `size` bytes are, if they are in the window.
+    fn place(self, offset: u32, size: u32) -> Option<usize> {
+        let inside = offset.checked_add(size)? <= self.len;
+        inside.then_some(self.base + usize::try_from(offset).ok()?)
+    }
+
+    any_offset!(any_read8, any_write8, u8, 1, reg_byte, "");
+    any_offset!(any_read16, any_write16, u16, 2, reg, ":x");
+    any_offset!(any_read32, any_write32, u32, 4, reg, ":e");
+    any_offset!(any_read64, any_write64, u64, 8, reg, "");
+}
+
+/// Memory beside the kernel that devices may be aimed at: nothing of the kernel's is there.
+pub(crate) struct Playground;
+
+impl Playground {
+    /// Its first byte, and how many there are.
+    pub(crate) const FIRST: u64 = 0x400_0000;
+    pub(crate) const LEN: u64 = 1 << 20;
+
+    /// Writes the aligned word at an address; outside nothing is written.
+    pub(crate) fn write(at: u64, value: u64) {
+        let inside = at.wrapping_sub(Self::FIRST) < Self::LEN && at.is_multiple_of(8);
+        if let (true, Ok(at)) = (inside, usize::try_from(at)) {
+            // SAFETY: aligned, mapped, and beyond `KERNEL`: no Rust object is there.
+            unsafe { with_exposed_provenance_mut::<u64>(at).write_volatile(value) }
+        }
+    }
+}
+
+const _: () = assert!(Playground::FIRST >= KERNEL.end && Playground::FIRST + Playground::LEN <= MAPPED);
 
 /// Memory for the heap, aligned for anything that is allocated.
 #[repr(C, align(4096))]

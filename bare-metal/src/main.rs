@@ -6,6 +6,7 @@
 //!
 //! Words of the command line: `scalable` drives the unit in scalable mode with second-stage tables, `first-stage`
 //! with first-stage ones; `silent-interrupts` says that this QEMU drops blocked interrupts without a record.
+//! `hostile=SECONDS` with `seed=N` makes no checks, but attacks the functions that `iommu serve` offers (`hostile`).
 #![no_std]
 #![no_main]
 
@@ -19,6 +20,7 @@ mod dma;
 mod edu;
 mod firmware;
 mod hardware;
+mod hostile;
 mod interrupts;
 mod memory;
 mod pci;
@@ -33,6 +35,9 @@ pub(crate) extern "C" fn kernel(start_information: u32) -> ! {
     let mut report = checks::Report::default();
     let line = firmware::command_line(start_information);
     console::line(format_args!("portcullis on bare metal, command line: {line}"));
+    if let Some(asked) = hostile::Asked::of(line) {
+        hostile::run(asked);
+    }
     checks::run(&mut report, rig::Expected::of(line));
     console::line(format_args!("END {} {}", report.passed, report.failed));
     console::exit(report.failed == 0)

@@ -24,11 +24,11 @@ const IDENTITY: u32 = 0x1042_1af4;
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
 /// Identifier of vendor capabilities, and the type of the one that leads to the common configuration (§4.1.4).
-const VENDOR: u8 = 0x09;
-const COMMON: u8 = 1;
+pub(crate) const VENDOR: u8 = 0x09;
+pub(crate) const COMMON: u8 = 1;
 /// In a vendor capability: number of the BAR, and offset in it.
-const VENDOR_BAR: u8 = 4;
-const VENDOR_OFFSET: u8 = 8;
+pub(crate) const VENDOR_BAR: u8 = 4;
+pub(crate) const VENDOR_OFFSET: u8 = 8;
 /// Bytes of the common configuration.
 const COMMON_LEN: u32 = 56;
 /// In the common configuration: which MSI-X entry tells of used buffers, of the selected queue.
