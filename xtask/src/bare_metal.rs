@@ -108,7 +108,8 @@ fn cargo(arguments: &[&str]) -> Command {
     command
 }
 
-fn build() -> Result<PathBuf, String> {
+/// Builds the kernel; where it is.
+pub(crate) fn build() -> Result<PathBuf, String> {
     output(&mut cargo(&["build", "--quiet", "--release"]))?;
     Ok(workspace().join("target/bare-metal/x86_64-unknown-linux-gnu/release/bare-metal"))
 }

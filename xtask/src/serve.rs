@@ -1,5 +1,6 @@
 //! Linux's own driver on our unit, served over vfio-user to a stock QEMU.
 
+use crate::bare_metal;
 use crate::linux::Programs;
 use crate::report::Outcome;
 use crate::suite::Depth;
@@ -48,10 +49,17 @@ fn drive(kernel: Selection, depth: Depth) -> Outcome {
         Ok(program) => program,
         Err(why) => return Outcome::Failed(why),
     };
+    let hostile = match bare_metal::build() {
+        Ok(kernel) => kernel,
+        Err(why) => return Outcome::Failed(why),
+    };
     let mut command = cargo(&["test", "--package", "e2e", "--test", "served", "--", "--nocapture"]);
     programs.tell(&mut command);
     let share = if depth == Depth::Default { "one" } else { "full" };
+    let attack = if depth == Depth::Default { "30" } else { "120" };
     command
+        .env("PORTCULLIS_HOSTILE", hostile)
+        .env("PORTCULLIS_HOSTILE_SECONDS", attack)
         .env("PORTCULLIS_E2FS", e2fs.folder())
         .env("PORTCULLIS_VFIO_GUEST", driver)
         .env("PORTCULLIS_SERVED", share);

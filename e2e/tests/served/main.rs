@@ -5,7 +5,7 @@
 //! outside with the file system's own tools, and things are broken on purpose to see them noticed.
 //!
 //! `PORTCULLIS_QEMU`, `_KERNEL`, `_BUSYBOX`, `_MODULES`, `_IOMMU`, `_E2FS` and `_VFIO_GUEST` name the programs; without them the tests say
-//! that they compared nothing. `PORTCULLIS_SERVED=full` asks for all of them, otherwise one guest is booted.
+//! that they compared nothing. `PORTCULLIS_HOSTILE` names the kernel of `bare-metal/`. `PORTCULLIS_SERVED=full` asks for all of them, otherwise one guest is booted.
 
 #![expect(
     clippy::unwrap_used,
@@ -17,6 +17,7 @@
 mod assigned;
 mod breaking;
 mod ending;
+mod hostile;
 mod messages;
 mod modes;
 mod rig;

@@ -29,6 +29,8 @@ pub(crate) const DISK: u64 = 32 << 20;
 const CONTENTS: usize = 3 << 20;
 /// How long a guest may take; against hanging only.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Faults, broken rules and notices that are kept of each: a hostile guest makes millions.
+const SAID_MAX: usize = 1 << 10;
 /// The largest library that a guest's program gets.
 const LIBRARY_MAX: u64 = 8 << 20;
 
@@ -124,25 +126,34 @@ impl Said {
     }
 }
 
+/// Keeps `said`, unless there is enough already.
+fn keep<T>(list: &Mutex<Vec<T>>, said: impl FnOnce() -> T) {
+    let mut list = list.lock().unwrap();
+    if list.len() < SAID_MAX {
+        list.push(said());
+    }
+}
+
 struct Ear(Arc<Said>);
 
 impl Report for Ear {
     fn broken(&mut self, rule: &BrokenRule) {
-        self.0.broken.lock().unwrap().push(rule.clone());
+        keep(&self.0.broken, || rule.clone());
     }
     fn fault(&mut self, fault: &Fault) {
-        self.0.faults.lock().unwrap().push(fault.to_string());
+        keep(&self.0.faults, || fault.to_string());
     }
 }
 
 impl Notices for Said {
     fn connected(&self, _: &str) {}
     fn ended(&self, slot: &str, why: Option<&str>) {
-        let text = format!("{slot}: {}", why.unwrap_or("closed by the client"));
-        self.notices.lock().unwrap().push(text);
+        keep(&self.notices, || {
+            format!("{slot}: {}", why.unwrap_or("closed by the client"))
+        });
     }
     fn refused(&self, slot: &str, refusal: &Refusal) {
-        self.notices.lock().unwrap().push(format!("{slot}: {refusal}"));
+        keep(&self.notices, || format!("{slot}: {refusal}"));
     }
 }
 
@@ -229,6 +240,20 @@ impl Rig {
             launch,
             _alone: alone,
         }
+    }
+
+    /// Boots `kernel` next time, without an initial file system; what would have been booted comes back.
+    pub(crate) fn boot_instead(&mut self, kernel: &Path) -> Guest {
+        let guest = Guest {
+            kernel: Some(kernel.display().to_string()),
+            ..Guest::default()
+        };
+        self.boot(guest)
+    }
+
+    /// Boots `guest` next time.
+    pub(crate) fn boot(&mut self, guest: Guest) -> Guest {
+        std::mem::replace(&mut self.launch.guest, guest)
     }
 
     pub(crate) fn server(&self) -> &Server {
