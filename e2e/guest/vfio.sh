@@ -27,6 +27,7 @@ run probe vfio-guest probe $engine
 run faults iommu faults --json
 run faults.text iommu faults
 run caps iommu caps --json
+run rehearsal iommu run --backend linux --device $disk --json
 run disk vfio-guest disk $disk
 
 # A driver that is killed before each of its steps, until it has none left; then at moments of nobody's choosing.
