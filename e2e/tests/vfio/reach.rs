@@ -5,15 +5,14 @@ use std::collections::BTreeSet;
 use e2e::guest::record::Record;
 use e2e::vfio::probe::{self, Probe};
 use serde_json::Value;
-use vtd_spec::register::Capability;
 
 use super::ENGINE;
 
 /// Probes that the software backend cannot make: it has no process whose memory could be aimed at.
 const LINUX_ALONE: usize = 2;
 
-/// The probe that may differ. A unit without CAP.ZLR (VT-d §11.4.2) faults the zero-length reads that flush earlier
-/// writes if a page is write-only, so there Linux lets devices read what they may write. QEMU's unit is one.
+/// The probe that may differ: Linux lets devices read what they may write. Its entries have both rights, on QEMU's unit
+/// and on ours, with CAP.ZLR (VT-d §11.4.2) and without.
 const READS_WRITE_ONLY: &str = "from a write-only mapping";
 
 /// The address of a probe, whether it writes, and whether data moved, by name.
@@ -40,14 +39,12 @@ fn line(text: &str) -> Option<(Line<'_>, bool)> {
 pub(crate) fn judge(record: &Record, wrong: &mut Vec<String>) -> usize {
     let text = record.text("probe").into_owned();
     let mut there: Vec<_> = text.lines().filter_map(line).collect();
-    if !zero_length_reads(record) {
-        // The exception holds in full, or it is not the one.
-        let differs = |((name, _, moved, _), _): &(Line<'_>, bool)| *name == READS_WRITE_ONLY && *moved;
-        if there.iter().filter(|probe| differs(probe)).count() != 1 {
-            wrong.push(format!("Linux does not let devices read where it should:\n{text}"));
-        }
-        there.retain(|probe| !differs(probe));
+    // The exception holds in full, or it is not the one.
+    let differs = |((name, _, moved, _), _): &(Line<'_>, bool)| *name == READS_WRITE_ONLY && *moved;
+    if there.iter().filter(|probe| differs(probe)).count() != 1 {
+        wrong.push(format!("Linux does not let devices read where it should:\n{text}"));
     }
+    there.retain(|probe| !differs(probe));
     if record.statuses.get("probe") != Some(&0) {
         wrong.push(format!("the probes did not end: {}", record.text("probe.err")));
     }
@@ -65,7 +62,7 @@ pub(crate) fn judge(record: &Record, wrong: &mut Vec<String>) -> usize {
         let same = |((name, writes, moved, _), right): &&(Line<'_>, bool)| {
             *name == probe.name && *writes == probe.writes && *moved == probe.moved && *right
         };
-        if there.iter().filter(same).count() != 1 && (probe.name != READS_WRITE_ONLY || zero_length_reads(record)) {
+        if there.iter().filter(same).count() != 1 && probe.name != READS_WRITE_ONLY {
             wrong.push(format!("software: {probe}; Linux:\n{text}"));
         }
     }
@@ -79,16 +76,6 @@ pub(crate) fn judge(record: &Record, wrong: &mut Vec<String>) -> usize {
     }
     faults(record, &there, wrong);
     there.len()
-}
-
-/// Whether the unit supports zero-length reads of write-only pages, as `iommu caps` says.
-fn zero_length_reads(record: &Record) -> bool {
-    let caps: Value = serde_json::from_str(&record.text("caps")).unwrap_or_default();
-    let digits = caps["units"][0]["cap"]
-        .as_str()
-        .unwrap_or_default()
-        .trim_start_matches("0x");
-    u64::from_str_radix(digits, 16).is_ok_and(|raw| Capability::new_with_raw_value(raw).zlr())
 }
 
 /// `iommu faults` explains every blocked probe, and there is no fault besides.
