@@ -4,12 +4,17 @@
 //! nobody is waited for. What is timed is therefore the driver's side alone.
 
 mod bounce;
+mod list;
+mod modes;
+mod slots;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hint::black_box;
 
-use iommu_dma::{Backend, Buffer, Device, Direct, Direction, DmaApi, DmaCore, Invalidation, Mapping, Translated};
+use iommu_dma::{
+    Backend, Buffer, Device, Direct, Direction, DmaApi, DmaCore, DmaSegment, Invalidation, Mapping, Translated,
+};
 use iommu_iova::{CachedAllocator, IovaSpace};
 use iommu_pagetable::{Config, Levels, MapError, PageTable, SecondStage, UnmapError, UnmapRules};
 use iommu_testkit::SparseMemory;
@@ -176,36 +181,41 @@ pub(crate) fn rows(quick: bool) -> Vec<Row> {
         &[
             ("B10", ring_rows),
             ("B10", linux_rows),
+            ("B10", modes::rows),
             ("B12", bounce::rows),
-            ("B13", list_rows),
+            ("B13", list::rows),
         ],
     )
 }
 
-/// Every page of every buffer is where the mapping's segments say.
+/// Every byte of every buffer is where the mapping's segments say, and no segment has more.
 fn judge<B: Backend>(space: &Space, mapping: &Mapping<B>, buffers: &[Buffer]) -> Outcome<()> {
-    let mut addresses = Vec::new();
-    for segment in mapping.segments() {
-        addresses.extend((0..segment.len / PAGE).filter_map(|page| segment.address.checked_add(page * PAGE)));
+    let mut segments = mapping.segments().iter().copied();
+    let mut segment = None;
+    for buffer in buffers {
+        let (mut phys, mut left) = (buffer.phys, buffer.len);
+        while left > 0 {
+            let mut at: DmaSegment = match segment.take().or_else(|| segments.next()) {
+                Some(at) => at,
+                None => return Err("the segments end before the buffers do".into()),
+            };
+            let part = left.min(at.len).min(PAGE - phys.page_offset());
+            let found = space.table.lookup(&space.memory, at.address.page());
+            let same_page = found.is_some_and(|found| found.phys.page() == phys.page());
+            if !same_page || at.address.page_offset() != phys.page_offset() {
+                return Err(format!("{phys} is not at {}, where its mapping says", at.address).into());
+            }
+            at.address = at.address.checked_add(part).unwrap_or(at.address);
+            at.len -= part;
+            segment = Some(at).filter(|at| at.len > 0);
+            phys = phys.checked_add(part).unwrap_or(phys);
+            left -= part;
+        }
     }
-    let found = |at: &Iova| space.table.lookup(&space.memory, *at).map(|found| found.phys);
-    let right = addresses.len() == buffers.len()
-        && addresses
-            .iter()
-            .zip(buffers)
-            .all(|(at, buffer)| found(at) == Some(buffer.phys));
-    if right {
-        Ok(())
-    } else {
-        Err("a buffer is not where its mapping says".into())
+    match segment.or_else(|| segments.next()) {
+        None => Ok(()),
+        Some(more) => Err(format!("{} belongs to no buffer", more.address).into()),
     }
-}
-
-/// Buffers of one page, none beside the one before.
-fn buffers(count: u64) -> Vec<Buffer> {
-    (0..count)
-        .map(|page| Buffer::new(HostPhys::new(0x1_0000_0000 + (page * 7 % 4096) * 2 * PAGE), PAGE))
-        .collect()
 }
 
 /// B10: unmap the oldest of a ring, map the next.
@@ -299,6 +309,29 @@ impl LinuxShaped {
         self.cache.retain(|&page, _| page != range.0);
         self.iovas.free(&self.processor, range);
     }
+
+    /// A list as one range of addresses: each page is walked for. A full cache is dropped whole.
+    fn map_list(&mut self, hosts: impl ExactSizeIterator<Item = u64>) -> Option<Range> {
+        let range = self.iovas.allocate(&self.processor, hosts.len() as u64)?;
+        for (page, host) in (range.0..).zip(hosts) {
+            self.tables.map(Self::address((page, 1)), host);
+            if self.cache.len() >= RING {
+                self.cache.clear();
+            }
+            self.cache.insert(page, host);
+        }
+        Some(range)
+    }
+
+    /// Takes a list of `pages` pages back, with one invalidation for all.
+    fn unmap_list(&mut self, range: Range, pages: u64) {
+        let gone = range.0..range.0 + pages;
+        for page in gone.clone() {
+            self.tables.unmap(Self::address((page, 1)));
+        }
+        self.cache.retain(|page, _| !gone.contains(page));
+        self.iovas.free(&self.processor, range);
+    }
 }
 
 /// B10: strict, against the Linux-shaped peer; then unmaps that are confirmed 64 at a time, and no IOMMU at all.
@@ -388,72 +421,4 @@ fn direct_row(quick: bool) -> Outcome<Row> {
     }
     let case = "map + unmap, 4 KiB, no IOMMU".to_owned();
     Ok(Row::alone("B10", case, comparison.ours_ns, None))
-}
-
-/// B13: a list of single pages, as one block of addresses.
-fn list_rows(quick: bool) -> Outcome<Vec<Row>> {
-    let memory = SparseMemory::new(1 << 20);
-    let device = Device::with_address_bits(64);
-    let mut rows = Vec::new();
-    for (count, target) in [(1, None), (8, Some(15.0)), (64, None), (256, Some(6.0))] {
-        let list = buffers(count);
-        let api = api(Invalidation::Strict, memory.hardware())?;
-        let (mut core, mut peer_core) = (api.new_core(), api.new_core());
-        // A mapping beside keeps the tables, as other traffic of a device does.
-        let kept = api.map(
-            &mut core,
-            &device,
-            Buffer::new(HostPhys::new(0), PAGE),
-            Direction::ToDevice,
-        )?;
-        let mapping = api.map_sg(&mut core, &device, &list, Direction::FromDevice)?;
-        judge(api.backend().space(), &mapping, &list)?;
-        let waits = api.backend().space().waits.get();
-        let segments = mapping.segments().len();
-        api.unmap(&mut core, mapping).map_err(|error| format!("{error:?}"))?;
-        if segments != 1 || api.backend().space().waits.get() != waits + 1 {
-            return Err(format!("{segments} segments, or not one wait").into());
-        }
-        let failed = Cell::new(0_u64);
-        let comparison = compare(
-            quick,
-            &mut |turns| {
-                for _ in 0..turns {
-                    let mapping = api.map_sg(&mut core, &device, black_box(&list), Direction::FromDevice);
-                    let done = mapping.is_ok_and(|mapping| api.unmap(&mut core, mapping).is_ok());
-                    failed.set(failed.get() + u64::from(!done));
-                }
-            },
-            &mut |turns| {
-                for _ in 0..turns {
-                    let mut mappings = Vec::with_capacity(list.len());
-                    for &buffer in black_box(&list) {
-                        mappings.extend(api.map(&mut peer_core, &device, buffer, Direction::FromDevice));
-                    }
-                    for mapping in mappings {
-                        let done = api.unmap(&mut peer_core, mapping).is_ok();
-                        failed.set(failed.get() + u64::from(!done));
-                    }
-                }
-            },
-        );
-        if failed.get() > 0 {
-            return Err(format!("{} operations failed", failed.get()).into());
-        }
-        let segments = f64::from(u32::try_from(count)?);
-        let case = format!("map_sg + unmap_sg, {count} pages");
-        rows.push(Row::alone(
-            "B13",
-            format!("{case}, a segment"),
-            comparison.ours_ns / segments,
-            target,
-        ));
-        rows.push(if count == 256 {
-            Row::at_least("B13", case, &comparison, "map + unmap in a loop", 7.0)
-        } else {
-            Row::reported("B13", case, &comparison, "map + unmap in a loop")
-        });
-        api.unmap(&mut core, kept).map_err(|error| format!("{error:?}"))?;
-    }
-    Ok(rows)
 }

@@ -1,15 +1,16 @@
-//! B12: copies through bounce buffers, against copying the same bytes.
+//! B12: copies through bounce buffers, against copying the same bytes and against pools behind one lock.
 
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use iommu_dma::{BouncePool, Buffer, Device, Direct, Direction, DmaApi};
-use iommu_types::{HostPhys, SystemMemory};
+use iommu_dma::{BouncePool, Buffer, Device, Direct, Direction, DmaApi, Invalidation, Trust};
+use iommu_types::{AddrRange, HostPhys, Iova, SystemMemory};
 
 use super::Outcome;
-use crate::pair::{compare, median};
-use crate::peers::FlatMemory;
+use super::slots::RunLengths;
+use crate::pair::{Random, compare, median, summary};
+use crate::peers::{FlatMemory, PAGE};
 use crate::row::Row;
 
 /// The pool lies low, where the device reaches it.
@@ -20,6 +21,8 @@ const BUFFERS: u64 = 128 << 20;
 const MEMORY: u64 = 192 << 20;
 /// What mapping and unmapping may cost besides the copies.
 const BESIDES: f64 = 15.0;
+/// Buffers that are copied.
+const LENS: [u64; 5] = [64, 256, 1500, 4096, 65_536];
 
 type Api<'a> = DmaApi<Direct, &'a FlatMemory>;
 
@@ -29,7 +32,7 @@ fn api(memory: &FlatMemory) -> Outcome<Api<'_>> {
 }
 
 const fn narrow() -> Device {
-    Device::new(iommu_types::Iova::new(MASK))
+    Device::new(Iova::new(MASK))
 }
 
 /// B12.
@@ -42,8 +45,9 @@ pub(super) fn rows(quick: bool) -> Outcome<Vec<Row>> {
     for (direction, name, copies) in [
         (Direction::ToDevice, "to the device", 1_u64),
         (Direction::FromDevice, "from the device", 2),
+        (Direction::Bidirectional, "both ways", 2),
     ] {
-        for len in [64, 256, 1500, 4096, 65_536] {
+        for len in LENS {
             let buffer = Buffer::new(HostPhys::new(BUFFERS), len);
             judge(&api, &memory, buffer)?;
             let mut failed = 0_u64;
@@ -75,8 +79,13 @@ pub(super) fn rows(quick: bool) -> Outcome<Vec<Row>> {
             });
         }
     }
-    rows.push(cold(quick, &memory)?);
-    rows.push(two_threads(quick, &memory)?);
+    rows.push(partial(quick, &memory)?);
+    for len in LENS {
+        rows.push(cold(quick, &memory, len)?);
+    }
+    rows.extend(against_pools(quick, &memory)?);
+    rows.extend(two_threads(quick, &memory)?);
+    rows.extend(head_and_tail(quick, &memory)?);
     Ok(rows)
 }
 
@@ -103,13 +112,56 @@ fn judge(api: &Api<'_>, memory: &FlatMemory, buffer: Buffer) -> Outcome<()> {
     Ok(())
 }
 
-/// Buffers that are not in the cache.
-fn cold(quick: bool, memory: &FlatMemory) -> Outcome<Row> {
+/// A part of a buffer is brought back while the device keeps it.
+fn partial(quick: bool, memory: &FlatMemory) -> Outcome<Row> {
     let api = api(memory)?;
-    let (device, len) = (narrow(), 4096);
     let mut core = api.new_core();
-    let place = |turn: u64| HostPhys::new(BUFFERS + (turn * 7919 % 16_000) * 4096);
-    let (mut turn, mut other, mut failed) = (0, 8000, 0_u64);
+    let buffer = Buffer::new(HostPhys::new(BUFFERS), 4096);
+    let mapping = api.map(&mut core, &narrow(), buffer, Direction::FromDevice)?;
+    let (from, len) = (1024, 256);
+    let before = api.counters(&core).bounced_bytes;
+    api.sync_for_cpu(&mut core, &mapping, from, len)?;
+    let copied = api.counters(&core).bounced_bytes - before;
+    if copied != len {
+        return Err(format!("{copied} bytes were copied for {len}").into());
+    }
+    let mut failed = 0_u64;
+    let comparison = compare(
+        quick,
+        &mut |turns| {
+            for _ in 0..turns {
+                let done = api.sync_for_cpu(&mut core, black_box(&mapping), from, len);
+                failed += u64::from(done.is_err());
+            }
+        },
+        &mut |turns| {
+            for _ in 0..turns {
+                let _ = black_box(memory.copy(HostPhys::ZERO, black_box(buffer.phys), len));
+            }
+        },
+    );
+    api.unmap(&mut core, mapping).map_err(|error| format!("{error:?}"))?;
+    if failed > 0 {
+        return Err(format!("{failed} operations failed").into());
+    }
+    let case = format!("{len} of 4096 bytes synced from the device, hot");
+    let most = comparison.peer_ns + BESIDES;
+    Ok(Row {
+        target: format!("<= the copy + {BESIDES} ns"),
+        ..Row::at_most("B12", case, &comparison, "the copy alone", most)
+    })
+}
+
+/// Buffers that are not in the cache.
+fn cold(quick: bool, memory: &FlatMemory, len: u64) -> Outcome<Row> {
+    let api = api(memory)?;
+    let device = narrow();
+    let mut core = api.new_core();
+    let stride = len.max(4096);
+    let places = (MEMORY - BUFFERS) / stride;
+    // Both sides go the same way, half a turn apart: no buffer is still in the cache when its turn comes.
+    let place = |turn: u64| HostPhys::new(BUFFERS + (turn * 7919 % places) * stride);
+    let (mut turn, mut other, mut failed) = (0, places / 2, 0_u64);
     let comparison = compare(
         quick,
         &mut |turns| {
@@ -129,27 +181,57 @@ fn cold(quick: bool, memory: &FlatMemory) -> Outcome<Row> {
     if failed > 0 {
         return Err(format!("{failed} operations failed").into());
     }
-    let case = "4096 bytes to the device, cold".to_owned();
+    let case = format!("{len} bytes to the device, cold");
     Ok(Row::within("B12", case, &comparison, "the copy alone", 1.1))
 }
 
-/// The time of the slowest of some threads, each with buffers and an area of its own.
-fn together(api: &Api<'_>, threads: u64, operations: u64) -> Outcome<f64> {
+/// One thread, against the pools behind one lock.
+fn against_pools(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
+    let mut rows = Vec::new();
+    for (hashed, name) in [(false, "one lock, run lengths"), (true, "one lock, HashMap of slots")] {
+        let (api, peer) = (api(memory)?, RunLengths::new(POOL, hashed));
+        let (device, mut core) = (narrow(), api.new_core());
+        for len in [64, 1500, 4096, 65_536] {
+            let buffer = Buffer::new(HostPhys::new(BUFFERS), len);
+            let (mut failed, mut peer_failed) = (0_u64, 0_u64);
+            let comparison = compare(
+                quick,
+                &mut |turns| {
+                    for _ in 0..turns {
+                        let mapping = api.map(&mut core, &device, black_box(buffer), Direction::FromDevice);
+                        failed += u64::from(!mapping.is_ok_and(|mapping| api.unmap(&mut core, mapping).is_ok()));
+                    }
+                },
+                &mut |turns| {
+                    for _ in 0..turns {
+                        let at = peer.map(memory, black_box(buffer).phys, len);
+                        let done = at.and_then(|at| peer.unmap(memory, at, true));
+                        peer_failed += u64::from(done.is_none());
+                    }
+                },
+            );
+            if failed + peer_failed > 0 {
+                return Err(format!("{failed} operations failed, and {peer_failed} of the peer").into());
+            }
+            let case = format!("{len} bytes from the device, against a pool");
+            rows.push(Row::reported("B12", case, &comparison, name));
+        }
+    }
+    Ok(rows)
+}
+
+/// The time of the slowest of some threads for one operation, in nanoseconds. `work` is told which thread it is in and
+/// how often to work.
+fn together(threads: u64, operations: u32, work: &(dyn Fn(u64, u32) -> Option<()> + Sync)) -> Outcome<f64> {
     let barrier = Barrier::new(usize::try_from(threads)?);
     let took: Vec<Option<Duration>> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
             .map(|thread| {
                 let barrier = &barrier;
                 scope.spawn(move || {
-                    let mut core = api.new_core();
-                    let device = narrow();
-                    let buffer = Buffer::new(HostPhys::new(BUFFERS + thread * (1 << 20)), 1500);
                     barrier.wait();
                     let start = Instant::now();
-                    for _ in 0..operations {
-                        let mapping = api.map(&mut core, &device, buffer, Direction::FromDevice).ok()?;
-                        api.unmap(&mut core, mapping).ok()?;
-                    }
+                    work(thread, operations)?;
                     Some(start.elapsed())
                 })
             })
@@ -160,18 +242,142 @@ fn together(api: &Api<'_>, threads: u64, operations: u64) -> Outcome<f64> {
     for took in took {
         slowest = slowest.max(took.ok_or("a thread failed")?);
     }
-    Ok(slowest.as_secs_f64())
+    Ok(slowest.as_secs_f64() * 1e9 / f64::from(operations))
 }
 
-fn two_threads(quick: bool, memory: &FlatMemory) -> Outcome<Row> {
-    let api = api(memory)?;
+/// Two threads, each with buffers of its own: areas of their own here, one lock for both at the peer.
+fn two_threads(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
+    let (api, peer) = (api(memory)?, RunLengths::new(POOL, false));
+    let buffer = |thread: u64| Buffer::new(HostPhys::new(BUFFERS + thread * (1 << 20)), 1500);
+    let ours = |thread: u64, operations: u32| {
+        let mut core = api.new_core();
+        let device = narrow();
+        for _ in 0..operations {
+            let mapping = api.map(&mut core, &device, buffer(thread), Direction::FromDevice);
+            api.unmap(&mut core, mapping.ok()?).ok()?;
+        }
+        Some(())
+    };
+    let peers = |thread: u64, operations: u32| {
+        for _ in 0..operations {
+            let Buffer { phys, len } = buffer(thread);
+            let at = peer.map(memory, phys, len)?;
+            peer.unmap(memory, at, true)?;
+        }
+        Some(())
+    };
     let (runs, operations) = if quick { (3, 2000) } else { (31, 20_000) };
-    let (mut one, mut two) = (Vec::new(), Vec::new());
+    let (mut one, mut two, mut peer_two) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
-        one.push(together(&api, 1, operations)?);
-        two.push(together(&api, 2, operations)?);
+        one.push(together(1, operations, &ours)?);
+        two.push(together(2, operations, &ours)?);
+        peer_two.push(together(2, operations, &peers)?);
     }
-    let factor = 2.0 * median(&mut one) / median(&mut two);
+    let factor = 2.0 * median(&mut one) / median(&mut two.clone());
+    let comparison = summary(&mut two, &mut peer_two, &mut Random::new(0x5eed));
     let case = "1500 bytes from the device, 2 threads".to_owned();
-    Ok(Row::speed_up("B12", case, factor, 1.9))
+    Ok(vec![
+        Row::speed_up("B12", case.clone(), factor, 1.9),
+        Row::reported("B12", case, &comparison, "one lock, run lengths"),
+    ])
+}
+
+/// 64 KiB that begin and end inside pages, for a device behind an IOMMU that is not trusted: only the first and the
+/// last page are copied. Against copying all of it.
+fn head_and_tail(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
+    let pool = BouncePool::new(HostPhys::ZERO, POOL, 2)?;
+    let split = super::api(Invalidation::Strict, memory)?.with_pool(pool);
+    let whole = api(memory)?;
+    let (untrusted, narrow) = (Device::with_address_bits(64).trust(Trust::Untrusted), narrow());
+    let (mut core, mut whole_core) = (split.new_core(), whole.new_core());
+    // A mapping beside keeps the tables.
+    let beside = Buffer::new(HostPhys::new(BUFFERS + (1 << 20)), PAGE);
+    let kept = split.map(&mut core, &untrusted, beside, Direction::ToDevice)?;
+    let buffer = Buffer::new(HostPhys::new(BUFFERS + 0x200), 65_536);
+    let copied = judge_parts(&split, memory, &untrusted, buffer)?;
+
+    let mut failed = 0_u64;
+    let mut rows = Vec::new();
+    for (direction, name) in [
+        (Direction::ToDevice, "to the device"),
+        (Direction::FromDevice, "from the device"),
+    ] {
+        let comparison = compare(
+            quick,
+            &mut |turns| {
+                for _ in 0..turns {
+                    let mapping = split.map(&mut core, &untrusted, black_box(buffer), direction);
+                    failed += u64::from(!mapping.is_ok_and(|mapping| split.unmap(&mut core, mapping).is_ok()));
+                }
+            },
+            &mut |turns| {
+                for _ in 0..turns {
+                    let mapping = whole.map(&mut whole_core, &narrow, black_box(buffer), direction);
+                    let _ = black_box(mapping.is_ok_and(|mapping| whole.unmap(&mut whole_core, mapping).is_ok()));
+                }
+            },
+        );
+        let case = format!("65536 bytes at 0x200 {name}, head and tail");
+        rows.push(Row::reported("B12", case, &comparison, "all bytes copied, no IOMMU"));
+    }
+    split.unmap(&mut core, kept).map_err(|error| format!("{error:?}"))?;
+    if failed > 0 {
+        return Err(format!("{failed} operations failed").into());
+    }
+    let case = "bytes copied of 65536 at 0x200, head and tail".to_owned();
+    let counts = [copied, buffer.len].map(|bytes| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)));
+    rows.push(Row::counted("B12", case, counts, "all of it", 2.0 * 4096.0));
+    Ok(rows)
+}
+
+/// The device finds every byte of the buffer and none beside it, and what it writes arrives. Tells how many bytes were
+/// copied for the device to read.
+fn judge_parts(
+    api: &DmaApi<super::Ours, &FlatMemory>,
+    memory: &FlatMemory,
+    device: &Device,
+    buffer: Buffer,
+) -> Outcome<u64> {
+    let mut core = api.new_core();
+    let mapping = api.map(&mut core, device, buffer, Direction::Bidirectional)?;
+    let copied = api.counters(&core).bounced_bytes;
+    let segment = mapping.segment().ok_or("more than one segment")?;
+    let space = api.backend().space();
+    let reached = AddrRange::from_base_len(segment.address.page(), buffer.len + PAGE).ok_or("no such range")?;
+    let last = segment.address.checked_add(buffer.len).ok_or("no such address")?;
+    let mut at = reached.first().raw();
+    while at <= reached.last().raw() {
+        let page = space
+            .table
+            .lookup(&space.memory, Iova::new(at))
+            .ok_or("a page is missing")?;
+        for byte in 0..PAGE {
+            let place = page.phys.checked_add(byte).ok_or("no such address")?;
+            let mut seen = [0];
+            memory.read(place, &mut seen)?;
+            let inside = at + byte >= segment.address.raw() && at + byte < last.raw();
+            let mut wanted = [0];
+            if inside {
+                let offset = at + byte - segment.address.raw();
+                memory.read(buffer.phys.checked_add(offset).ok_or("no such address")?, &mut wanted)?;
+            }
+            if seen != wanted {
+                return Err(format!("the device reads {seen:?} at {:#x}, not {wanted:?}", at + byte).into());
+            }
+            if inside {
+                memory.write(place, &[!seen[0]])?;
+            }
+        }
+        at += PAGE;
+    }
+    let mut before = vec![0; usize::try_from(buffer.len)?];
+    memory.read(buffer.phys, &mut before)?;
+    let ends = [before[0], before[before.len() - 1]];
+    api.unmap(&mut core, mapping).map_err(|error| format!("{error:?}"))?;
+    let mut after = before.clone();
+    memory.read(buffer.phys, &mut after)?;
+    if [after[0], after[after.len() - 1]] != ends.map(|byte| !byte) {
+        return Err("what the device wrote did not arrive".into());
+    }
+    Ok(copied)
 }

@@ -1,17 +1,22 @@
 //! B7: many gigabytes at once, tables made and freed; then by two threads on disjoint halves.
+//!
+//! 4 KiB leaves come twice: as one run of host memory, and with a host page computed for each page, as memory that has
+//! been in use for long is. The latter is given as lists of one leaf table each, and making the lists is timed too.
 
 use std::cell::{Cell, RefCell};
+use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use iommu_pagetable::{Config, LeafSizes, Levels, PageTable, SecondStage, UnmapRules};
 use iommu_types::sync::{AtomicU64, Ordering};
 use iommu_types::{
-    AddrRange, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PageSize, Perms, Table, TableFrame, TableMemory,
+    AddrRange, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, PageSize, Perms, Piece, Table, TableFrame,
+    TableMemory,
 };
 
 use super::{BASE, Ours, Outcome, PHYS};
-use crate::pair::median;
+use crate::pair::{Random, median, summary};
 use crate::peers::PAGE;
 use crate::row::Row;
 
@@ -27,7 +32,8 @@ struct Leaves {
 
 /// B7.
 pub(super) fn rows(quick: bool) -> Outcome<Vec<Row>> {
-    let gib: u64 = if quick { 2 } else { 16 };
+    // The tables of 64 GiB of 4 KiB pages are 128 MiB, too many for a smoke test.
+    let sizes: &[u64] = if quick { &[2] } else { &[16, 64] };
     let shapes = [
         Leaves {
             name: "4K",
@@ -56,9 +62,17 @@ pub(super) fn rows(quick: bool) -> Outcome<Vec<Row>> {
     ];
     let mut rows = Vec::new();
     for shape in &shapes {
-        rows.extend(bulk(quick, gib, shape)?);
+        for &gib in sizes {
+            rows.extend(bulk(quick, gib, shape)?);
+        }
+        if quick && shape.size != PageSize::Size4K {
+            rows.extend(bulk(quick, 64, shape)?);
+        }
     }
-    rows.push(two_threads(quick, gib)?);
+    for &gib in sizes {
+        rows.extend(scattered(quick, gib)?);
+        rows.push(two_threads(quick, gib)?);
+    }
     Ok(rows)
 }
 
@@ -100,6 +114,90 @@ fn bulk(quick: bool, gib: u64, shape: &Leaves) -> Outcome<Vec<Row>> {
         Row::alone("B7", case, median(times) / each, shape.target)
     };
     Ok(vec![row("map", &mut map), row("unmap", &mut unmap)])
+}
+
+/// Pages of one leaf table.
+const LEAVES: u64 = 512;
+
+/// The host page behind page `page` of `pages`, a power of two: each exactly once, no two neighbours in order.
+const fn mixed(page: u64, pages: u64) -> u64 {
+    PHYS + (page.wrapping_mul(0x9e37_79b1) & (pages - 1)) * PAGE
+}
+
+/// 4 KiB pages with a host page each, against a single pass that fills and links tables which are there already.
+fn scattered(quick: bool, gib: u64) -> Outcome<Vec<Row>> {
+    let pages = (gib << 30) / PAGE;
+    let tables = gib * (512 + 1) + 2;
+    let mut ours = Ours::new(usize::try_from(tables)? + 16, LeafSizes::SMALL)?;
+    let mut pieces = vec![
+        Piece {
+            offset: 0,
+            phys: HostPhys::ZERO,
+            len: PAGE
+        };
+        usize::try_from(LEAVES)?
+    ];
+    let mut map = |ours: &mut Ours| {
+        for first in (0..pages).step_by(512) {
+            for (piece, page) in pieces.iter_mut().zip(0..) {
+                *piece = Piece {
+                    offset: page * PAGE,
+                    phys: HostPhys::new(mixed(first + page, pages)),
+                    len: PAGE,
+                };
+            }
+            let base = Iova::new(BASE + first * PAGE);
+            let done = ours
+                .table
+                .map_pieces(&ours.memory, base, black_box(&pieces), Perms::READ_WRITE);
+            ours.failed += u64::from(done.is_err());
+        }
+    };
+    map(&mut ours);
+    ours.done()?;
+    if ours.memory.in_use() != tables {
+        return Err(format!("{} tables, not {tables}", ours.memory.in_use()).into());
+    }
+    for page in (0..pages).step_by(509) {
+        let iova = Iova::new(BASE + page * PAGE);
+        let found = ours.table.lookup(&ours.memory, iova).map(|found| found.phys.raw());
+        if found != Some(mixed(page, pages)) {
+            return Err(format!("{iova} does not translate to its page").into());
+        }
+    }
+    ours.unmap(BASE, pages * PAGE);
+    let peer: Vec<Table> = (0..tables).map(|_| [const { AtomicU64::new(0) }; 512]).collect();
+    let single_pass = || {
+        let (upper, leaves) = peer.split_at(usize::try_from(gib + 2).unwrap_or(0));
+        for ((table, entries), first) in leaves.iter().zip(upper.iter().flatten()).zip((0..pages).step_by(512)) {
+            for (entry, page) in table.iter().zip(first..) {
+                entry.store(mixed(page, pages) | 3, Ordering::Relaxed);
+            }
+            entries.store(first | 3, Ordering::Release);
+        }
+    };
+    single_pass();
+    let each = f64::from(u32::try_from(pages)?);
+    let (mut maps, mut unmaps, mut passes) = (Vec::new(), Vec::new(), Vec::new());
+    let timed = |work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64() * 1e9 / each
+    };
+    for _ in 0..if quick { 3 } else { 15 } {
+        maps.push(timed(&mut || map(&mut ours)));
+        passes.push(timed(&mut || single_pass()));
+        unmaps.push(timed(&mut || ours.unmap(BASE, pages * PAGE)));
+    }
+    ours.done()?;
+    black_box(&peer);
+    let comparison = summary(&mut maps, &mut passes, &mut Random::new(0x5eed));
+    let case = |what: &str| format!("{what} {gib} GiB as scattered 4K, a page, {tables} tables");
+    Ok(vec![
+        Row::alone("B7", case("map"), comparison.ours_ns, Some(2.0)),
+        Row::within("B7", case("map"), &comparison, "single pass, tables there", 2.0),
+        Row::alone("B7", case("unmap"), median(&mut unmaps), Some(2.0)),
+    ])
 }
 
 /// Table pages of all threads.
