@@ -157,7 +157,8 @@ fn cold(quick: bool, memory: &FlatMemory, len: u64) -> Outcome<Row> {
     let api = api(memory)?;
     let device = narrow();
     let mut core = api.new_core();
-    let stride = len.max(4096);
+    // One behind the other in 64 MiB: short ones with pages of their own would leave most of those unread, and fit a cache.
+    let stride = len.next_multiple_of(64);
     let places = (MEMORY - BUFFERS) / stride;
     // Both sides go the same way, half a turn apart: no buffer is still in the cache when its turn comes.
     let place = |turn: u64| HostPhys::new(BUFFERS + (turn * 7919 % places) * stride);

@@ -2,7 +2,8 @@
 //!
 //! Slots of 2 KiB in segments of 128. For each slot the pool keeps how many free slots follow it in its segment, itself
 //! included, so a search looks at one number for each place; taking and giving back rewrites the numbers before the
-//! run. What a slot was taken for is found by its number, or, in the other form, in a hash table keyed by address.
+//! run. A search goes on behind the last run, so the slots of a large pool come round cold: that is in the figures, and so
+//! it is in the original. What a slot was taken for is found by its number, or, in the other form, in a hash table keyed by address.
 
 use std::collections::HashMap;
 
