@@ -318,7 +318,28 @@ fn outside(record: &Record, tools: &Tools, folder: &Path) -> Vec<String> {
             ));
         }
     }
+    wrong.extend(traffic(tools, &snapshot));
     wrong
+}
+
+/// Traffic through the fabric in software connects what the strict rules join: the machine of the snapshot is built in
+/// software, its functions send to each other, and every prediction about peers of a group holds.
+fn traffic(tools: &Tools, snapshot: &Path) -> Option<String> {
+    let output = Command::new(&tools.iommu)
+        .args(["run", "--json", "--mem", "2M", "--root"])
+        .arg(snapshot)
+        .output()
+        .map_err(|why| why.to_string());
+    let answer: Value = match &output {
+        Ok(output) => serde_json::from_slice(&output.stdout).unwrap_or_default(),
+        Err(why) => return Some(format!("{}: {why}", tools.iommu.display())),
+    };
+    let cells = answer["matrix"].as_array().cloned().unwrap_or_default();
+    let differs = |cell: &&Value| cell["predicted"] != "unknown" && cell["predicted"] != cell["seen"];
+    let different: Vec<&Value> = cells.iter().filter(differs).collect();
+    let ended = output.ok().and_then(|output| output.status.code());
+    (ended != Some(0) || cells.is_empty() || !different.is_empty())
+        .then(|| format!("`iommu run --root` on the snapshot ends with {ended:?}: {different:?}"))
 }
 
 /// Without the names of models, which the guest has no list of.

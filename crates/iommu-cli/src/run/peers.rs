@@ -14,7 +14,8 @@ pub(crate) enum Way {
     Straight {
         /// Who lets it through.
         at: Bdf,
-        /// What that one lacks; nothing on a conventional bus, which is shared.
+        /// What that one lacks; nothing on a conventional bus, which is shared, and on a switch's internal bus for what is no
+        /// port.
         lack: Option<Lack>,
     },
     /// That cannot be said.
@@ -49,8 +50,13 @@ pub(crate) fn way(topology: &Topology, from: Bdf, to: Bdf) -> Way {
             // A conventional bus is shared by everybody on it.
             Some(Presence::Absent | Presence::Present(PortType::PCIE_TO_PCI_BRIDGE)) => straight(None),
             Some(Presence::Unknown) => Way::Unknown,
-            // The internal bus of a switch: the port decides, and so do functions of one device anywhere.
-            Some(Presence::Present(PortType::UPSTREAM_PORT)) => decided(lack, straight),
+            // The internal bus of a switch: the port decides. What stands there and is no port reaches all ports: there
+            // is nothing between them.
+            Some(Presence::Present(PortType::UPSTREAM_PORT)) => match here.port {
+                Presence::Present(PortType::DOWNSTREAM_PORT) => decided(lack, straight),
+                _ => straight(None),
+            },
+            // Functions of one device anywhere.
             _ if here.bdf.source.devfn().device() == there.bdf.source.devfn().device() => decided(lack, straight),
             // Different devices of a root bus: the root complex passes requests to the unit.
             None => Way::Up,
