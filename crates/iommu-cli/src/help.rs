@@ -15,7 +15,8 @@ Shows which device can reach which memory, and why.
 An IOMMU stands between devices and memory. Devices that it cannot tell apart, or that can reach
 each other before it, form a group, and only whole groups can be given to a guest. This tool says
 what is grouped with what and why, whether a device can be assigned and what stands in the way,
-what a DMA fault means, and rehearses an assignment in software. It changes nothing on the machine.";
+what a DMA fault means, and rehearses an assignment in software. No command changes the machine,
+except `iommu run --backend linux`, which has to be asked for.";
 
 /// The next steps, below it.
 pub(crate) const START: &str = "\

@@ -40,7 +40,8 @@
 //!
 //! # Invariants
 //!
-//! * No command changes the machine. `plan` prints commands; nobody but the reader runs them.
+//! * No command changes the machine, except `run --backend linux`, which has to be asked for and puts back what it
+//!   overwrites. `plan` prints commands; nobody but the reader runs them.
 //! * What could not be read is unknown, never absent, in text and in JSON.
 //! * JSON has a schema version; keys are only added within one.
 //! * Text of firmware, devices and files never reaches a terminal as it is: control characters are replaced.

@@ -10,11 +10,20 @@ use crate::exit::Failure;
 /// Functions that a command is about.
 #[derive(Debug, Default, Args)]
 pub(crate) struct Filter {
-    /// Only functions here, as in lspci: [[domain]:][bus]:[device][.function]; or an interface or disk
-    #[arg(short = 's', long = "slot", value_name = "SLOT")]
+    // As a text: the brackets would be links in documentation.
+    #[arg(
+        short = 's',
+        long = "slot",
+        value_name = "SLOT",
+        help = "Only functions here, as in lspci: [[domain]:][bus]:[device][.function]; or an interface or disk"
+    )]
     pub(crate) slot: Option<String>,
-    /// Only functions of this model, as in lspci: [vendor]:[device][:class[:interface]]
-    #[arg(short = 'd', long = "device", value_name = "MODEL")]
+    #[arg(
+        short = 'd',
+        long = "device",
+        value_name = "MODEL",
+        help = "Only functions of this model, as in lspci: [vendor]:[device][:class[:interface]]"
+    )]
     pub(crate) device: Option<String>,
 }
 
