@@ -29,6 +29,41 @@ impl<V> Default for ByAddress<V> {
     }
 }
 
+/// How many of the ascending `keys` are not above `at`.
+///
+/// Mappings mostly lie evenly, so the place is guessed from where `at` is between the ends, and searched for only if the
+/// guess is wrong: a search waits for one load after the other.
+#[inline]
+fn count_up_to(keys: &[u64], at: u64) -> usize {
+    let (Some(first), Some(last)) = (keys.first(), keys.last()) else {
+        return 0;
+    };
+    if at >= *last {
+        return keys.len();
+    }
+    let Some(part) = at.checked_sub(*first) else {
+        return 0;
+    };
+    let guess = guess(part, *last - *first, keys.len() - 1);
+    match (keys.get(guess), keys.get(guess + 1)) {
+        (Some(low), Some(high)) if *low <= at && at < *high => guess + 1,
+        _ => keys.partition_point(|key| *key <= at),
+    }
+}
+
+/// `steps * part / whole`, roughly, where `part` is below `whole`: in 32 bits, where division is cheap.
+#[inline]
+fn guess(part: u64, whole: u64, steps: usize) -> usize {
+    /// Bits of `whole` that count; the product with the steps has to fit.
+    const BITS: u32 = 20;
+    let shift = (u64::BITS - whole.leading_zeros()).saturating_sub(BITS);
+    let narrow = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+    let (part, whole) = (narrow(part >> shift), narrow(whole >> shift));
+    let steps = u32::try_from(steps).unwrap_or(u32::MAX);
+    let place = part.saturating_mul(steps).checked_div(whole).unwrap_or(0);
+    usize::try_from(place).unwrap_or(0)
+}
+
 impl<V> ByAddress<V> {
     pub(super) const fn len(&self) -> usize {
         self.len
@@ -36,14 +71,14 @@ impl<V> ByAddress<V> {
 
     /// The leaf that holds `at` or would.
     fn leaf(&self, at: u64) -> usize {
-        self.firsts.partition_point(|first| *first <= at).saturating_sub(1)
+        count_up_to(&self.firsts, at).saturating_sub(1)
     }
 
     /// The last entry at or below `at`.
     #[inline]
     pub(super) fn at_or_below(&self, at: u64) -> Option<(u64, &V)> {
         let leaf = self.leaves.get(self.leaf(at))?;
-        let index = leaf.keys.partition_point(|key| *key <= at).checked_sub(1)?;
+        let index = count_up_to(&leaf.keys, at).checked_sub(1)?;
         Some((*leaf.keys.get(index)?, leaf.values.get(index)?))
     }
 
