@@ -231,11 +231,17 @@ fn read_request(start: &str, at: &mut Cursor<'_>) -> Result<Fault, u8> {
     })
 }
 
-/// `bb:dd.f]`, each part with or without `0x`.
+/// `bb:dd.f]`, each part with or without `0x`; newer kernels put the domain before it, `dddd:bb:dd.f]`. A unit serves one
+/// domain, so the requester ID is the same.
 fn requester(at: &mut Cursor<'_>) -> Option<SourceId> {
-    let bus = at.hex().and_then(fit)?;
+    let mut bus = at.hex()?;
     at.literal(":")?;
-    let device = at.hex().and_then(fit)?;
+    let mut device = at.hex()?;
+    if at.literal(":").is_some() {
+        bus = device;
+        device = at.hex()?;
+    }
+    let (bus, device) = (fit(bus)?, fit(device)?);
     at.literal(".")?;
     let function = at.hex().and_then(fit)?;
     at.literal("]")?;

@@ -26,6 +26,14 @@ fn dma(device: &str, access: Access, address: u64, reason: u8, text: &str) -> Fa
 }
 
 #[test]
+fn newer_kernels_put_the_domain_before_the_requester() {
+    let expected = dma("00:08.0", Access::Write, 0x1234_5000, 5, "PTE Write access is not set");
+    let text = "[   12.340214] DMAR: [DMA Write NO_PASID] Request device [0000:00:08.0] fault addr 0x12345000 \
+                [fault reason 0x05] PTE Write access is not set\n";
+    assert_eq!(faults(text), [(1, expected)]);
+}
+
+#[test]
 fn two_line_shape_joins_request_and_reason() {
     let expected = dma(
         "03:00.1",
