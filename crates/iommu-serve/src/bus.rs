@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 
 use iommu_devices::{Bus, DmaError, DmaErrorKind, MSI_BASE};
 use iommu_types::{Access, HostPhys, Iova, SourceId, SystemMemory};
-
 use vtd_model::Request;
 
 use crate::irqs::Irqs;

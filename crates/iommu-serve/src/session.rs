@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use iommu_devices::ResetKind;
+use iommu_devices::{ConfigSpace, ResetKind};
 use iommu_groups::pci::header;
 use rustix::io::Errno;
 use vtd_model::EventMessage;
@@ -193,9 +193,10 @@ impl<'s> Session<'s> {
                 Ok(count.to_le_bytes().to_vec())
             }
             Request::Reset => {
-                self.slot.function().reset(ResetKind::Conventional);
+                let mut function = self.slot.function();
+                function.reset(ResetKind::Conventional);
                 self.remapper.forget_device(self.slot.source());
-                self.update_level();
+                self.update_level(function.config());
                 Ok(Vec::new())
             }
         }
@@ -227,43 +228,43 @@ impl<'s> Session<'s> {
     }
 
     fn write(&self, region: u32, offset: u64, from: &[u8]) {
+        let mut function = self.slot.function();
         let bus = SessionBus {
             remapper: (self.slot.role() != Role::Bypass).then_some(self.remapper),
             source: self.slot.source(),
-            ats: self.slot.function().config().ats_enabled(),
+            ats: function.config().ats_enabled(),
             ram: &self.ram,
             irqs: &self.slot.irqs,
             sender: &self.sender,
             inbox: &self.inbox,
         };
-        {
-            let mut function = self.slot.function();
-            match (region, u8::try_from(region), u16::try_from(offset)) {
-                (CONFIG_REGION, _, Ok(offset)) => {
-                    // Clients decode addresses and number buses themselves; resets were carried out.
-                    let _ = function.config_write(offset, from);
-                    function.settle(&bus);
-                    if bus.ats && !function.config().ats_enabled() {
-                        self.remapper.forget_device(self.slot.source());
-                    }
+        match (region, u8::try_from(region), u16::try_from(offset)) {
+            (CONFIG_REGION, _, Ok(offset)) => {
+                // Clients decode addresses and number buses themselves; resets were carried out.
+                let _ = function.config_write(offset, from);
+                function.settle(&bus);
+                if bus.ats && !function.config().ats_enabled() {
+                    self.remapper.forget_device(self.slot.source());
                 }
-                (_, Ok(bar), _) => function.bar_write(bar, offset, from, &bus),
-                _ => {}
             }
+            (_, Ok(bar), _) => function.bar_write(bar, offset, from, &bus),
+            _ => {}
         }
-        self.update_level();
+        self.update_level(function.config());
     }
 
     /// Passes the level of INTx on.
-    fn update_level(&self) {
-        let asserted = self.slot.function().config().read16(header::STATUS) & header::STATUS_INTX != 0;
+    fn update_level(&self, config: &ConfigSpace) {
+        let asserted = config.read16(header::STATUS) & header::STATUS_INTX != 0;
         self.slot.irqs.set_level(asserted);
     }
 }
 
 impl Drop for Session<'_> {
-    /// The protocol has it so: memory and interrupts go with the connection, the state of the device stays.
+    /// The protocol has it so: memory and interrupts go with the connection, the state of the device stays. Whatever ended the
+    /// session, a panic of the function included, the client is told by the end of its connection.
     fn drop(&mut self) {
+        self.sender.close();
         self.slot.irqs.clear();
         if self.slot.role() == Role::Unit {
             self.remapper.disconnect();

@@ -2,8 +2,10 @@
 
 use std::io::{Read, Write};
 
+use iommu_devices::{Bar, Bus, ConfigSpace, Function, ResetKind};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use vtd_model::UnitConfig;
 
 use crate::Rig;
 use crate::client::{CONFIG, Client, guest_memory, words};
@@ -131,4 +133,37 @@ fn random_messages_leave_a_server_that_serves() {
         .unwrap();
     lives(&rig, "unit");
     lives(&rig, "engine");
+}
+
+/// A function with a mistake: it panics when it is written to.
+#[derive(Debug)]
+struct Mistaken(ConfigSpace);
+
+impl Function for Mistaken {
+    fn config(&self) -> &ConfigSpace {
+        &self.0
+    }
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.0
+    }
+    fn bar_read(&mut self, _: u8, _: u64, into: &mut [u8]) {
+        into.fill(0);
+    }
+    fn bar_write(&mut self, _: u8, _: u64, _: &[u8], _: &dyn Bus) {
+        panic!("a mistake of the function");
+    }
+    fn reset(&mut self, _: ResetKind) {}
+}
+
+#[test]
+fn a_function_that_panics_ends_its_connection_and_no_other() {
+    let config = ConfigSpace::function(1, 2).bar(0, Bar::memory32(4096)).build().unwrap();
+    let rig = Rig::beside(UnitConfig::builder(), Box::new(Mistaken(config)));
+    let mut client = Client::agreed(&rig.socket("beside"));
+    client.post(0, 0, &[1, 2, 3, 4]);
+    let mut rest = Vec::new();
+    client.socket.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    lives(&rig, "engine");
+    lives(&rig, "unit");
 }

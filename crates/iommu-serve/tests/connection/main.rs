@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use iommu_devices::{Ats, DmaEngine, DmaEngineOptions};
+use iommu_devices::{Ats, DmaEngine, DmaEngineOptions, Function};
 use iommu_serve::protocol::Refusal;
 use iommu_serve::{BrokenRule, Machine, Notices, Report, Server};
 use vtd_model::{Fault, UnitConfig, UnitConfigBuilder};
@@ -46,6 +46,15 @@ impl Notices for Said {
     }
 }
 
+fn engine() -> Box<dyn Function> {
+    let options = DmaEngineOptions::default();
+    let ats = Ats {
+        queue_depth: 32,
+        page_aligned: true,
+    };
+    Box::new(DmaEngine::new(DmaEngine::describe(options).ats(ats).build().unwrap(), options).unwrap())
+}
+
 /// A served unit with a DMA engine behind it and one beside it, in a directory of its own.
 #[derive(Debug)]
 pub(crate) struct Rig {
@@ -60,6 +69,11 @@ impl Rig {
     }
 
     pub(crate) fn with(config: UnitConfigBuilder) -> Self {
+        Self::beside(config, engine())
+    }
+
+    /// With `function` beside the unit.
+    pub(crate) fn beside(config: UnitConfigBuilder, function: Box<dyn Function>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let directory = std::env::temp_dir().join(format!(
             "iommu-serve-{}-{}",
@@ -73,19 +87,11 @@ impl Rig {
             .build()
             .unwrap();
         let said = Arc::new(Said::default());
-        let engine = || {
-            let options = DmaEngineOptions::default();
-            let ats = Ats {
-                queue_depth: 32,
-                page_aligned: true,
-            };
-            Box::new(DmaEngine::new(DmaEngine::describe(options).ats(ats).build().unwrap(), options).unwrap())
-        };
         let server = Machine::new(config, "00:06.0".parse().unwrap(), Box::new(Ear(Arc::clone(&said))))
             .unwrap()
             .with("engine", "00:07.0".parse().unwrap(), engine())
             .unwrap()
-            .with_bypass("beside", "00:08.0".parse().unwrap(), engine())
+            .with_bypass("beside", "00:08.0".parse().unwrap(), function)
             .unwrap()
             .serve(&directory, Arc::clone(&said) as Arc<_>)
             .unwrap();
