@@ -149,6 +149,7 @@ impl Function for Mistaken {
     fn bar_read(&mut self, _: u8, _: u64, into: &mut [u8]) {
         into.fill(0);
     }
+    #[expect(clippy::panic, reason = "the mistake that the test is about")]
     fn bar_write(&mut self, _: u8, _: u64, _: &[u8], _: &dyn Bus) {
         panic!("a mistake of the function");
     }
