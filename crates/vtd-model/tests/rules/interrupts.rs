@@ -57,7 +57,7 @@ fn an_entry_decides_vector_and_destination() {
 }
 
 #[test]
-fn the_sub_handle_is_added() {
+pub(crate) fn the_sub_handle_is_added() {
     let (mut rig, table) = remapping(0);
     rig.tables.irte(table, 3, raw::irte(0x33, 0, 0));
     let got = rig
@@ -75,7 +75,7 @@ fn the_sub_handle_is_added() {
 }
 
 #[test]
-fn an_index_beyond_the_table_is_refused_without_reading_it() {
+pub(crate) fn an_index_beyond_the_table_is_refused_without_reading_it() {
     let (mut rig, table) = remapping(0);
     rig.tables.put_words(table + 4096, &raw::irte(0x31, 0, 0));
     assert_eq!(reason(&mut rig, NIC, message(256), 0), 0x21);
@@ -87,7 +87,7 @@ fn an_index_beyond_the_table_is_refused_without_reading_it() {
 }
 
 #[test]
-fn entries_that_are_absent_reserved_or_unreadable_block() {
+pub(crate) fn entries_that_are_absent_reserved_or_unreadable_block() {
     let (mut rig, table) = remapping(0);
     assert_eq!(reason(&mut rig, NIC, message(1), 0), 0x22);
     let [low, high] = raw::irte(0x31, 0x700, 0);
@@ -110,7 +110,7 @@ fn entries_that_are_absent_reserved_or_unreadable_block() {
 }
 
 #[test]
-fn source_validation_compares_under_the_qualifier() {
+pub(crate) fn source_validation_compares_under_the_qualifier() {
     let (mut rig, table) = remapping(0);
     for (index, sq, source, passes) in [
         (0u32, 0u64, 0x0018u16, true),
@@ -176,7 +176,7 @@ fn extended_mode_uses_32_bit_destinations() {
 }
 
 #[test]
-fn compatibility_interrupts_pass_by_mode_and_flag() {
+pub(crate) fn compatibility_interrupts_pass_by_mode_and_flag() {
     let compatibility = 0xFEE0_7000;
     let (mut rig, _) = remapping(0);
     assert_eq!(reason(&mut rig, NIC, compatibility, 0x31), 0x25);

@@ -29,7 +29,7 @@ fn with_translation_off_requests_pass_unchanged_and_ats_is_refused_silently() {
 }
 
 #[test]
-fn root_entry_conditions_block_with_their_codes() {
+pub(crate) fn root_entry_conditions_block_with_their_codes() {
     let mut rig = Rig::legacy(spec());
     assert_eq!(rig.fault(NIC, 0x1000), (0x01, "LRT.2"));
     rig.tables.put_words(rig.root, &[0x2003, 0]);
@@ -45,7 +45,7 @@ fn root_entry_conditions_block_with_their_codes() {
 }
 
 #[test]
-fn context_entry_conditions_block_with_their_codes() {
+pub(crate) fn context_entry_conditions_block_with_their_codes() {
     let mut rig = Rig::legacy(spec());
     let top = rig.tables.page();
     let at = rig.tables.legacy_context_at(rig.root, NIC);
@@ -121,7 +121,7 @@ fn three_and_five_level_tables_are_walked() {
 }
 
 #[test]
-fn an_address_above_the_guest_width_is_blocked_even_if_the_tables_are_wider() {
+pub(crate) fn an_address_above_the_guest_width_is_blocked_even_if_the_tables_are_wider() {
     let builder = spec().host_address_width(40).guest_address_width(Some(42));
     let (mut rig, top) = Rig::with_domain(builder);
     rig.map(top, (1 << 42) - 0x1000, 0x9000);
@@ -130,7 +130,7 @@ fn an_address_above_the_guest_width_is_blocked_even_if_the_tables_are_wider() {
 }
 
 #[test]
-fn unmapped_pages_fault_by_what_was_asked() {
+pub(crate) fn unmapped_pages_fault_by_what_was_asked() {
     let (mut rig, top) = Rig::with_domain(spec());
     assert_eq!(rig.fault(NIC, 0x1000), (0x06, "LGN.3"));
     assert_eq!(rig.write(NIC, 0x1000).expect_err("blocked").reason.0, 0x05);
@@ -197,7 +197,7 @@ fn zero_length_reads_of_write_only_pages_follow_the_capability() {
 }
 
 #[test]
-fn reserved_bits_of_present_paging_entries_block() {
+pub(crate) fn reserved_bits_of_present_paging_entries_block() {
     let (mut rig, top) = Rig::with_domain(spec().snoop_control(false).pages_1g(false));
     for (iova, level, extra) in [
         (0x1000, 1, 1u64 << 51),
@@ -221,7 +221,7 @@ fn reserved_bits_of_present_paging_entries_block() {
 }
 
 #[test]
-fn unreadable_tables_fault_by_level() {
+pub(crate) fn unreadable_tables_fault_by_level() {
     let (mut rig, top) = Rig::with_domain(spec());
     rig.map(top, 0x1000, 0x5000);
     let leaf = rig.tables.entry_at(top, 4, 0x1000, 1, RW);
@@ -245,7 +245,7 @@ fn a_table_that_points_to_itself_ends_after_its_levels() {
 }
 
 #[test]
-fn a_mapping_into_the_interrupt_range_is_blocked() {
+pub(crate) fn a_mapping_into_the_interrupt_range_is_blocked() {
     let (mut rig, top) = Rig::with_domain(spec());
     rig.map(top, 0x1000, 0xFEE0_0000);
     assert_eq!(rig.write(NIC, 0x1000).expect_err("blocked").reason.0, 0x0E);
@@ -253,7 +253,7 @@ fn a_mapping_into_the_interrupt_range_is_blocked() {
 }
 
 #[test]
-fn only_aligned_double_word_writes_may_enter_the_interrupt_range() {
+pub(crate) fn only_aligned_double_word_writes_may_enter_the_interrupt_range() {
     let (mut rig, _) = Rig::with_domain(spec());
     for (address, len, access) in [
         (0xFEE0_0000, 8, Access::Write),
@@ -271,7 +271,7 @@ fn only_aligned_double_word_writes_may_enter_the_interrupt_range() {
 }
 
 #[test]
-fn pass_through_checks_the_host_width_only() {
+pub(crate) fn pass_through_checks_the_host_width_only() {
     let mut rig = Rig::legacy(spec().host_address_width(40));
     rig.context(NIC, translation_type::PASS_THROUGH, 0, 2, DID);
     assert_eq!(rig.host(NIC, 0xFF_FFFF_FFFF), 0xFF_FFFF_FFFF);
@@ -287,7 +287,7 @@ fn pass_through_checks_the_host_width_only() {
 }
 
 #[test]
-fn requests_with_pasid_are_blocked_in_legacy_mode() {
+pub(crate) fn requests_with_pasid_are_blocked_in_legacy_mode() {
     let (mut rig, top) = Rig::with_domain(spec());
     rig.map(top, 0x1000, 0x5000);
     let pasid = iommu_types::Pasid::new(1).expect("20 bits");
@@ -298,7 +298,7 @@ fn requests_with_pasid_are_blocked_in_legacy_mode() {
 }
 
 #[test]
-fn reserved_table_modes_block_every_request() {
+pub(crate) fn reserved_table_modes_block_every_request() {
     for ttm in [1u64, 2, 3] {
         let (mut rig, top) = Rig::with_domain(spec().enhanced_root_pointer(true));
         rig.map(top, 0x1000, 0x5000);
@@ -359,7 +359,7 @@ fn with_a_device_tlb_translation_requests_get_permissions_instead_of_faults() {
 }
 
 #[test]
-fn translated_requests_pass_only_where_the_context_allows_them() {
+pub(crate) fn translated_requests_pass_only_where_the_context_allows_them() {
     let mut rig = Rig::legacy(spec().device_tlb(true).host_address_width(40));
     let top = rig.tables.page();
     rig.context(NIC, translation_type::DEVICE_TLB, top, 2, DID);

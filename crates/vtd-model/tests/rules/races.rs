@@ -103,7 +103,7 @@ fn an_entry_that_changes_under_the_walk_is_walked_again() {
     let (mut rig, leaf, _) = tables();
     // The page moves while its flags are about to be set.
     let memory = meddled(&rig, Meddling::Once(leaf, 0x9000 | FS_ALL));
-    let answer = rig.unit.dma(&memory, &write(1)).expect("mapped");
+    let answer = rig.dma_on(&memory, &write(1)).expect("mapped");
     assert_eq!(answer.phys.raw(), 0x9000, "the new page, not a mixture");
     assert_eq!(rig.peek(leaf), 0x9000 | FS_ALL | raw::FS_ACCESSED | raw::FS_DIRTY);
 }
@@ -112,7 +112,7 @@ fn an_entry_that_changes_under_the_walk_is_walked_again() {
 fn a_page_that_disappears_under_the_walk_faults_without_a_dirty_flag() {
     let (mut rig, _, leaf) = tables();
     let memory = meddled(&rig, Meddling::Once(leaf, 0));
-    let fault = rig.unit.dma(&memory, &write(2)).expect_err("gone");
+    let fault = rig.dma_on(&memory, &write(2)).expect_err("gone");
     assert_eq!(fault.reason.0, 0x79);
     assert_eq!(rig.peek(leaf), 0);
 }
@@ -123,7 +123,7 @@ fn tables_that_never_stop_changing_end_in_a_fault_after_a_bounded_number_of_walk
         let (mut rig, ..) = tables();
         let memory = meddled(&rig, Meddling::Always);
         assert_eq!(
-            rig.unit.dma(&memory, &write(pasid)).expect_err("blocked").reason.0,
+            rig.dma_on(&memory, &write(pasid)).expect_err("blocked").reason.0,
             reason
         );
         assert!(memory.exchanges.get() <= 16);
@@ -131,16 +131,16 @@ fn tables_that_never_stop_changing_end_in_a_fault_after_a_bounded_number_of_walk
 }
 
 #[test]
-fn flags_that_cannot_be_written_block_with_their_codes() {
+pub(crate) fn flags_that_cannot_be_written_block_with_their_codes() {
     for (pasid, reason) in [(1, 0x91), (2, 0x7D)] {
         let (mut rig, ..) = tables();
         let memory = meddled(&rig, Meddling::Refused);
         assert_eq!(
-            rig.unit.dma(&memory, &write(pasid)).expect_err("blocked").reason.0,
+            rig.dma_on(&memory, &write(pasid)).expect_err("blocked").reason.0,
             reason
         );
         // Nothing was cached.
-        rig.unit.dma(rig.memory, &write(pasid)).expect("memory is well again");
+        rig.dma(&write(pasid)).expect("memory is well again");
     }
 }
 
@@ -154,12 +154,12 @@ fn a_translation_request_whose_flags_cannot_be_set_is_answered_and_recorded() {
             .with_pasid(pasid(raw))
             .with_kind(RequestKind::Translation)
     };
-    let first = rig.unit.dma(&memory, &ask(1)).expect_err("recorded");
+    let first = rig.dma_on(&memory, &ask(1)).expect_err("recorded");
     assert_eq!(
         (first.reason.0, first.response, first.recorded),
         (0x91, Response::SuccessWithoutAccess, true)
     );
-    let second = rig.unit.dma(&memory, &ask(2)).expect_err("aborted");
+    let second = rig.dma_on(&memory, &ask(2)).expect_err("aborted");
     assert_eq!((second.reason.0, second.response), (0x7D, Response::CompleterAbort));
     assert!(rig.record(0).f() && rig.record(1).f());
 }

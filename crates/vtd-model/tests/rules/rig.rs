@@ -1,5 +1,8 @@
 //! A unit, its memory and a driver's hands.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use iommu_testkit::SparseMemory;
 use iommu_testkit::raw::{self, RawTables, translation_type};
 use iommu_types::{HostPhys, Iova, SourceId, SystemMemory};
@@ -196,7 +199,12 @@ impl Rig {
     }
 
     pub(crate) fn dma(&mut self, request: &Request) -> Result<Translation, Fault> {
-        self.unit.dma(self.memory, request)
+        noted(self.unit.dma(self.memory, request))
+    }
+
+    /// A request for which other memory stands behind the unit than the rig's own.
+    pub(crate) fn dma_on(&mut self, memory: &impl SystemMemory, request: &Request) -> Result<Translation, Fault> {
+        noted(self.unit.dma(memory, request))
     }
 
     /// The host address of a read, which has to succeed.
@@ -216,7 +224,7 @@ impl Rig {
             address,
             data,
         };
-        self.unit.interrupt(self.memory, &request)
+        noted(self.unit.interrupt(self.memory, &request))
     }
 
     /// Makes an address range fail.
@@ -228,6 +236,27 @@ impl Rig {
     pub(crate) fn peek(&self, at: u64) -> u64 {
         self.memory.read_u64(HostPhys::new(at)).expect("memory")
     }
+}
+
+thread_local! {
+    /// Fault codes and conditions of the requests that rigs of this thread made.
+    static REACHED: RefCell<BTreeSet<(u8, &'static str)>> = const { RefCell::new(BTreeSet::new()) };
+}
+
+/// The result as it is; its fault, if it is one, counts as reached.
+fn noted<T>(result: Result<T, Fault>) -> Result<T, Fault> {
+    if let Err(fault) = &result {
+        let name = fault.condition.map_or("", |condition| condition.name());
+        REACHED.with_borrow_mut(|reached| reached.insert((fault.reason.0, name)));
+    }
+    result
+}
+
+/// Fault codes and conditions that a test reaches through rigs, on the thread that it runs on.
+pub(crate) fn reached_by(test: fn()) -> BTreeSet<(u8, &'static str)> {
+    REACHED.take();
+    test();
+    REACHED.take()
 }
 
 /// A 4-level legacy unit as most tests want it.

@@ -1,10 +1,10 @@
 //! Scalable mode: every condition of VT-d §7.1.3 that it can meet, what passes, and what its invalidations drop.
 
 mod caches;
-mod nested;
-mod queue;
-mod stages;
-mod structures;
+pub(crate) mod nested;
+pub(crate) mod queue;
+pub(crate) mod stages;
+pub(crate) mod structures;
 
 use iommu_testkit::raw;
 use iommu_types::{Iova, Pasid, SourceId};

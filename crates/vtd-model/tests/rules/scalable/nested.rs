@@ -44,7 +44,7 @@ fn nested_translation_goes_through_both_stages() {
 }
 
 #[test]
-fn nested_conditions_block_with_their_codes() {
+pub(crate) fn nested_conditions_block_with_their_codes() {
     let (mut bench, first, second) = nested(0);
     let table = bench.rig.peek(first) & 0x000F_FFFF_FFFF_F000;
     bench.rig.tables.first_stage(first, 4, 0x2000, 1 << 47, 1, FS_ALL);

@@ -51,7 +51,7 @@ fn narrow_queues_and_wrong_types_stop_in_scalable_mode() {
 }
 
 #[test]
-fn abort_dma_mode_blocks_every_request() {
+pub(crate) fn abort_dma_mode_blocks_every_request() {
     let mut rig = Rig::scalable(full().enhanced_root_pointer(true));
     rig.set_root(3 << 10);
     assert_eq!(rig.fault(NIC, 0x1000), (0x33, "RTA.4"));

@@ -8,7 +8,7 @@ use super::{Bench, FS_ALL, PWSNP, RID, RW, SSADE, full, plain, read, write};
 use crate::rig::{DID, NIC};
 
 #[test]
-fn second_stage_conditions_block_with_scalable_codes() {
+pub(crate) fn second_stage_conditions_block_with_scalable_codes() {
     let mut bench = Bench::new(full());
     let top = bench.second(RID, 0);
     assert_eq!(bench.ask(&plain(0x1000)), Err((0x79, "SSS.2")));
@@ -37,7 +37,7 @@ fn second_stage_conditions_block_with_scalable_codes() {
 }
 
 #[test]
-fn first_stage_conditions_block_with_their_codes() {
+pub(crate) fn first_stage_conditions_block_with_their_codes() {
     let mut bench = Bench::new(full().first_stage_1g(false));
     let top = bench.first(1);
     assert_eq!(bench.ask(&read(1, 0x1000)), Err((0x71, "SFS.2")));
@@ -149,7 +149,7 @@ fn second_stage_flags_are_kept_only_if_enabled() {
 }
 
 #[test]
-fn flags_without_snooping_block() {
+pub(crate) fn flags_without_snooping_block() {
     let mut bench = Bench::new(full());
     let top = bench.rig.tables.page();
     bench.pasid(1, raw::pasid_first_stage(top, 4, DID));

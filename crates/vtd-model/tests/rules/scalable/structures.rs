@@ -8,7 +8,7 @@ use super::{Bench, FS_ALL, PASIDE, RID, RW, full, plain, read, write};
 use crate::rig::{DID, NIC, Rig, spec};
 
 #[test]
-fn root_and_context_conditions_block_with_their_codes() {
+pub(crate) fn root_and_context_conditions_block_with_their_codes() {
     let mut rig = Rig::scalable(full());
     assert_eq!(rig.fault(NIC, 0x1000), (0x39, "SRT.2"));
     rig.tables.put(rig.root, 0x2003);
@@ -47,7 +47,7 @@ fn root_and_context_conditions_block_with_their_codes() {
 }
 
 #[test]
-fn requests_that_the_context_does_not_allow_are_blocked() {
+pub(crate) fn requests_that_the_context_does_not_allow_are_blocked() {
     let mut bench = Bench::with_enables(full(), 0);
     bench.second(RID, 0);
     assert_eq!(bench.ask(&read(1, 0x1000)), Err((0x45, "SCT.6")));
@@ -67,7 +67,7 @@ fn requests_that_the_context_does_not_allow_are_blocked() {
 }
 
 #[test]
-fn pasid_structures_block_with_their_codes() {
+pub(crate) fn pasid_structures_block_with_their_codes() {
     let mut bench = Bench::new(full());
     assert_eq!(bench.ask(&read(1, 0x1000)), Err((0x51, "SPD.2")));
     bench.rig.tables.put(bench.directory, 0x2005);
@@ -136,7 +136,7 @@ fn translation_types_of_missing_features_are_refused() {
 }
 
 #[test]
-fn execute_and_privileged_requests_need_their_permission() {
+pub(crate) fn execute_and_privileged_requests_need_their_permission() {
     let mut bench = Bench::new(full());
     let top = bench.second(1, 0);
     bench.rig.map(top, 0x1000, 0x5000);
@@ -154,7 +154,7 @@ fn execute_and_privileged_requests_need_their_permission() {
 }
 
 #[test]
-fn pass_through_checks_width_and_interrupt_range() {
+pub(crate) fn pass_through_checks_width_and_interrupt_range() {
     let mut bench = Bench::new(full().host_address_width(40));
     bench.pasid(1, raw::pasid_pass_through(DID));
     assert_eq!(bench.ask(&write(1, 0x1234_5678)), Ok(0x1234_5678));
@@ -167,7 +167,7 @@ fn pass_through_checks_width_and_interrupt_range() {
 }
 
 #[test]
-fn translation_requests_get_answers_by_the_fault_table() {
+pub(crate) fn translation_requests_get_answers_by_the_fault_table() {
     let mut bench = Bench::new(full());
     let top = bench.first(1);
     bench
