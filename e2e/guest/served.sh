@@ -19,8 +19,14 @@ for group in /sys/kernel/iommu_groups/*/devices/*; do
   group=${group#/sys/kernel/iommu_groups/}
   say group "${group%%/*}" "${group##*/}"
 done
+place=/lib/modules/$(uname -r)
+mkdir -p "$place"
+mv /modules/*.ko "$place"
+depmod
 if test "$task" != vfio; then
-  insmod /modules/virtio_blk.ko
+  # Part of the kernel itself, in newer ones.
+  modprobe virtio_pci 2> /dev/null
+  modprobe virtio_blk
   test -e /dev/vda || say no disk
 fi
 
@@ -69,9 +75,8 @@ stray() {
 
 # Both functions on vfio-pci, driven by a program. Interrupts are not remapped here, which VFIO has to be told to accept.
 assigned() {
-  for module in irqbypass vfio; do insmod /modules/$module.ko; done
-  insmod /modules/vfio_iommu_type1.ko allow_unsafe_interrupts=1
-  for module in vfio-pci-core vfio-pci; do insmod /modules/$module.ko; done
+  modprobe vfio_iommu_type1 allow_unsafe_interrupts=1
+  modprobe vfio-pci
   for function in 0000:00:07.0 0000:00:08.0; do
     echo vfio-pci > /sys/bus/pci/devices/$function/driver_override
     driver=/sys/bus/pci/devices/$function/driver
@@ -96,9 +101,9 @@ case $task in
   corrupt)
     dd if=/dev/vda of=/dev/null bs=4k count=16 iflag=direct 2> /dev/null && say read
     say ready
-    # From here on the tables are broken from outside.
+    # From here on the tables are broken from outside. Large reads use more pages than a small unit remembers.
     sleep 2
-    dd if=/dev/vda of=/dev/null bs=4k count=16 iflag=direct 2> /dev/null &
+    dd if=/dev/vda of=/dev/null bs=256k count=16 iflag=direct 2> /dev/null &
     sleep 3
     ;;
   write)
