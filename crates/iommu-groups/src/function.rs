@@ -268,6 +268,28 @@ impl Function {
         Some(function)
     }
 
+    /// Asks `access` for every dword of `bdf` that [`Topology`](crate::Topology) looks at, and forgets the answers.
+    ///
+    /// Reads of a live function cost time: somebody who keeps what is read, for a topology to be made of it later, need
+    /// not read whole spaces.
+    pub fn prefetch<A: ConfigAccess>(access: &A, bdf: Bdf) {
+        let reader = Reader { access, function: bdf };
+        // A virtual function has no identity of its own, but the rest of a header.
+        if reader.read32(header::COMMAND) == Some(pci::NO_FUNCTION) {
+            return;
+        }
+        let mut function = Self::empty(bdf);
+        let mut forgotten = Vec::new();
+        if let Some([v0, v1, d0, d1]) = reader.read32(header::VENDOR_ID).map(u32::to_le_bytes) {
+            function.vendor = u16::from_le_bytes([v0, v1]);
+            function.device = u16::from_le_bytes([d0, d1]);
+        }
+        function.read_header(&reader);
+        function.read_capabilities(&reader, &mut forgotten);
+        function.read_extended(&reader, &mut forgotten);
+        function.apply_quirks(&reader, &mut forgotten);
+    }
+
     /// Reads virtual function `bdf` of `physical`. Its identity is the physical function's; its own registers
     /// count where they can be read.
     pub(crate) fn read_virtual<A: ConfigAccess>(

@@ -176,7 +176,7 @@ fn function(tree: &Tree, bdf: Bdf, place: &Place, hierarchy: &Hierarchy) -> PciF
         Knowledge::Known(text) => hexadecimal(&text),
         _ => None,
     };
-    let mut config = space::read(tree, &at("config"));
+    let mut config = space::read(tree, &at("config"), bdf);
     let (vendor, device) = (number("vendor"), number("device"));
     if config.byte(header::VENDOR_ID).is_none() {
         attributes(&mut config, bdf, &number, hierarchy);
