@@ -361,33 +361,59 @@ pub enum Invalidation {
 
 /// Storage for what walks found.
 ///
-/// Every method may forget: a cache that always answers `None` is correct. What it may not do is answer with
-/// an entry that an earlier [`Self::invalidate`] covers, or that was filled under a [`Stamp`] older than such
-/// an invalidation. The methods take `&mut self`; a store that many threads share implements the trait for
-/// `&Store`.
+/// Every method may forget: a cache that always answers `None` is correct, and that is what the methods with a body here
+/// do. What a cache may not do is answer with an entry that an earlier [`Self::invalidate`] covers, or that was filled
+/// under a [`Stamp`] older than such an invalidation. The methods take `&mut self`; a store that many threads share
+/// implements the trait for `&Store`.
 pub trait TranslationCache {
     /// The present moment, taken before tables are read.
     fn stamp(&mut self) -> Stamp;
-    /// The context entry of `source`.
-    fn context(&mut self, source: SourceId) -> Option<CachedContext>;
-    /// Stores the context entry of `source`.
-    fn fill_context(&mut self, stamp: Stamp, source: SourceId, context: CachedContext);
-    /// The PASID entry of `source` and `pasid`.
-    fn pasid(&mut self, source: SourceId, pasid: u32) -> Option<CachedPasid>;
-    /// Stores the PASID entry of `source` and `pasid`.
-    fn fill_pasid(&mut self, stamp: Stamp, source: SourceId, pasid: u32, entry: CachedPasid);
-    /// The page of `tag` that holds `address`.
-    fn page(&mut self, tag: &AddressSpaceTag, address: u64) -> Option<CachedPage>;
-    /// Stores a page of `tag`.
-    fn fill_page(&mut self, stamp: Stamp, tag: &AddressSpaceTag, page: CachedPage);
-    /// The lowest cached table of `tag` on the way to `address`, of a level below `below`.
-    fn table(&mut self, tag: &AddressSpaceTag, address: u64, below: u8) -> Option<CachedTable>;
-    /// Stores a table of `tag` on the way to `address`.
-    fn fill_table(&mut self, stamp: Stamp, tag: &AddressSpaceTag, address: u64, table: CachedTable);
-    /// The interrupt remapping table entry at `index`.
-    fn interrupt(&mut self, index: u16) -> Option<CachedInterrupt>;
-    /// Stores the interrupt remapping table entry at `index`.
-    fn fill_interrupt(&mut self, stamp: Stamp, index: u16, entry: CachedInterrupt);
     /// Drops at least everything that `what` covers.
     fn invalidate(&mut self, what: &Invalidation);
+
+    /// The context entry of `source`.
+    fn context(&mut self, source: SourceId) -> Option<CachedContext> {
+        let _ = source;
+        None
+    }
+    /// Stores the context entry of `source`.
+    fn fill_context(&mut self, stamp: Stamp, source: SourceId, context: CachedContext) {
+        let _ = (stamp, source, context);
+    }
+    /// The PASID entry of `source` and `pasid`.
+    fn pasid(&mut self, source: SourceId, pasid: u32) -> Option<CachedPasid> {
+        let _ = (source, pasid);
+        None
+    }
+    /// Stores the PASID entry of `source` and `pasid`.
+    fn fill_pasid(&mut self, stamp: Stamp, source: SourceId, pasid: u32, entry: CachedPasid) {
+        let _ = (stamp, source, pasid, entry);
+    }
+    /// The page of `tag` that holds `address`.
+    fn page(&mut self, tag: &AddressSpaceTag, address: u64) -> Option<CachedPage> {
+        let _ = (tag, address);
+        None
+    }
+    /// Stores a page of `tag`.
+    fn fill_page(&mut self, stamp: Stamp, tag: &AddressSpaceTag, page: CachedPage) {
+        let _ = (stamp, tag, page);
+    }
+    /// The lowest cached table of `tag` on the way to `address`, of a level below `below`.
+    fn table(&mut self, tag: &AddressSpaceTag, address: u64, below: u8) -> Option<CachedTable> {
+        let _ = (tag, address, below);
+        None
+    }
+    /// Stores a table of `tag` on the way to `address`.
+    fn fill_table(&mut self, stamp: Stamp, tag: &AddressSpaceTag, address: u64, table: CachedTable) {
+        let _ = (stamp, tag, address, table);
+    }
+    /// The interrupt remapping table entry at `index`.
+    fn interrupt(&mut self, index: u16) -> Option<CachedInterrupt> {
+        let _ = index;
+        None
+    }
+    /// Stores the interrupt remapping table entry at `index`.
+    fn fill_interrupt(&mut self, stamp: Stamp, index: u16, entry: CachedInterrupt) {
+        let _ = (stamp, index, entry);
+    }
 }

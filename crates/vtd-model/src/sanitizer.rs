@@ -2,12 +2,9 @@
 
 use alloc::collections::VecDeque;
 
-use iommu_types::{HostPhys, Perms, SourceId};
+use iommu_types::{HostPhys, Perms};
 
-use crate::cache::{
-    AddressSpaceTag, CachedContext, CachedInterrupt, CachedPage, CachedPasid, CachedTable, Invalidation, Stamp,
-    TranslationCache,
-};
+use crate::cache::{Invalidation, Stamp, TranslationCache};
 use crate::condition::Condition;
 use crate::interrupt::{Interrupt, InterruptRequest};
 use crate::request::{Fault, Request, Translation};
@@ -251,26 +248,6 @@ impl TranslationCache for NoCache {
     fn stamp(&mut self) -> Stamp {
         Stamp(0)
     }
-    fn context(&mut self, _: SourceId) -> Option<CachedContext> {
-        None
-    }
-    fn fill_context(&mut self, _: Stamp, _: SourceId, _: CachedContext) {}
-    fn pasid(&mut self, _: SourceId, _: u32) -> Option<CachedPasid> {
-        None
-    }
-    fn fill_pasid(&mut self, _: Stamp, _: SourceId, _: u32, _: CachedPasid) {}
-    fn page(&mut self, _: &AddressSpaceTag, _: u64) -> Option<CachedPage> {
-        None
-    }
-    fn fill_page(&mut self, _: Stamp, _: &AddressSpaceTag, _: CachedPage) {}
-    fn table(&mut self, _: &AddressSpaceTag, _: u64, _: u8) -> Option<CachedTable> {
-        None
-    }
-    fn fill_table(&mut self, _: Stamp, _: &AddressSpaceTag, _: u64, _: CachedTable) {}
-    fn interrupt(&mut self, _: u16) -> Option<CachedInterrupt> {
-        None
-    }
-    fn fill_interrupt(&mut self, _: Stamp, _: u16, _: CachedInterrupt) {}
     fn invalidate(&mut self, _: &Invalidation) {}
 }
 

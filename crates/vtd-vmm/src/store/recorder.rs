@@ -5,9 +5,7 @@ use std::sync::{Arc, PoisonError};
 use iommu_types::SourceId;
 use iommu_types::sync::Ordering;
 use vtd_model::TranslationCache;
-use vtd_model::cache::{
-    AddressSpaceTag, CachedContext, CachedInterrupt, CachedPage, CachedPasid, CachedTable, Invalidation, Stamp,
-};
+use vtd_model::cache::{AddressSpaceTag, CachedContext, CachedInterrupt, CachedPage, CachedPasid, Invalidation, Stamp};
 
 use super::{CONTEXTS, INTERRUPTS, Slot, Store};
 use crate::protocol::Sample;
@@ -106,12 +104,6 @@ impl TranslationCache for Recorder<'_> {
         }
     }
 
-    fn table(&mut self, _: &AddressSpaceTag, _: u64, _: u8) -> Option<CachedTable> {
-        None
-    }
-
-    fn fill_table(&mut self, _: Stamp, _: &AddressSpaceTag, _: u64, _: CachedTable) {}
-
     fn interrupt(&mut self, index: u16) -> Option<CachedInterrupt> {
         let line = self.store.interrupts.get(usize::from(index) % INTERRUPTS)?;
         let [held, epoch, low, high, ..] = line.snapshot()?;
@@ -145,26 +137,6 @@ impl TranslationCache for StoreHandle {
     fn stamp(&mut self) -> Stamp {
         Stamp(self.0.invalidations.load(Ordering::Relaxed))
     }
-    fn context(&mut self, _: SourceId) -> Option<CachedContext> {
-        None
-    }
-    fn fill_context(&mut self, _: Stamp, _: SourceId, _: CachedContext) {}
-    fn pasid(&mut self, _: SourceId, _: u32) -> Option<CachedPasid> {
-        None
-    }
-    fn fill_pasid(&mut self, _: Stamp, _: SourceId, _: u32, _: CachedPasid) {}
-    fn page(&mut self, _: &AddressSpaceTag, _: u64) -> Option<CachedPage> {
-        None
-    }
-    fn fill_page(&mut self, _: Stamp, _: &AddressSpaceTag, _: CachedPage) {}
-    fn table(&mut self, _: &AddressSpaceTag, _: u64, _: u8) -> Option<CachedTable> {
-        None
-    }
-    fn fill_table(&mut self, _: Stamp, _: &AddressSpaceTag, _: u64, _: CachedTable) {}
-    fn interrupt(&mut self, _: u16) -> Option<CachedInterrupt> {
-        None
-    }
-    fn fill_interrupt(&mut self, _: Stamp, _: u16, _: CachedInterrupt) {}
     fn invalidate(&mut self, what: &Invalidation) {
         self.0.invalidate(what);
     }
