@@ -1,31 +1,33 @@
 //! The classes of hostile input that broke other emulated units, one test each, named after the class.
 //!
-//! | class | hostile input | test |
+//! | class | hostile input | tests |
 //! |---|---|---|
-//! | S-01 | interrupt index behind the table | `s01_…` |
-//! | S-02 | translation raced by invalidation and table edits | `vtd-vmm`: `tests/loom.rs` (all), `tests/stress.rs` `after_a_{page,domain,global}_invalidation_nobody_writes_to_the_old_frame` |
-//! | S-03 | a page-selective flush over mixed page sizes | `s03_…` |
-//! | S-04 | a domain or global flush with listeners | `s04_…`; device-TLBs: `scalable.rs`, interrupts: `vtd-vmm` `tests/registers.rs` |
-//! | S-05 | every offset, width, value; every descriptor | `s05_…`, `hostile.rs` `any_program_ends` |
-//! | S-06 | unsupported levels | `s06_…` |
-//! | S-07 | address masks | `s07_…` |
-//! | S-08 | high bits in fault records | `s08_…` |
-//! | S-09 | keys that differ in high bits | `s09_…` |
-//! | S-10 | first accesses of new requesters at once | `s10_…` |
-//! | S-11 | reads all over the window | `s11_…` |
-//! | S-12 | bytes that leave the unit | `s12_…` |
-//! | S-13 | tails out of range, misaligned, moved | `s13_…` |
-//! | S-14 | page tables that point to themselves or upwards | `s14_…` |
-//! | S-15 | malformed entries | `hostile_tables.rs` `s15_…` |
-//! | S-16 | sizes and both sides of their limits | `hostile_tables.rs` `s16_…` |
-//! | S-17 | renumbered buses | `hostile_tables.rs` `s17_…` |
-//! | S-18 | truncated, oversized, repeated queue records | `hostile_tables.rs` `s18_…` |
-//! | S-19 | ranges at the end of the number space | `hostile_tables.rs` `s19_…` |
-//! | S-20 | cached results across mode changes | `hostile_tables.rs` `s20_…` |
-//! | S-21 | a device asked to leave its buffer | `iommu-devices`: `src/dma_engine/tests.rs` `ranges_outside_the_buffer_are_refused_without_a_request` |
-//! | S-22 | structures in the unit's own registers | `hostile_tables.rs` `s22_…` |
-//! | S-23 | tail at and behind every queue size | `s23_…` |
-//! | S-24 | largest index of every kind | `hostile_tables.rs` `s24_…` |
+//! | S-01 | interrupt index behind the table | `hostile_classes.rs` `s01_an_interrupt_index_behind_the_table_faults_without_a_look_behind_it` |
+//! | S-02 | translation raced by invalidation and table edits | `vtd-vmm/tests/loom.rs` `after_the_wait_of_a_page_command_nobody_uses_the_page`, `after_the_wait_of_a_domain_command_nobody_uses_the_domain`, `after_the_wait_of_a_global_command_nobody_uses_anything`; `vtd-vmm/tests/stress.rs` `after_a_page_invalidation_nobody_writes_to_the_old_frame`, `after_a_domain_invalidation_nobody_writes_to_the_old_frame`, `after_a_global_invalidation_nobody_writes_to_the_old_frame` |
+//! | S-03 | a page-selective flush over mixed page sizes | `hostile_classes.rs` `s03_a_page_flush_drops_every_entry_that_overlaps_it_whatever_its_size` |
+//! | S-04 | a domain or global flush with listeners | `hostile_classes.rs` `s04_domain_and_global_flushes_reach_the_embedders_store_in_full`; `vtd-vmm/tests/registers.rs` `entries_are_kept_until_they_are_invalidated_and_the_listener_knows_before_the_wait_completes`, `a_wait_stays_open_until_the_device_has_dropped_its_entries` |
+//! | S-05 | every offset, width, value; every descriptor | `hostile_classes.rs` `s05_no_offset_width_value_or_descriptor_ends_in_a_panic`; `hostile.rs` `every_offset_and_width_is_defined`, `any_program_ends` |
+//! | S-06 | unsupported levels | `hostile_classes.rs` `s06_only_supported_levels_are_walked_and_the_highest_index_stays_in_its_table` |
+//! | S-07 | address masks | `hostile_classes.rs` `s07_address_masks_above_the_limit_stop_the_queue_and_no_mask_shifts_too_far` |
+//! | S-08 | high bits in fault records | `hostile_classes.rs` `s08_a_fault_record_with_all_high_bits_is_exact` |
+//! | S-09 | keys that differ in high bits | `hostile_classes.rs` `s09_requesters_domains_and_pasids_that_differ_in_one_bit_never_share` |
+//! | S-10 | first accesses of new requesters at once | `hostile_classes.rs` `s10_first_accesses_of_many_requesters_at_once_each_find_their_own_tables` |
+//! | S-11 | reads all over the window | `hostile_classes.rs` `s11_only_registers_of_the_specification_hold_anything` |
+//! | S-12 | bytes that leave the unit | `hostile_classes.rs` `s12_every_byte_that_leaves_the_unit_is_accounted_for` |
+//! | S-13 | tails out of range, misaligned, moved | `hostile_classes.rs` `s13_a_moving_or_impossible_tail_never_makes_the_queue_run_on` |
+//! | S-14 | page tables that point to themselves or upwards | `hostile_classes.rs` `s14_tables_that_point_to_themselves_or_upwards_end_after_their_levels` |
+//! | S-15 | malformed entries | `hostile_tables.rs` `s15_no_malformed_entry_lets_a_request_through_untranslated`, `s15_no_malformed_scalable_entry_lets_a_request_through_untranslated`, `s15_no_malformed_interrupt_entry_delivers_what_the_device_wrote` |
+//! | S-16 | sizes and both sides of their limits | `hostile_tables.rs` `s16_every_table_and_queue_size_ends_where_its_field_says` |
+//! | S-17 | renumbered buses | `hostile_tables.rs` `s17_translation_follows_the_requester_id_after_buses_are_renumbered` |
+//! | S-18 | truncated, oversized, repeated queue records | `hostile_tables.rs` `s18_a_rejected_record_changes_nothing_and_a_repeated_one_stays_rejected` |
+//! | S-19 | ranges at the end of the number space | `hostile_tables.rs` `s19_ranges_up_to_the_end_of_the_number_space_equal_plain_arithmetic` |
+//! | S-20 | cached results across mode changes | `hostile_tables.rs` `s20_no_cached_result_crosses_a_change_of_mode` |
+//! | S-21 | a device asked to leave its buffer | `iommu-devices/src/dma_engine/tests.rs` `ranges_outside_the_buffer_are_refused_without_a_request` |
+//! | S-22 | structures in the unit's own registers | `hostile_tables.rs` `s22_structures_in_the_units_own_registers_end_in_defined_errors` |
+//! | S-23 | tail at and behind every queue size | `hostile_classes.rs` `s23_a_tail_at_or_behind_every_queue_size_stops_at_once` |
+//! | S-24 | largest index of every kind | `hostile_tables.rs` `s24_the_largest_index_of_every_kind_has_a_defined_outcome` |
+//!
+//! `documents.rs` holds this table against the sources: each class has a test, and each test named here exists.
 //!
 //! What a guest can make the unit spend is in `hostile_bounds.rs`.
 
@@ -34,10 +36,7 @@ use std::rc::Rc;
 
 use iommu_testkit::raw::{self, descriptor, translation_type};
 use iommu_types::{DomainId, Iova, Pasid, SourceId};
-use vtd_model::cache::{
-    AddressSpaceTag, CachedContext, CachedInterrupt, CachedPage, CachedPasid, CachedTable, Invalidation,
-    IotlbInvalidation, PageBlock, Stamp,
-};
+use vtd_model::cache::{Invalidation, IotlbInvalidation, PageBlock, Stamp};
 use vtd_model::{
     AccessWidth, CacheSizes, Caches, Profile, Request, TranslationCache, Unit, UnitConfigBuilder, translate,
 };
@@ -171,26 +170,6 @@ impl TranslationCache for Told {
     fn stamp(&mut self) -> Stamp {
         Stamp(0)
     }
-    fn context(&mut self, _: SourceId) -> Option<CachedContext> {
-        None
-    }
-    fn fill_context(&mut self, _: Stamp, _: SourceId, _: CachedContext) {}
-    fn pasid(&mut self, _: SourceId, _: u32) -> Option<CachedPasid> {
-        None
-    }
-    fn fill_pasid(&mut self, _: Stamp, _: SourceId, _: u32, _: CachedPasid) {}
-    fn page(&mut self, _: &AddressSpaceTag, _: u64) -> Option<CachedPage> {
-        None
-    }
-    fn fill_page(&mut self, _: Stamp, _: &AddressSpaceTag, _: CachedPage) {}
-    fn table(&mut self, _: &AddressSpaceTag, _: u64, _: u8) -> Option<CachedTable> {
-        None
-    }
-    fn fill_table(&mut self, _: Stamp, _: &AddressSpaceTag, _: u64, _: CachedTable) {}
-    fn interrupt(&mut self, _: u16) -> Option<CachedInterrupt> {
-        None
-    }
-    fn fill_interrupt(&mut self, _: Stamp, _: u16, _: CachedInterrupt) {}
     fn invalidate(&mut self, what: &Invalidation) {
         self.0.borrow_mut().push(*what);
     }

@@ -9,6 +9,7 @@
 mod caches;
 mod commands;
 mod direct;
+mod documents;
 mod drains;
 mod fault_log;
 mod hostile;

@@ -103,3 +103,21 @@ fn nested_table_reads_count_as_writes_with_second_stage_flags() {
     bench.rig.invalidate(&[descriptor::IOTLB_GLOBAL]);
     assert_eq!(bench.ask(&read(1, 0x1000)), Err((0x75, "SFS.6")));
 }
+
+#[test]
+fn the_leaf_of_the_second_stage_forces_snooping_through_both_stages() {
+    // VT-d §3.10: SNP of the second-stage leaf; the first stage has no such bit.
+    let (mut bench, _, second) = nested(0);
+    let snooped = |bench: &mut Bench| {
+        let answer = bench.rig.dma(&read(1, 0x1000).with_no_snoop()).expect("mapped");
+        assert_eq!(answer.snooped, answer.no_snoop_forbidden);
+        answer.snooped
+    };
+    assert!(!snooped(&mut bench));
+    bench
+        .rig
+        .tables
+        .second_stage(second, 4, 0x9000, 0x5000, 1, RW | 1 << 11);
+    bench.rig.invalidate(&[descriptor::IOTLB_GLOBAL]);
+    assert!(snooped(&mut bench));
+}

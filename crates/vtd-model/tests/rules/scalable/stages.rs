@@ -175,3 +175,36 @@ fn the_extended_accessed_flag_is_set_where_enabled() {
     let _ = bench.ask(&read(1, 0x1000));
     assert_eq!(bench.rig.peek(leaf) & 0xFFF, FS_ALL | raw::FS_ACCESSED | 1 << 10);
 }
+
+#[test]
+fn snooping_is_forced_by_the_pasid_entry_or_by_the_leaf() {
+    // VT-d §3.10: PGSNP of the PASID entry for all of its pages, SNP of a second-stage leaf for one.
+    const PGSNP: u64 = 1 << 24;
+    for forced in [false, true] {
+        let mut bench = Bench::new(full());
+        let [first, second] = [(); 2].map(|()| bench.rig.tables.page());
+        let entries = [
+            raw::pasid_first_stage(first, 4, DID),
+            raw::pasid_second_stage(second, 2, DID),
+            raw::pasid_pass_through(DID),
+        ];
+        for (pasid, mut words) in (1..).zip(entries) {
+            words[1] |= PWSNP | if forced { PGSNP } else { 0 };
+            bench.pasid(pasid, words);
+        }
+        bench.rig.tables.first_stage(first, 4, 0x1000, 0x5000, 1, FS_ALL);
+        bench.rig.map(second, 0x1000, 0x5000);
+        bench
+            .rig
+            .tables
+            .second_stage(second, 4, 0x2000, 0x6000, 1, RW | 1 << 11);
+        let mut snooped = |pasid, address| {
+            let answer = bench.rig.dma(&read(pasid, address).with_no_snoop()).expect("mapped");
+            assert_eq!(answer.snooped, answer.no_snoop_forbidden);
+            answer.snooped
+        };
+        assert_eq!([1, 2, 3].map(|pasid| snooped(pasid, 0x1000)), [forced; 3]);
+        assert!(snooped(2, 0x2000));
+        assert!(bench.rig.dma(&read(1, 0x1000)).expect("mapped").snooped, "asked for");
+    }
+}
