@@ -43,14 +43,6 @@ impl UnitFunction {
             .build()?;
         Ok(Self { config, remapper })
     }
-
-    fn width(len: usize) -> Option<AccessWidth> {
-        match len {
-            4 => Some(AccessWidth::Dword),
-            8 => Some(AccessWidth::Qword),
-            _ => None,
-        }
-    }
 }
 
 impl Function for UnitFunction {
@@ -75,24 +67,16 @@ impl Function for UnitFunction {
 
     /// Four or eight bytes at an offset that is a multiple of their number; anything else reads all-ones (VT-d §11.1).
     fn bar_read(&mut self, bar: u8, offset: u64, into: &mut [u8]) {
-        let value = match (bar, Self::width(into.len()), u32::try_from(offset)) {
-            (0, Some(width), Ok(offset)) => self.remapper.read(offset, width),
-            _ => u64::MAX,
-        };
-        into.fill(u8::MAX);
-        for (byte, read) in into.iter_mut().zip(value.to_le_bytes()) {
-            *byte = read;
-        }
+        AccessWidth::read_bytes(into, |width| {
+            let offset = u32::try_from(offset).ok().filter(|_| bar == 0)?;
+            Some(self.remapper.read(offset, width))
+        });
     }
 
     /// Four or eight bytes at an offset that is a multiple of their number; anything else is ignored (VT-d §11.1).
     fn bar_write(&mut self, bar: u8, offset: u64, from: &[u8], _bus: &dyn Bus) {
-        if let (0, Some(width), Ok(offset)) = (bar, Self::width(from.len()), u32::try_from(offset)) {
-            let mut bytes = [0; 8];
-            for (byte, written) in bytes.iter_mut().zip(from) {
-                *byte = *written;
-            }
-            self.remapper.write(offset, width, u64::from_le_bytes(bytes));
+        if let (0, Some((width, value)), Ok(offset)) = (bar, AccessWidth::of_bytes(from), u32::try_from(offset)) {
+            self.remapper.write(offset, width, value);
         }
     }
 

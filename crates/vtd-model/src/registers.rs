@@ -29,6 +29,38 @@ impl AccessWidth {
             Self::Qword => 8,
         }
     }
+
+    /// The width of an access of `len` bytes.
+    #[must_use]
+    pub const fn from_len(len: usize) -> Option<Self> {
+        match len {
+            4 => Some(Self::Dword),
+            8 => Some(Self::Qword),
+            _ => None,
+        }
+    }
+
+    /// Answers an access for `into` as a bus brings it: `read`'s value in little-endian bytes, or all ones where it has none
+    /// or where no register access is so long.
+    pub fn read_bytes(into: &mut [u8], read: impl FnOnce(Self) -> Option<u64>) {
+        let value = Self::from_len(into.len()).and_then(read).unwrap_or(u64::MAX);
+        into.fill(u8::MAX);
+        for (byte, read) in into.iter_mut().zip(value.to_le_bytes()) {
+            *byte = read;
+        }
+    }
+
+    /// Width and value of an access that a bus brings as `from`, in little-endian bytes; `None` where no register access is
+    /// so long.
+    #[must_use]
+    pub fn of_bytes(from: &[u8]) -> Option<(Self, u64)> {
+        let width = Self::from_len(from.len())?;
+        let mut bytes = [0; 8];
+        for (byte, written) in bytes.iter_mut().zip(from) {
+            *byte = *written;
+        }
+        Some((width, u64::from_le_bytes(bytes)))
+    }
 }
 
 /// Base-2 logarithm of the granule of protected memory regions (VT-d §11.4.8.2, PLMBASE_REG): 2 MiB.

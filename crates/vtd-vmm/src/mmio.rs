@@ -8,37 +8,18 @@ use vtd_model::AccessWidth;
 use crate::listener::Listener;
 use crate::unit::VmmUnit;
 
-fn width(len: usize) -> Option<AccessWidth> {
-    match len {
-        4 => Some(AccessWidth::Dword),
-        8 => Some(AccessWidth::Qword),
-        _ => None,
-    }
-}
-
 impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> VmmUnit<S, L> {
     /// Reads registers into `data`, little-endian: 4 or 8 bytes at an offset that is a multiple of their number. Anything
     /// else reads all ones (VT-d §11.1).
     pub fn read_bytes(&self, offset: u64, data: &mut [u8]) {
-        let value = match (width(data.len()), u32::try_from(offset)) {
-            (Some(width), Ok(offset)) => self.read(offset, width),
-            _ => u64::MAX,
-        };
-        data.fill(u8::MAX);
-        for (byte, read) in data.iter_mut().zip(value.to_le_bytes()) {
-            *byte = read;
-        }
+        AccessWidth::read_bytes(data, |width| Some(self.read(u32::try_from(offset).ok()?, width)));
     }
 
     /// Writes registers, little-endian: 4 or 8 bytes at an offset that is a multiple of their number. Anything else is
     /// ignored (VT-d §11.1).
     pub fn write_bytes(&self, offset: u64, data: &[u8]) {
-        if let (Some(width), Ok(offset)) = (width(data.len()), u32::try_from(offset)) {
-            let mut bytes = [0; 8];
-            for (byte, written) in bytes.iter_mut().zip(data) {
-                *byte = *written;
-            }
-            self.write(offset, width, u64::from_le_bytes(bytes));
+        if let (Some((width, value)), Ok(offset)) = (AccessWidth::of_bytes(data), u32::try_from(offset)) {
+            self.write(offset, width, value);
         }
     }
 }
