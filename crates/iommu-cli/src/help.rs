@@ -163,6 +163,7 @@ after!(
     "  iommu plan 3b:00.0                  the commands, in each of the usual ways
   iommu plan 3b:00.0 --format sysfs   a script for sh
   iommu plan eth0 --format xml        the devices for a libvirt domain
+  iommu plan 3b:00.0 --undo           the way back; best kept before the plan is carried out
 ",
     "this is how it is done",
     "it must not be done: it is said why, and no command is printed (--anyway prints them)",

@@ -338,6 +338,44 @@ fn help_of_every_command_names_its_exit_codes() {
     }
 }
 
+#[test]
+fn a_plan_that_is_carried_out_can_still_be_undone() {
+    let machine = Fixture::new("undo");
+    for card in ["0000:01:00.0", "0000:01:00.1"] {
+        let at = format!("sys/devices/pci0000:00/0000:00:01.0/{card}/driver");
+        machine.remove(&at);
+        std::os::unix::fs::symlink("../drivers/vfio-pci", machine.at(&at)).expect("writable");
+    }
+    let forth = machine.said(&["plan", "01:00.0", "--format", "sysfs"], &[]);
+    assert!(forth.contains("# nothing is left to do"), "{forth}");
+    let back = machine.said(&["plan", "01:00.0", "--format", "sysfs", "--undo"], &[]);
+    let commands: Vec<&str> = back.lines().filter(|line| line.starts_with("echo")).collect();
+    assert_eq!(
+        commands[..3],
+        [
+            "echo 0000:01:00.0 > /sys/bus/pci/devices/0000:01:00.0/driver/unbind",
+            "echo > /sys/bus/pci/devices/0000:01:00.0/driver_override",
+            "echo 0000:01:00.0 > /sys/bus/pci/drivers_probe",
+        ],
+        "{back}"
+    );
+    assert_eq!(commands.len(), 6, "{back}");
+    assert!(
+        back.contains("the kernel picks the one that claims the model"),
+        "{back}"
+    );
+    // What may not be taken may be given back.
+    ends_with(
+        "undo-refused",
+        &["plan", "nvme0n1", "--undo", "--format", "sysfs"],
+        0,
+        as_it_is,
+    );
+    let refused = json(&machine.run(&["plan", "nvme0n1", "--undo"], &["--json"]));
+    let count = |route: &str| refused["sysfs"][route].as_array().expect("a list").len();
+    assert_eq!((count("prepare"), count("undo") > 0), (0, true));
+}
+
 /// The script of `plan` is run by a shell; what a machine calls its drivers must not become a command of it.
 #[test]
 fn names_of_drivers_never_become_commands() {

@@ -115,7 +115,9 @@ pub enum Until {
 pub struct Route {
     /// To be run in this order. Empty if there is nothing left to do.
     pub prepare: Vec<Step>,
-    /// To be run in this order, once no guest uses the functions.
+    /// To be run in this order, once no guest uses the functions. It gives back what the steps take, and what a driver of
+    /// user space has already: so it can be asked for before the steps are carried out, which restores the driver of
+    /// today, or long after, when the kernel picks the driver.
     pub undo: Vec<Step>,
     /// How long the effect lasts.
     pub lasts: Until,
@@ -326,6 +328,7 @@ fn virtual_functions(topology: &Topology, functions: &[Move]) -> Option<Item> {
 
 fn driverctl(functions: &[Move]) -> Route {
     let moved = || functions.iter().filter(|f| f.needs_binding());
+    let given_back = || functions.iter().filter(|f| f.goes_back());
     let step = |purpose, f: &Move, command| Step {
         purpose,
         function: Some(f.bdf),
@@ -335,7 +338,7 @@ fn driverctl(functions: &[Move]) -> Route {
         prepare: moved()
             .map(|f| step(Purpose::Bind, f, format!("driverctl set-override {} {DRIVER}", f.bdf)))
             .collect(),
-        undo: moved()
+        undo: given_back()
             .map(|f| step(Purpose::GiveBack, f, format!("driverctl unset-override {}", f.bdf)))
             .collect(),
         lasts: Until::Undone,
@@ -343,29 +346,26 @@ fn driverctl(functions: &[Move]) -> Route {
 }
 
 fn virsh(functions: &[Move]) -> Route {
-    let moved = || {
-        functions
-            .iter()
-            .filter(|f| f.role == Role::Companion && f.needs_binding())
-    };
+    let companions = || functions.iter().filter(|f| f.role == Role::Companion);
+    // A chosen one that has left the host already was not moved by libvirt, or its guest did not give it back.
+    let left = |f: &&Move| f.goes_back() && (f.role == Role::Companion || !f.needs_binding());
     Route {
-        prepare: moved().map(Move::detach).collect(),
-        undo: moved().map(Move::reattach).collect(),
+        prepare: companions().filter(|f| f.needs_binding()).map(Move::detach).collect(),
+        undo: functions.iter().filter(left).map(Move::reattach).collect(),
         lasts: Until::GuestEnd,
     }
 }
 
 fn sysfs(machine: &Machine, functions: &[Move]) -> Route {
     let (mut prepare, mut undo) = (Vec::new(), Vec::new());
-    let moved: Vec<&Move> = functions.iter().filter(|f| f.needs_binding()).collect();
-    if !moved.is_empty() && !has_driver(machine) {
+    if functions.iter().any(Move::needs_binding) && !has_driver(machine) {
         prepare.push(Step {
             purpose: Purpose::Load,
             function: None,
             command: format!("modprobe {DRIVER}"),
         });
     }
-    for f in moved {
+    for f in functions {
         let bdf = f.bdf;
         let at = format!("{DEVICES}/{bdf}");
         let step = |purpose, command| Step {
@@ -374,29 +374,34 @@ fn sysfs(machine: &Machine, functions: &[Move]) -> Route {
             command,
         };
         let unbind = format!("echo {bdf} > {at}/driver/unbind");
-        prepare.push(step(Purpose::Override, format!("echo {DRIVER} > {at}/driver_override")));
-        match &f.holder {
-            Holder::Nobody => {}
-            Holder::Host(_) | Holder::UserSpace(_) | Holder::Stub => {
-                prepare.push(step(Purpose::Unbind, unbind.clone()))
-            }
-            Holder::Unknown(_) => prepare.push(step(
-                Purpose::Unbind,
-                format!("if [ -e {at}/driver ]; then {unbind}; fi"),
-            )),
-        }
         let probe = format!("echo {bdf} > /sys/bus/pci/drivers_probe");
-        prepare.push(step(Purpose::Bind, probe.clone()));
-        undo.push(step(Purpose::Unbind, unbind));
-        // A line that is empty takes the override away.
-        undo.push(step(Purpose::Override, format!("echo > {at}/driver_override")));
-        match &f.holder {
-            Holder::Nobody => {}
-            Holder::Host(driver) | Holder::UserSpace(driver) if is_plain(driver) => undo.push(step(
-                Purpose::GiveBack,
-                format!("echo {bdf} > /sys/bus/pci/drivers/{driver}/bind"),
-            )),
-            _ => undo.push(step(Purpose::GiveBack, probe)),
+        if f.needs_binding() {
+            prepare.push(step(Purpose::Override, format!("echo {DRIVER} > {at}/driver_override")));
+            match &f.holder {
+                Holder::Nobody => {}
+                Holder::Host(_) | Holder::UserSpace(_) | Holder::Stub => {
+                    prepare.push(step(Purpose::Unbind, unbind.clone()));
+                }
+                Holder::Unknown(_) => prepare.push(step(
+                    Purpose::Unbind,
+                    format!("if [ -e {at}/driver ]; then {unbind}; fi"),
+                )),
+            }
+            prepare.push(step(Purpose::Bind, probe.clone()));
+        }
+        if f.goes_back() {
+            undo.push(step(Purpose::Unbind, unbind));
+            // A line that is empty takes the override away.
+            undo.push(step(Purpose::Override, format!("echo > {at}/driver_override")));
+            match &f.holder {
+                Holder::Nobody => {}
+                Holder::Host(driver) if is_plain(driver) => undo.push(step(
+                    Purpose::GiveBack,
+                    format!("echo {bdf} > /sys/bus/pci/drivers/{driver}/bind"),
+                )),
+                // Without an override the kernel finds the driver that claims the model.
+                _ => undo.push(step(Purpose::GiveBack, probe)),
+            }
         }
     }
     Route {
@@ -436,6 +441,19 @@ impl Move {
             (Holder::UserSpace(_), _) | (Holder::Stub, Role::Companion) => false,
             (Holder::Nobody | Holder::Host(_) | Holder::Unknown(_), _) | (Holder::Stub, Role::Chosen) => true,
         }
+    }
+
+    /// Whether undoing gives it back to the host: what the steps take, and what a driver of user space has already. A
+    /// companion that `pci-stub` has was not taken by any plan.
+    #[must_use]
+    pub fn goes_back(&self) -> bool {
+        self.needs_binding() || matches!(self.holder, Holder::UserSpace(_))
+    }
+
+    /// Whether its driver before was the host's and is not known any more: the kernel picks one when it goes back.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        matches!(self.holder, Holder::UserSpace(_))
     }
 
     /// Its name in libvirt: `pci_0000_04_00_0`.

@@ -41,7 +41,8 @@ pub(crate) struct Options {
     /// How to give the commands
     #[arg(long, value_enum, default_value = "text")]
     format: Format,
-    /// Only the commands that take the functions back
+    /// Only the commands that take the functions back; before the plan is carried out they restore the drivers of now, after
+    /// it the kernel picks the drivers
     #[arg(long)]
     undo: bool,
     /// Print the commands although something stands in the way
@@ -98,7 +99,9 @@ pub(crate) fn answer(
         })
     })?;
     drivers_are_names(&assignment)?;
-    let allowed = view.anyway || assignment.answer() != iommu_host::Answer::No;
+    // What stands in the way of taking a function away does not stand in the way of giving it back.
+    let forth = view.anyway || assignment.answer() != iommu_host::Answer::No;
+    let allowed = forth || view.undo;
     let text = match view.format {
         Format::Text => text(machine, names, &assignment, view, allowed),
         Format::Xml => xml(machine, names, &assignment, view, allowed),
@@ -107,12 +110,13 @@ pub(crate) fn answer(
         Format::Sysfs => script(machine, names, &assignment, &assignment.sysfs, view, allowed),
     };
     let verdict = match verdict(&assignment.items) {
+        _ if view.undo => Ok(Verdict::Yes),
         Ok(Verdict::Findings) if view.anyway => Ok(Verdict::Yes),
         verdict => verdict,
     };
     Ok(Answer {
         text,
-        json: plan_json(machine, names, &assignment, allowed),
+        json: plan_json(machine, names, &assignment, forth, allowed),
         verdict,
     })
 }
@@ -135,15 +139,16 @@ fn drivers_are_names(assignment: &Assignment) -> Result<(), Failure> {
 }
 
 /// Who moves, in words.
-fn moved_line(machine: &Machine, names: &Names, f: &Move) -> String {
+fn moved_line(machine: &Machine, names: &Names, f: &Move, undo: bool) -> String {
     let why = match f.role {
         Role::Chosen => "for the guest",
         Role::Companion => "shares its group",
     };
-    let now = match (&f.holder, f.needs_binding()) {
-        (Holder::Nobody, _) => "no driver now".to_owned(),
-        (holder, true) => format!("now with {holder}"),
-        (holder, false) => format!("stays with {holder}"),
+    let stays = if undo { !f.goes_back() } else { !f.needs_binding() };
+    let now = match &f.holder {
+        Holder::Nobody => "no driver now".to_owned(),
+        holder if stays => format!("stays with {holder}"),
+        holder => format!("now with {holder}"),
     };
     format!(
         "{} {}  {why}, {}",
@@ -164,9 +169,15 @@ fn command_of(step: &Step) -> String {
 const fn lasts(route: &Route) -> &'static str {
     match route.lasts {
         Until::Undone => "lasts over restarts, until it is undone",
-        Until::Restart => "until it is undone or the host restarts",
-        Until::GuestEnd => "the chosen ones until the guest ends, the others until they are undone",
+        Until::Restart => "lasts until it is undone or the host restarts",
+        Until::GuestEnd => "lasts until the guest ends for the chosen ones, until it is undone for the others",
     }
+}
+
+/// What is lost once the steps are carried out.
+fn way_back(assignment: &Assignment) -> Option<&'static str> {
+    let left = assignment.functions.iter().any(Move::has_left);
+    left.then_some("which driver they had before is not known any more: the kernel picks the one that claims the model")
 }
 
 fn refusal(items: &[Item]) -> String {
@@ -181,14 +192,14 @@ fn refusal(items: &[Item]) -> String {
 fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, allowed: bool) -> String {
     let mut out = String::new();
     for f in &assignment.functions {
-        let line = moved_line(machine, names, f);
+        let line = moved_line(machine, names, f, view.undo);
         out.push_str(&match f.role {
             Role::Chosen => format!("{}\n", style::title(line)),
             Role::Companion => format!("{line}\n"),
         });
     }
     let open: Vec<Item> = assignment.warnings().cloned().collect();
-    if !open.is_empty() {
+    if !open.is_empty() && !view.undo {
         out.push_str(&format!(
             "\n{}\n{}",
             style::title("before you do it"),
@@ -204,7 +215,17 @@ fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, 
         out.push_str(&notes(machine));
         return out;
     }
-    out.push_str("\nOne of these ways is enough; all commands are for root, none of them has been run.\n");
+    out.push_str(if view.undo {
+        "\nThe way back is the way that was taken; all commands are for root, none of them has been run.\n"
+    } else {
+        "\nOne of these ways is enough; all commands are for root, none of them has been run.\n"
+    });
+    if let Some(words) = way_back(assignment) {
+        out.push_str(&format!(
+            "{}\n",
+            style::paragraph(&sentence(&format!("{words}.")), 0, 0)
+        ));
+    }
     let mut way = |name: &str, route: &Route, before: &str| {
         out.push_str(&format!("\n{} ({})\n", style::title(name), lasts(route)));
         if !view.undo {
@@ -230,7 +251,7 @@ fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, 
             devices.push_str(&format!("    {line}\n"));
         }
     }
-    way("libvirt", &assignment.virsh, &devices);
+    way("libvirt", &assignment.virsh, if view.undo { "" } else { &devices });
     way("sysfs", &assignment.sysfs, "");
     if !view.undo {
         out.push_str(&format!("\n{}\n", style::title("then, without libvirt")));
@@ -238,7 +259,12 @@ fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, 
         out.push_str(&format!("  qemu-system-x86_64 … {}\n", options.join(" ")));
     }
     out.push_str(&notes(machine));
-    let command = format!("iommu plan {} --format sysfs{}", chosen_text(assignment), view.again);
+    let undo = if view.undo { " --undo" } else { "" };
+    let command = format!(
+        "iommu plan {} --format sysfs{undo}{}",
+        chosen_text(assignment),
+        view.again
+    );
     out.push_str(&format!("\n{}", next("next:", &command, "a script for sh")));
     out
 }
@@ -246,6 +272,14 @@ fn text(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, 
 fn chosen_text(assignment: &Assignment) -> String {
     let chosen: Vec<String> = assignment.chosen().map(|f| short(f.bdf)).collect();
     chosen.join(" ")
+}
+
+/// Words at the start of a sentence.
+fn sentence(words: &str) -> String {
+    let mut letters = words.chars();
+    letters
+        .next()
+        .map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
 fn script(
@@ -258,9 +292,9 @@ fn script(
 ) -> String {
     let mut out = "#!/bin/sh\n".to_owned();
     for f in &assignment.functions {
-        out.push_str(&format!("# {}\n", moved_line(machine, names, f)));
+        out.push_str(&format!("# {}\n", moved_line(machine, names, f, view.undo)));
     }
-    for item in assignment.warnings() {
+    for item in assignment.warnings().filter(|_| !view.undo) {
         out.push_str(&format!(
             "# {}: {} {}\n",
             item.answer.word(),
@@ -274,13 +308,14 @@ fn script(
         return out;
     }
     let steps = if view.undo { &route.undo } else { &route.prepare };
+    let what = if view.undo {
+        let lost = way_back(assignment).map_or_else(String::new, |words| format!(".\n# {}", sentence(words)));
+        format!("Takes them back; no guest may use them{lost}")
+    } else {
+        sentence(lasts(route))
+    };
     out.push_str(&format!(
-        "# {}. Run it as root. It stops at the first command that fails.\nset -e\n",
-        if view.undo {
-            "Takes them back; no guest may use them"
-        } else {
-            lasts(route)
-        }
+        "# {what}. Run it as root. It stops at the first command that fails.\nset -e\n"
     ));
     if steps.is_empty() {
         out.push_str("# nothing is left to do\n");
@@ -318,21 +353,21 @@ fn xml(machine: &Machine, names: &Names, assignment: &Assignment, view: &View, a
         )));
     }
     for f in assignment.chosen().filter(|_| !view.undo) {
-        out.push_str(&comment(&moved_line(machine, names, f)));
+        out.push_str(&comment(&moved_line(machine, names, f, view.undo)));
         out.push_str(&f.hostdev(true));
     }
     out
 }
 
-fn plan_json(machine: &Machine, names: &Names, assignment: &Assignment, allowed: bool) -> Value {
-    let commands = |steps: &[Step]| -> Vec<String> {
+fn plan_json(machine: &Machine, names: &Names, assignment: &Assignment, forth: bool, back: bool) -> Value {
+    let commands = |steps: &[Step], allowed: bool| -> Vec<String> {
         let steps: &[Step] = if allowed { steps } else { &[] };
         steps.iter().map(command_of).collect()
     };
     let route = |route: &Route| {
         json!({
-            "prepare": commands(&route.prepare),
-            "undo": commands(&route.undo),
+            "prepare": commands(&route.prepare, forth),
+            "undo": commands(&route.undo, back),
             "lasts": match route.lasts {
                 Until::Undone => "until-undone",
                 Until::Restart => "until-restart",
@@ -366,8 +401,8 @@ fn plan_json(machine: &Machine, names: &Names, assignment: &Assignment, allowed:
         "driverctl": route(&assignment.driverctl),
         "virsh": route(&assignment.virsh),
         "sysfs": route(&assignment.sysfs),
-        "xml": assignment.chosen().filter(|_| allowed).map(|f| f.hostdev(true)).collect::<Vec<_>>(),
-        "qemu": assignment.chosen().filter(|_| allowed).map(Move::qemu_option).collect::<Vec<_>>(),
+        "xml": assignment.chosen().filter(|_| forth).map(|f| f.hostdev(true)).collect::<Vec<_>>(),
+        "qemu": assignment.chosen().filter(|_| forth).map(Move::qemu_option).collect::<Vec<_>>(),
         "items": items_json(&assignment.items),
         "notes": machine.notes,
     })

@@ -137,11 +137,45 @@ fn who_has_a_function_decides_what_it_needs() {
     )
     .expect("planned");
     assert_eq!(plan.to_bind().count(), 0);
-    assert!(plan.sysfs.prepare.is_empty() && plan.driverctl.prepare.is_empty() && plan.virsh.undo.is_empty());
+    assert!(plan.sysfs.prepare.is_empty() && plan.driverctl.prepare.is_empty() && plan.virsh.prepare.is_empty());
     // The stub does not hand a function to a guest.
     let stub = Knowledge::Known("pci-stub".to_owned());
     let plan = ask(|machine| set_driver(machine, "04:00.0", stub), &["04:00.0"]).expect("planned");
     assert_eq!(plan.to_bind().count(), 2);
+}
+
+#[test]
+fn after_the_steps_the_plan_still_knows_the_way_back() {
+    let done = |machine: &mut Machine| {
+        set_driver(machine, "04:00.0", Knowledge::Known("vfio-pci".to_owned()));
+        set_driver(machine, "05:00.0", Knowledge::Known("vfio-pci".to_owned()));
+    };
+    let plan = ask(done, &["04:00.0"]).expect("planned");
+    assert!(plan.sysfs.prepare.is_empty() && plan.functions.iter().all(Move::has_left));
+    assert_eq!(
+        commands(&plan.sysfs.undo),
+        [
+            "echo 0000:04:00.0 > /sys/bus/pci/devices/0000:04:00.0/driver/unbind",
+            "echo > /sys/bus/pci/devices/0000:04:00.0/driver_override",
+            "echo 0000:04:00.0 > /sys/bus/pci/drivers_probe",
+            "echo 0000:05:00.0 > /sys/bus/pci/devices/0000:05:00.0/driver/unbind",
+            "echo > /sys/bus/pci/devices/0000:05:00.0/driver_override",
+            "echo 0000:05:00.0 > /sys/bus/pci/drivers_probe",
+        ]
+    );
+    assert_eq!(plan.driverctl.undo.len(), 2);
+    // The guest may have ended without libvirt giving anything back.
+    assert_eq!(
+        commands(&plan.virsh.undo),
+        [
+            "virsh nodedev-reattach pci_0000_04_00_0",
+            "virsh nodedev-reattach pci_0000_05_00_0"
+        ]
+    );
+    // What the stub has, no plan took.
+    let stub = Knowledge::Known("pci-stub".to_owned());
+    let plan = ask(|machine| set_driver(machine, "05:00.0", stub), &["04:00.0"]).expect("planned");
+    assert!(plan.sysfs.undo.iter().all(|step| step.function == Some(bdf("04:00.0"))));
 }
 
 #[test]
