@@ -28,6 +28,8 @@
 //! # Example
 //!
 //! ```text
+//! $ iommu run
+//! $ iommu run --dmar DMAR.bin --assign 03:00.0 --keep matrix
 //! $ iommu groups --root server.tar -s 3b:00.0
 //! $ iommu plan 3b:00.0 --format sysfs > assign.sh
 //! ```

@@ -8,6 +8,17 @@
 //! its devices behind it. Who writes an IOMMU driver can run it under the model's sanitizer; who writes a VMM gets devices
 //! with an IOMMU in front of them without writing one.
 //!
+//! | what | where |
+//! |---|---|
+//! | the unit and the functions behind it, sockets, threads | [`Machine`], [`Server`], [`Slot`] |
+//! | what the guest and the client did wrong | [`Notices`], [`BrokenRule`] |
+//! | the table that describes them to the guest's firmware | [`dmar_table`] |
+//! | the command line of a QEMU, and starting it | [`qemu`] |
+//! | everything that went into the unit and came out, as text, replayed with no VM | [`trace`] |
+//! | messages of the protocol | [`protocol`] |
+//!
+//! Functions may keep translations of their own: with a unit that offers device-TLBs, ATS works for every served function.
+//!
 //! # Place in the stack
 //!
 //! Layer 6, std, Linux. The unit is `vtd-model`'s, the functions are `iommu-devices`'; this crate adds the protocol, the
@@ -45,6 +56,7 @@
 //! # What it does not do
 //!
 //! * Interrupt remapping: the client delivers interrupts, so the unit should not offer it.
+//! * PASIDs and page requests.
 //! * Memory that a client does not share is reached by messages, by functions only; the unit's tables have to be shared. A
 //!   read of such memory fails if the client asks for something meanwhile: both would wait for each other.
 //! * Files that can shrink are not mapped: a client could end the server by shrinking one.

@@ -6,6 +6,15 @@
 //! memory controller uses, and a requester ID is not an index. This crate gives each kind its own type with
 //! checked arithmetic, and holds the few traits through which drivers, models and tests meet.
 //!
+//! | what | types |
+//! |---|---|
+//! | addresses, one type for each space, and inclusive ranges | [`Iova`], [`HostPhys`], [`GuestPhys`], [`AddrRange`], [`PageSize`] |
+//! | who asks, and for what | [`SourceId`], [`Bdf`], [`Segment`], [`Pasid`], [`DomainId`], [`Access`], [`Perms`] |
+//! | what a driver's host brings | [`Registers`], [`TableMemory`], [`Coherence`], [`Clock`] |
+//! | memory as devices and walkers see it | [`SystemMemory`] |
+//! | what the DMA API needs of any IOMMU | [`AddressSpace`] |
+//! | numbers that hardware may extend | [`open_enum!`] |
+//!
 //! # Place in the stack
 //!
 //! Layer 0: `no_std`, no dependencies, used by everything.
@@ -26,6 +35,10 @@
 //! # What it does not do
 //!
 //! It knows no bit position of any table or register; those live in `vtd-spec`.
+//!
+//! # Features
+//!
+//! `mutation` lets tests leave out single steps of a driver ([`omission`]). No product has it.
 #![no_std]
 #![forbid(unsafe_code)]
 

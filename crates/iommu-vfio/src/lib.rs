@@ -57,6 +57,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! Whole programs, which run in software or on the devices that they are given: `examples/assignment.rs` (a VMM: one map for all
+//! devices of a guest, memory plugged in later, dirty pages) and `examples/block_driver.rs` (a user-space disk driver, feature
+//! `virtio`).
+//!
 //! # Rules
 //!
 //! | what | rule |
@@ -77,7 +81,11 @@
 //! | memory of another user | refused ([`VfioError::ForeignPage`]) | cannot be named |
 //! | the last group leaves | mappings stay | the kernel drops them |
 //! | protected configuration registers | refused ([`VfioError::Protected`]) | the kernel pretends to write them |
-//! | a range that passes 2^64 | EOVERFLOW | EINVAL up to 6.17, EOVERFLOW since |
+//! | a range that passes 2^64 (exception 1) | EOVERFLOW | EINVAL up to 6.17, EOVERFLOW since |
+//! | unmapping a range that ends with 2^64 (exception 3) | its mappings go | nothing goes up to 6.17 |
+//! | reading what is mapped for writing alone (exception 4) | blocked | passes |
+//!
+//! The numbers are those of `conformance::EXCEPTIONS`; Linux before 5.10 does not tell how many mappings are left (2).
 //!
 //! # What it does not do
 //!

@@ -9,7 +9,7 @@
 //! # Place in the stack
 //!
 //! Layer 3: `no_std` with `alloc`, above `vtd-spec` (which knows the bits), `iommu-pagetable` (which writes
-//! second-stage tables) and `iommu-types`. It reaches hardware only through the traits of `iommu-types`: a register
+//! the tables of both stages) and `iommu-types`. It reaches hardware only through the traits of `iommu-types`: a register
 //! window, memory for tables, cache write-back and a clock. It allocates no IOVAs: that is the caller's, whose
 //! *lease* on addresses travels through [`Domain::unmap`] and [`Domain::flush`].
 //!
@@ -46,7 +46,20 @@
 //!     assert_eq!(lease, "the lease");
 //!     Ok(())
 //! }
+//! # mod unit { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/doc/unit.rs")); }
+//! # let host = unit::Host(iommu_testkit::SparseMemory::new(1 << 36));
+//! # isolate(unit::Window::new(&host.0), &host)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! It runs on the unit of `doc/unit.rs`. A host of one's own brings four traits: [`Registers`] is the unit's window,
+//! [`TableMemory`] hands out frames, [`Coherence`] writes cache lines back, [`Clock`] makes waits end. The kernel in `bare-metal/`
+//! is such a host; `e2e/tests/driver/` runs the driver on `vtd-model`.
+//!
+//! [`Registers`]: iommu_types::Registers
+//! [`TableMemory`]: iommu_types::TableMemory
+//! [`Coherence`]: iommu_types::Coherence
+//! [`Clock`]: iommu_types::Clock
 //!
 //! # Choices where the specification leaves freedom
 //!
@@ -69,8 +82,8 @@
 //!
 //! # Tests that leave steps out
 //!
-//! Every step that is taken because of one of the rules D1 to D25 can be left out by a test (cargo feature `mutation`,
-//! which no product has), and a test misses it: see `RULES.md`.
+//! Every step that is taken because of one of the rules D1 to D25 can be left out by a test (`iommu_types::omission`, cargo
+//! feature `mutation`, which no product has); each one left out makes a test fail. `RULES.md` has the table.
 //!
 //! # What it does not do
 //!
