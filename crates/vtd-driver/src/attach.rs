@@ -5,15 +5,18 @@
 
 mod error;
 mod pasid;
+mod reserved;
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use iommu_types::omission::{Step, kept};
-use iommu_types::{AddrRange, DomainId, HostPhys, Pasid, Registers, SourceId};
+use iommu_types::{DomainId, Pasid, Registers, SourceId};
 
 pub use self::error::{AtsRefusal, AttachError, DetachError};
+pub(crate) use self::reserved::Reserved;
+use self::reserved::unconfirmed_region;
 use crate::domain::DomainError;
 use crate::error::{HardwareError, Reachable, TableError, Unconfirmed};
 use crate::ids::DomainIds;
@@ -67,14 +70,6 @@ struct Owner {
     cleared: bool,
 }
 
-/// A reserved region and everybody whose requests may go there.
-#[derive(Debug)]
-pub(crate) struct Reserved {
-    pub(crate) range: AddrRange<HostPhys>,
-    pub(crate) ids: Vec<SourceId>,
-    pub(crate) relaxable: bool,
-}
-
 /// Tables, identifiers and owners of one unit.
 #[derive(Debug)]
 pub(crate) struct Structures {
@@ -90,6 +85,8 @@ pub(crate) struct Structures {
     silenced: BTreeSet<SourceId>,
     /// The one identifier that all pass-through entries share (rule D10).
     pass_through: Option<DomainId>,
+    /// A root entry became present, and the unit has not been made to notice yet.
+    root_pending: bool,
 }
 
 impl Structures {
@@ -103,6 +100,7 @@ impl Structures {
             pasids: BTreeMap::new(),
             silenced: BTreeSet::new(),
             pass_through: None,
+            root_pending: false,
         }
     }
 
@@ -147,14 +145,7 @@ impl Structures {
             permitted(function, shared.options.mode).map_err(|why| AttachError::AtsRefused { requester, why })?;
         }
         let fresh = self.claimable(requester, &ids, target)?;
-        let mut new_bus = false;
-        for &id in &fresh {
-            new_bus |= self.tables.add(shared, id)?;
-        }
-        if new_bus {
-            self.root_changed(shared)
-                .map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
-        }
+        self.add_tables(shared, &fresh)?;
         if let (Target::Space(space), true) = (target, kept(Step::ReservedThroughAttach)) {
             self.map_reserved(shared, requester.rid, &ids, space)?;
         }
@@ -167,8 +158,9 @@ impl Structures {
         for &id in &parked {
             self.clear(shared, id)?;
         }
-        self.forget(shared, &parked)
-            .map_err(|cause| self.unconfirmed(requester.rid, target, cause))?;
+        if let Err(cause) = self.forget(shared, &parked) {
+            return Err(self.still_parked(shared, requester.rid, &parked, target, cause).into());
+        }
         self.remove(shared, &parked)?;
         if let (Target::Space(space), Some(function)) = (target, device_tlb) {
             // Recorded before the function can ask for its first translation.
@@ -202,7 +194,8 @@ impl Structures {
                 continue;
             };
             let domain = owner.target.id();
-            if owner.cleared {
+            // One that is parked is taken from there again, also if the unit did not confirm that before.
+            if owner.cleared && !owner.users.is_empty() {
                 return Err(AttachError::DetachUnconfirmed { alias });
             }
             if owner.users.contains(&requester.rid) {
@@ -225,66 +218,20 @@ impl Structures {
         Ok(fresh)
     }
 
-    /// Identity-maps the reserved regions of `ids` in `space` (rule D14).
-    fn map_reserved<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        requester: SourceId,
-        ids: &[SourceId],
-        space: &Arc<Space>,
-    ) -> Result<(), AttachError> {
-        let here = |region: &&Reserved| !region.relaxable && region.ids.iter().any(|id| ids.contains(id));
-        for region in self.reserved.iter().filter(here) {
-            if let Err(cause) = space.map_identity(shared, region.range) {
-                let range = region.range;
-                // What was mapped for this attempt goes again; that the attempt failed is the error to report.
-                let _ = self.release_identity(shared, space);
-                return Err(AttachError::Reserved {
-                    requester,
-                    range,
-                    cause,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes identity mappings out of `space` that no ID in it needs any more.
-    fn release_identity<R: Registers, P: Host>(
-        &self,
-        shared: &Shared<R, P>,
-        space: &Arc<Space>,
-    ) -> Result<(), Unconfirmed> {
-        let needs = |id: &SourceId| {
-            let owner = self.owners.get(id);
-            owner.is_some_and(|owner| matches!(&owner.target, Target::Space(other) if Arc::ptr_eq(other, space)))
-        };
-        let wanted: Vec<AddrRange<HostPhys>> = self
-            .reserved
-            .iter()
-            .filter(|region| region.ids.iter().any(needs))
-            .map(|region| region.range)
-            .collect();
-        space.keep_identity(shared, &wanted)
-    }
-
-    /// Parks `ids` in `home`, the domain with their reserved regions only.
-    pub(crate) fn park<R: Registers, P: Host>(
+    /// Makes sure that there are tables for `ids`, and that the unit walks them.
+    fn add_tables<R: Registers, P: Host>(
         &mut self,
         shared: &Shared<R, P>,
         ids: &[SourceId],
-        home: &Arc<Space>,
     ) -> Result<(), AttachError> {
-        let target = Target::Space(home.clone());
-        let free: Vec<SourceId> = ids.iter().copied().filter(|id| !self.owners.contains_key(id)).collect();
-        let mut new_bus = false;
-        for &id in &free {
-            new_bus |= self.tables.add(shared, id)?;
+        for &id in ids {
+            self.root_pending |= self.tables.add(shared, id)?;
         }
-        if new_bus {
+        if self.root_pending {
             self.root_changed(shared)?;
+            self.root_pending = false;
         }
-        self.publish(shared, &free, &target, None, None)
+        Ok(())
     }
 
     /// Makes the entries of `ids`, none of which is present, lead to `target`.
@@ -360,29 +307,18 @@ impl Structures {
         }
         self.forget(shared, &leaving)
             .map_err(|cause| self.unconfirmed(rid, &target, cause))?;
+        if let Target::Space(space) = &target {
+            // While the IDs are not free yet, so that detaching again asks for it again.
+            self.release_identity(shared, space)
+                .map_err(|cause| unconfirmed_region(rid, space, cause))?;
+        }
         self.remove(shared, &leaving)?;
         for id in &shared_ids {
             if let Some(owner) = self.owners.get_mut(id) {
                 owner.users.retain(|user| *user != rid);
             }
         }
-        if let Target::Space(space) = &target {
-            self.release_identity(shared, space)?;
-        }
-        for &id in leaving.iter().filter(|_| kept(Step::ReservedAfterDetach)) {
-            if let Some(home) = self.homes.get(&id).cloned() {
-                self.park(shared, &[id], &home)
-                    .map_err(|error| DetachError::ReservedBlocked {
-                        requester: rid,
-                        cause: match error {
-                            AttachError::Hardware(cause) => cause,
-                            AttachError::Unconfirmed(Unconfirmed { cause, .. }) => cause,
-                            _ => HardwareError::Poisoned(shared.health()),
-                        },
-                    })?;
-            }
-        }
-        Ok(())
+        self.send_home(shared, rid, &leaving)
     }
 
     /// Whether the function may hold translations of its own.
@@ -433,9 +369,7 @@ impl Structures {
         shared.require_health()?;
         let mut batch = Vec::new();
         for source in requester.ids() {
-            if self.tables.add(shared, source)? {
-                self.root_changed(shared)?;
-            }
+            self.add_tables(shared, &[source])?;
             self.tables.change(shared, source, ContextChange::Silent(silent))?;
             if silent {
                 self.silenced.insert(source);

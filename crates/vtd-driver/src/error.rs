@@ -75,6 +75,13 @@ pub enum Reachable {
         /// The domain's identifier on the unit; `None` for pass-through, which reaches all memory.
         domain: Option<DomainId>,
     },
+    /// The reserved regions of this requester, by it, and by devices of the domain that they were mapped in for it.
+    Reserved {
+        /// The requester.
+        requester: SourceId,
+        /// The domain's identifier on the unit.
+        domain: DomainId,
+    },
     /// These entries of the interrupt-remapping table in their old form.
     Interrupts {
         /// The first index.
@@ -98,6 +105,12 @@ impl core::fmt::Display for Reachable {
                 requester,
                 domain: None,
             } => write!(f, "all memory by requester {requester}"),
+            Self::Reserved { requester, domain } => {
+                write!(
+                    f,
+                    "the reserved regions of {requester}, by it and by devices of domain {domain}"
+                )
+            }
             Self::Interrupts { first, count } => write!(f, "{count} interrupt entries from index {first}"),
             Self::Unit => f.write_str("everything that devices behind the unit could reach before"),
         }

@@ -15,6 +15,7 @@ use vtd_spec::Agaw;
 use vtd_spec::message::{INTERRUPT_RANGE_FIRST, INTERRUPT_RANGE_LAST};
 
 pub(crate) use self::device_tlb::Holder;
+use self::identity::Identity;
 pub(crate) use self::identity::{MAX_RESERVED_BYTES, identity};
 use crate::domain::{DomainError, DomainOptions, MapError, Stage, UnmapError};
 use crate::error::{HardwareError, Reachable, Unconfirmed};
@@ -74,8 +75,8 @@ pub(crate) struct Space {
     pasids: Mutex<Vec<Pasid>>,
     /// Functions that may hold translations of the space in a device-TLB.
     holders: Mutex<Vec<Holder>>,
-    /// Reserved regions that are identity-mapped here, in pages, in no order and without overlap.
-    identity: Mutex<Vec<AddrRange<Iova>>>,
+    /// Reserved regions that are identity-mapped here.
+    identity: Mutex<Identity>,
 }
 
 /// Calls a method of the page table, whichever format it has; gives `$none` for nested spaces.
@@ -142,7 +143,7 @@ impl Space {
             read_only: AtomicBool::new(false),
             pasids: Mutex::new(Vec::new()),
             holders: Mutex::new(Vec::new()),
-            identity: Mutex::new(Vec::new()),
+            identity: Mutex::default(),
         })
     }
 
@@ -169,6 +170,10 @@ impl Space {
     /// Gives the tables back, or takes the space off its parent. The caller has the unit's confirmation that
     /// it forgot everything under the identifier.
     pub(crate) fn free<R: Registers, P: Host>(self, shared: &Shared<R, P>) {
+        self.identity
+            .into_inner()
+            .into_frames()
+            .for_each(|frame| shared.host.free(frame));
         match self.stages {
             Stages::Second { table, .. } => table.free(&shared.host),
             Stages::First { table, .. } => table.free(&shared.host),

@@ -1,72 +1,205 @@
-//! Failure at step N, for every N of every operation: no page to be had, a unit that stops answering, one that
-//! vanishes, a descriptor that arrives spoilt, a completion that nobody waits for. Each time the hardware comes back
-//! afterwards and finishes what it was told, late: no device may then reach what the error does not admit.
+//! Failure at step N, for every N of every operation, on units of every kind: no page to be had, a unit that stops
+//! answering, one that vanishes, descriptors and waits that arrive spoilt or not at all, devices that do not answer,
+//! completions that nobody waits for. Each time the hardware comes back afterwards and finishes what it was told, late.
+//!
+//! What devices then reach is compared with what the tables say, as the testkit's oracle reads them. They may differ
+//! only by what the driver's error admits. If the driver calls the unit good, the same operation has to succeed next;
+//! if not, nothing may change any more.
 
 mod bring_up;
+mod devices;
+mod interrupts;
+mod mappings;
+mod memory_map;
+mod noticed;
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
 
-use iommu_types::{Access, HostPhys, Iova, PAGE_SIZE, Pasid, Perms};
+use iommu_types::{Access, AddrRange, DomainId, HostPhys, Iova, PAGE_SIZE, Perms, SourceId};
 use vtd_driver::{
-    AtsListing, AttachError, DetachError, DeviceTlb, DomainError, DomainOptions, FlushError, InterruptError,
-    InterruptOptions, InterruptSource, InterruptTarget, MapError, Reachable, Requester, TableMode, Timeouts,
-    Translating, Unit, UnitOptions,
+    AtsListing, DeviceTlb, DomainOptions, Reachable, Requester, ReservedRegion, Stage, TableMode, Timeouts,
+    Translating, Unconfirmed, Unit, UnitOptions,
 };
-use vtd_model::{Interrupt, Profile, UnitConfig};
+use vtd_model::{Profile, UnitConfig};
 
 use crate::machine::{Break, Machine, TestDomain, range, source};
 
 /// What fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Failure {
     Frame,
     Hardware(Break),
 }
 
-const FAILURES: [Failure; 5] = [
+const FAILURES: [Failure; 11] = [
     Failure::Frame,
     Failure::Hardware(Break::Stop),
     Failure::Hardware(Break::Vanish),
     Failure::Hardware(Break::Spoil),
+    Failure::Hardware(Break::SpoilWait),
+    Failure::Hardware(Break::LoseWait),
     Failure::Hardware(Break::Stray),
+    Failure::Hardware(Break::Deafen),
+    Failure::Hardware(Break::Miss),
+    Failure::Hardware(Break::Abort),
+    Failure::Hardware(Break::AbortOnce),
 ];
+
+/// What every operation feels that has the unit confirm something.
+const HARD: [Failure; 5] = [
+    Failure::Hardware(Break::Stop),
+    Failure::Hardware(Break::Vanish),
+    Failure::Hardware(Break::Spoil),
+    Failure::Hardware(Break::SpoilWait),
+    Failure::Hardware(Break::LoseWait),
+];
+
+/// [`HARD`], and others.
+fn hard_and(others: &[Failure]) -> Vec<Failure> {
+    let mut all: Vec<Failure> = HARD.into_iter().chain(others.iter().copied()).collect();
+    all.sort_unstable();
+    all
+}
+
+const FRAME: Failure = Failure::Frame;
+const DEAFEN: Failure = Failure::Hardware(Break::Deafen);
+const ABORT: Failure = Failure::Hardware(Break::Abort);
+
+impl Failure {
+    /// Whether the driver has to cope with it without a word.
+    fn is_harmless(self) -> bool {
+        use Break::{AbortOnce, Miss, Stray};
+        matches!(self, Self::Hardware(Stray | Miss | AbortOnce))
+    }
+
+    /// Whether the unit is as good as before when it is over.
+    fn leaves_the_unit_good(self) -> bool {
+        self.is_harmless() || matches!(self, Self::Frame | Self::Hardware(Break::Deafen | Break::Abort))
+    }
+}
 
 /// More steps than any operation has.
 const MAX_STEPS: u64 = 2_000;
 /// Enough for a unit that works, in nanoseconds of the machine.
 const PATIENCE: u64 = 200_000;
 
+/// A kind of unit, and how it is driven.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    config: UnitConfig,
+    mode: TableMode,
+    stage: Stage,
+    /// `nic` keeps translations of its own.
+    ats: bool,
+}
+
+impl Kind {
+    fn has_queue(&self) -> bool {
+        self.config.extended_capability().qi()
+    }
+
+    fn is_scalable(&self) -> bool {
+        self.mode == TableMode::Scalable
+    }
+
+    fn can_nest(&self) -> bool {
+        self.is_scalable() && self.stage == Stage::Second
+    }
+}
+
 /// Units that are told different things.
-fn machines() -> [Machine; 4] {
-    let legacy = UnitConfig::builder().profile(Profile::Silicon).device_tlb(true);
+fn kinds() -> Vec<Kind> {
+    let plain = UnitConfig::builder().profile(Profile::Silicon);
+    let legacy = plain.device_tlb(true);
     let scalable = legacy
         .scalable_mode(true)
         .scalable_second_stage(true)
+        .scalable_walk_coherency(true)
         .first_stage(true)
+        .nested(true)
         .pasid_bits(Some(20));
-    let configs = [
-        (legacy, TableMode::Legacy),
-        (legacy.caching_mode(true), TableMode::Legacy),
-        (legacy.write_buffer_flush(true), TableMode::Legacy),
-        (scalable.caching_mode(true), TableMode::Scalable),
-    ];
-    configs.map(|(config, mode)| Machine::new(config.build().expect("valid")).in_mode(mode))
+    let registers = plain
+        .queued_invalidation(false)
+        .interrupt_remapping(false)
+        .extended_interrupts(false);
+    let (old, new) = (TableMode::Legacy, TableMode::Scalable);
+    [
+        (legacy, old, Stage::Second, false),
+        (legacy.caching_mode(true), old, Stage::Second, true),
+        (
+            legacy.write_buffer_flush(true).coherent(false),
+            old,
+            Stage::Second,
+            false,
+        ),
+        (registers, old, Stage::Second, false),
+        (registers.caching_mode(true), old, Stage::Second, false),
+        (scalable.caching_mode(true), new, Stage::Second, false),
+        (scalable, new, Stage::Second, true),
+        (scalable.scalable_walk_coherency(false), new, Stage::First, false),
+        (scalable, new, Stage::First, true),
+    ]
+    .map(|(config, mode, stage, ats)| Kind {
+        config: config.build().expect("valid"),
+        mode,
+        stage,
+        ats,
+    })
+    .into()
 }
 
-/// A machine at work: `nic` is in domain `a`, `disk` nowhere. Address 1000h leads to 9000h in `a`, to a000h in `b`.
+/// A machine at work: `nic` is in domain `a`, `disk` nowhere, and firmware has two regions for `usb`. Address 1000h
+/// leads to 9000h in `a`, to a000h in `b`.
 struct Bench<'m> {
     machine: &'m Machine,
+    kind: Kind,
     unit: Unit<&'m Machine, &'m Machine, Translating>,
     a: TestDomain<'m>,
     b: TestDomain<'m>,
     nic: Requester,
     disk: Requester,
+    usb: Requester,
+    /// Behind a bridge to conventional PCI: its requests carry two IDs, of two buses.
+    bridged: Requester,
+    /// Which device is, or shall be, in which domain.
+    members: RefCell<Vec<(Requester, DomainId)>>,
 }
 
 const AT: Iova = Iova::new(0x1000);
 const A: HostPhys = HostPhys::new(0x9000);
 const B: HostPhys = HostPhys::new(0xa000);
+/// What firmware keeps for `usb`.
+const RESERVED: [u64; 2] = [0x50_0000, 0x6000_0000];
+/// Another table of every level.
+const FAR: Iova = Iova::new(0x7f_c020_3000);
+/// All that a table translates: its frame waits for the flush too.
+const BLOCK: (u64, u64) = (0x20_0000, 0x20_0000);
+/// Single pages with pages between them that are not mapped.
+const SCATTERED: u64 = 12;
+
+/// In two tables.
+fn scattered(number: u64) -> AddrRange<Iova> {
+    range(0x101f_0000 + number * 2 * PAGE_SIZE, PAGE_SIZE)
+}
+
+/// Addresses that matter to any of the tests.
+fn places() -> impl Iterator<Item = Iova> {
+    let single = [AT, FAR, Iova::new(BLOCK.0), Iova::new(BLOCK.0 + 0x3000)];
+    let reserved = RESERVED.map(Iova::new);
+    let scattered = (0..SCATTERED).map(|number| scattered(number).first());
+    single.into_iter().chain(reserved).chain(scattered)
+}
+
+/// A function that keeps translations, and has to be told twice.
+const FUNCTION: DeviceTlb = DeviceTlb {
+    queue_depth: 8,
+    page_aligned: true,
+    pasid: true,
+    physical_function: None,
+    listed: Some(AtsListing::RootPort),
+    trusted: true,
+    twice: true,
+};
 
 fn options(machine: &Machine) -> UnitOptions {
     let timeouts = Timeouts {
@@ -79,41 +212,96 @@ fn options(machine: &Machine) -> UnitOptions {
     }
 }
 
+fn regions() -> [ReservedRegion; 2] {
+    RESERVED.map(|base| ReservedRegion {
+        range: AddrRange::from_base_len(HostPhys::new(base), PAGE_SIZE).expect("a page"),
+        requesters: vec![Requester::new(source("00:14.0"))],
+        relaxable: false,
+    })
+}
+
 fn up(machine: &Machine) -> Unit<&Machine, &Machine, Translating> {
     let unit = Unit::found(machine, machine, options(machine)).expect("found");
-    let unit = unit.take_over().map_err(|error| error.cause).expect("taken over");
+    let mut unit = unit.take_over().map_err(|error| error.cause).expect("taken over");
+    for region in regions() {
+        unit.reserve(&region).expect("reserved");
+    }
     unit.enable().map_err(|error| error.cause).expect("enabled")
 }
 
-fn bench(machine: &Machine) -> Bench<'_> {
-    let unit = up(machine);
-    // Small pages, so that tables come and go.
-    let options = DomainOptions {
-        superpages: false,
-        ..DomainOptions::default()
-    };
-    let [a, b] = [A, B].map(|phys| {
-        let domain = unit.create_domain(options).expect("a domain");
-        domain.map(AT, phys, PAGE_SIZE, Perms::READ).expect("mapped");
-        domain
-    });
-    let [nic, disk] = ["02:00.0", "03:00.0"].map(|text| Requester::new(source(text)));
-    unit.attach(&nic, &a).expect("attached");
-    assert_eq!(machine.dma(nic.rid, AT, Access::Read), Ok(A));
-    assert!(machine.dma(disk.rid, AT, Access::Read).is_err());
-    Bench {
-        machine,
-        unit,
-        a,
-        b,
-        nic,
-        disk,
-    }
+/// The IDs of a device.
+fn ids(device: &Requester) -> impl Iterator<Item = SourceId> {
+    core::iter::once(device.rid).chain(device.aliases.iter().copied())
 }
 
-impl Bench<'_> {
+impl<'m> Bench<'m> {
+    fn new(machine: &'m Machine, kind: Kind) -> Self {
+        let unit = up(machine);
+        // Small pages, so that tables come and go.
+        let options = DomainOptions {
+            superpages: false,
+            stage: kind.stage,
+            ..DomainOptions::default()
+        };
+        let [a, b] = [A, B].map(|phys| {
+            let domain = unit.create_domain(options).expect("a domain");
+            domain.map(AT, phys, PAGE_SIZE, Perms::READ).expect("mapped");
+            domain
+        });
+        let [nic, disk, usb] = ["02:00.0", "03:00.0", "00:14.0"].map(|text| Requester::new(source(text)));
+        if kind.ats {
+            unit.attach_with_ats(&nic, &a, FUNCTION, || {}).expect("attached");
+        } else {
+            unit.attach(&nic, &a).expect("attached");
+        }
+        let bridged = Requester::with_aliases(source("05:00.0"), [source("06:00.0")]);
+        let members = RefCell::new(vec![(nic.clone(), a.id())]);
+        let bench = Self {
+            machine,
+            kind,
+            unit,
+            a,
+            b,
+            nic,
+            disk,
+            usb,
+            bridged,
+            members,
+        };
+        assert_eq!(bench.reach(&bench.nic, AT), Some(A));
+        assert_eq!(bench.reach(&bench.disk, AT), None);
+        for base in RESERVED {
+            assert_eq!(bench.reach(&bench.usb, Iova::new(base)), Some(HostPhys::new(base)));
+        }
+        bench
+    }
+
+    /// What the device gets under its first or its only ID.
     fn reach(&self, device: &Requester, at: Iova) -> Option<HostPhys> {
-        self.machine.dma(device.rid, at, Access::Read).ok()
+        self.reach_as(device, device.rid, at)
+    }
+
+    /// What the device gets under one of its IDs, by the unit and by its own device-TLB if it has one.
+    fn reach_as(&self, device: &Requester, id: SourceId, at: Iova) -> Option<HostPhys> {
+        let by_the_unit = self.machine.dma(id, at, Access::Read).ok();
+        if self.kind.ats && device.rid == self.nic.rid {
+            return self.machine.dma_with_ats(device.rid, None, at).or(by_the_unit);
+        }
+        by_the_unit
+    }
+
+    /// As [`Self::reach`], if it is the same under each of its IDs.
+    fn reach_as_all(&self, device: &Requester, at: Iova) -> Option<HostPhys> {
+        let reached = self.reach(device, at);
+        for id in ids(device) {
+            assert_eq!(self.reach_as(device, id, at), reached, "{id} of {device:?}");
+        }
+        reached
+    }
+
+    /// The device is in the domain, or shall be.
+    fn joins(&self, device: &Requester, domain: DomainId) {
+        self.members.borrow_mut().push((device.clone(), domain));
     }
 
     fn everything_of(&self, device: &Requester, domain: &TestDomain<'_>) -> Reachable {
@@ -122,6 +310,63 @@ impl Bench<'_> {
             requester: device.rid,
             domain: Some(domain.id()),
         }
+    }
+
+    fn is_member(&self, device: &Requester, domain: DomainId) -> bool {
+        let members = self.members.borrow();
+        members
+            .iter()
+            .any(|(member, other)| member.rid == device.rid && *other == domain)
+    }
+
+    /// Whether the error said that `device` may get `phys` at `at`.
+    fn is_admitted(&self, said: Reachable, device: &Requester, at: Iova, phys: HostPhys) -> bool {
+        // Only `b` leads to what `b` leads to, and only `a` to the rest; the reserved regions are in every domain.
+        let leads = |domain: DomainId| match phys {
+            B => domain == self.b.id(),
+            _ if RESERVED.contains(&phys.raw()) => true,
+            _ => domain == self.a.id(),
+        };
+        match said {
+            Reachable::Range { domain, range } => self.is_member(device, domain) && leads(domain) && range.contains(at),
+            Reachable::Requester { requester, domain } => requester == device.rid && domain.is_some_and(leads),
+            Reachable::Reserved { requester, domain } => {
+                RESERVED.contains(&phys.raw()) && (requester == device.rid || self.is_member(device, domain))
+            }
+            other => panic!("nothing here may end as {other}"),
+        }
+    }
+
+    /// Devices reach what the tables say, and beyond that only what the driver admits.
+    fn judge(&self, unconfirmed: Option<Unconfirmed>) {
+        for device in [&self.nic, &self.disk, &self.usb, &self.bridged] {
+            for (id, at) in ids(device).flat_map(|id| places().map(move |at| (id, at))) {
+                let tables = self.machine.oracle(id, at, Access::Read).ok();
+                let reached = self.reach_as(device, id, at);
+                let admitted = |phys| {
+                    let said = unconfirmed.map(|unconfirmed| unconfirmed.reachable);
+                    said.is_some_and(|said| self.is_admitted(said, device, at, phys))
+                };
+                match (reached, tables) {
+                    _ if reached == tables => {}
+                    (Some(phys), _) => assert!(
+                        admitted(phys),
+                        "{device:?} reaches {phys} at {at}, the tables say {tables:?}, the driver {unconfirmed:?}"
+                    ),
+                    // In caching mode the unit may keep an absence that it was not made to forget.
+                    (None, Some(phys)) => assert!(
+                        admitted(phys),
+                        "{device:?} is kept from {phys} at {at}, the driver says {unconfirmed:?}"
+                    ),
+                    (None, None) => {}
+                }
+            }
+        }
+    }
+
+    /// Whether the driver still relies on the unit.
+    fn is_good(&self) -> bool {
+        self.unit.health().is_good()
     }
 }
 
@@ -134,7 +379,17 @@ struct Moments<'m> {
     fired: Cell<bool>,
 }
 
-impl Moments<'_> {
+impl<'m> Moments<'m> {
+    fn new(machine: &'m Machine, failure: Failure, step: u64) -> Self {
+        Self {
+            machine,
+            failure,
+            step,
+            refused: Cell::new(0),
+            fired: Cell::new(false),
+        }
+    }
+
     /// From now on steps count.
     fn arm(&self) {
         self.refused.set(self.machine.memory.counters().refused);
@@ -150,9 +405,7 @@ impl Moments<'_> {
             Failure::Frame => self.machine.memory.counters().refused > self.refused.get(),
             Failure::Hardware(_) => self.machine.breaks.get().is_none(),
         });
-        self.machine.breaks.set(None);
-        self.machine.frozen.set(false);
-        self.machine.gone.set(false);
+        self.machine.mend();
         self.machine.memory.heal_allocations();
         self.machine.settle();
     }
@@ -163,403 +416,40 @@ impl Moments<'_> {
     }
 }
 
-/// Runs `operation` with every failure at every step, until it is over before the failure comes. It tells whether it
-/// succeeded, and has judged by itself what it left behind.
-fn at_every_step(scalable_only: bool, operation: impl Fn(Bench<'_>, &Moments<'_>) -> bool) {
-    for failure in FAILURES {
-        for which in 0..machines().len() {
-            for step in 0..=MAX_STEPS {
-                assert!(step < MAX_STEPS, "{failure:?}: the operation does not end");
-                let machine = machines().into_iter().nth(which).expect("counted");
-                if scalable_only && machine.options().mode != TableMode::Scalable {
-                    break;
-                }
-                let moments = Moments {
-                    machine: &machine,
-                    failure,
-                    step,
-                    refused: Cell::new(0),
-                    fired: Cell::new(false),
-                };
-                let succeeded = operation(bench(&machine), &moments);
-                assert_eq!(machine.memory.violations(), [], "{failure:?} at {step}");
-                if !moments.fired() {
-                    assert!(succeeded, "{failure:?}: failed by itself at {step}");
-                    break;
-                }
-                if failure == Failure::Hardware(Break::Stray) {
-                    assert!(succeeded, "a stray completion is nobody's failure");
-                }
+/// Runs `operation` with every failure at every step on every unit that is `fit`, until it is over before the failure
+/// comes. It tells whether it succeeded, and has judged by itself what it left behind.
+///
+/// What is `felt` is what made it fail anywhere.
+fn at_every_step(fit: impl Fn(&Kind) -> bool, felt: &[Failure], operation: impl Fn(&Bench<'_>, &Moments<'_>) -> bool) {
+    let mut seen: Vec<Failure> = Vec::new();
+    for (kind, failure) in kinds()
+        .into_iter()
+        .filter(fit)
+        .flat_map(|kind| FAILURES.map(|failure| (kind, failure)))
+    {
+        for step in 0..=MAX_STEPS {
+            assert!(step < MAX_STEPS, "{failure:?}: the operation does not end");
+            let machine = Machine::new(kind.config).in_mode(kind.mode);
+            let moments = Moments::new(&machine, failure, step);
+            let bench = Bench::new(&machine, kind);
+            let succeeded = operation(&bench, &moments);
+            let context = || format!("{failure:?} at {step} in {:?} mode, {:?} stage", kind.mode, kind.stage);
+            assert_eq!(machine.memory.violations(), [], "{}", context());
+            if !moments.fired() {
+                assert!(succeeded, "failed by itself: {}", context());
+                break;
+            }
+            if failure.is_harmless() {
+                assert!(succeeded, "nobody's failure: {}", context());
+            }
+            if failure.leaves_the_unit_good() {
+                assert!(bench.is_good(), "{}: {}", bench.unit.health(), context());
+            }
+            if !succeeded && !seen.contains(&failure) {
+                seen.push(failure);
             }
         }
     }
-}
-
-#[test]
-fn a_device_that_was_not_attached_is_where_it_was_or_in_doubt() {
-    at_every_step(false, |bench, moments| {
-        moments.arm();
-        let result = bench.unit.attach(&bench.disk, &bench.b);
-        moments.mend();
-        let reached = bench.reach(&bench.disk, AT);
-        assert_eq!(bench.reach(&bench.nic, AT), Some(A), "others are not concerned");
-        match result {
-            Ok(()) => assert_eq!(reached, Some(B)),
-            Err(AttachError::Unconfirmed(unconfirmed)) => {
-                assert_eq!(unconfirmed.reachable, bench.everything_of(&bench.disk, &bench.b));
-                assert!(reached.is_none_or(|reached| reached == B));
-                assert!(!bench.unit.health().is_good());
-            }
-            Err(error) => assert_eq!(reached, None, "{error}"),
-        }
-        result.is_ok()
-    });
-}
-
-#[test]
-fn a_device_that_was_not_detached_keeps_its_domain_from_being_destroyed() {
-    at_every_step(false, |bench, moments| {
-        moments.arm();
-        let result = bench.unit.detach(&bench.nic);
-        moments.mend();
-        let reached = bench.reach(&bench.nic, AT);
-        assert!(reached.is_none_or(|reached| reached == A));
-        match result {
-            Ok(()) => assert_eq!(reached, None),
-            Err(DetachError::Unconfirmed(unconfirmed)) => {
-                assert_eq!(unconfirmed.reachable, bench.everything_of(&bench.nic, &bench.a));
-                assert!(bench.a.destroy().is_err(), "the domain is in use");
-            }
-            Err(error) => panic!("{error}"),
-        }
-        result.is_ok()
-    });
-}
-
-#[test]
-fn what_was_not_mapped_cannot_be_reached_or_is_named() {
-    // Another table of every level.
-    let (at, phys) = (Iova::new(0x7f_c020_3000), HostPhys::new(0xb000));
-    at_every_step(false, |bench, moments| {
-        moments.arm();
-        let result = bench.a.map(at, phys, PAGE_SIZE, Perms::READ);
-        moments.mend();
-        let reached = bench.reach(&bench.nic, at);
-        assert_eq!(bench.reach(&bench.nic, AT), Some(A), "other mappings are not concerned");
-        match result {
-            Ok(()) => assert_eq!(reached, Some(phys)),
-            Err(MapError::Unconfirmed(unconfirmed)) => {
-                let range = range(at.raw(), PAGE_SIZE);
-                let domain = bench.a.id();
-                assert_eq!(unconfirmed.reachable, Reachable::Range { domain, range });
-                assert!(reached.is_none_or(|reached| reached == phys));
-            }
-            Err(error) => assert_eq!(reached, None, "{error}"),
-        }
-        result.is_ok()
-    });
-}
-
-/// A lease that tells when it is dropped.
-#[derive(Debug)]
-struct Lease(Rc<Cell<bool>>);
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.set(true);
-    }
-}
-
-#[test]
-fn what_was_not_flushed_keeps_lease_and_tables() {
-    // All that a table translates: its frame waits for the flush too.
-    let (base, len) = (0x20_0000, 0x20_0000);
-    at_every_step(false, |bench, moments| {
-        bench
-            .a
-            .map(Iova::new(base), HostPhys::new(0x100_0000), len, Perms::READ)
-            .expect("mapped");
-        let reach = || bench.reach(&bench.nic, Iova::new(base + 0x3000));
-        assert!(reach().is_some());
-        let dropped = Rc::new(Cell::new(false));
-        let frames = bench.machine.memory.live_frames().len();
-        moments.arm();
-        let pending = bench
-            .a
-            .unmap(range(base, len), Lease(dropped.clone()))
-            .expect("takes no memory");
-        let result = bench.a.flush(pending);
-        moments.mend();
-        let live = bench.machine.memory.live_frames().len();
-        match result {
-            Ok(lease) => {
-                assert_eq!((reach(), live), (None, frames - 1));
-                drop(lease);
-                true
-            }
-            Err((FlushError::Unconfirmed(unconfirmed), pending)) => {
-                let (domain, range) = (bench.a.id(), range(base, len));
-                assert_eq!(unconfirmed.reachable, Reachable::Range { domain, range });
-                assert_eq!(live, frames);
-                drop(pending);
-                assert!(!dropped.get(), "a dropped token gives nothing back");
-                false
-            }
-            Err((error, _)) => panic!("{error}"),
-        }
-    });
-}
-
-#[test]
-fn a_flush_queue_that_was_not_flushed_keeps_every_token() {
-    const PAGES: u64 = 12;
-    at_every_step(false, |bench, moments| {
-        let page = |number: u64| range(0x10_0000 + number * 2 * PAGE_SIZE, PAGE_SIZE);
-        for number in 0..PAGES {
-            let phys = HostPhys::new(0x100_0000 + number * PAGE_SIZE);
-            bench
-                .a
-                .map(page(number).first(), phys, PAGE_SIZE, Perms::READ)
-                .expect("mapped");
-        }
-        let tokens: Vec<_> = (0..PAGES)
-            .map(|number| bench.a.unmap(page(number), number).expect("mapped"))
-            .collect();
-        moments.arm();
-        let result = bench.a.flush_all(tokens);
-        moments.mend();
-        match result {
-            Ok(leases) => {
-                assert_eq!(leases, (0..PAGES).collect::<Vec<u64>>());
-                assert!((0..PAGES).all(|number| bench.reach(&bench.nic, page(number).first()).is_none()));
-                true
-            }
-            Err((FlushError::Unconfirmed(unconfirmed), tokens)) => {
-                let range = range(0x10_0000, (2 * PAGES - 1) * PAGE_SIZE);
-                let domain = bench.a.id();
-                assert_eq!(unconfirmed.reachable, Reachable::Range { domain, range });
-                assert_eq!(tokens.len(), 12);
-                false
-            }
-            Err((error, _)) => panic!("{error}"),
-        }
-    });
-}
-
-#[test]
-fn a_domain_that_was_not_created_takes_no_identifier_and_one_not_destroyed_keeps_its_own() {
-    at_every_step(false, |bench, moments| {
-        let before = bench.machine.memory.live_frames().len();
-        moments.arm();
-        let result = bench.unit.create_domain(DomainOptions::default());
-        let domain = match result {
-            Ok(domain) => domain,
-            Err(error) => {
-                assert!(matches!(error, DomainError::OutOfFrames(_)), "{error}");
-                assert_eq!(bench.machine.memory.live_frames().len(), before);
-                moments.mend();
-                return false;
-            }
-        };
-        let result = domain.destroy();
-        moments.mend();
-        let after = bench.machine.memory.live_frames().len();
-        assert_eq!(after, if result.is_ok() { before } else { before + 1 });
-        result.is_ok()
-    });
-}
-
-#[test]
-fn interrupt_remapping_that_did_not_come_up_lets_nothing_through() {
-    at_every_step(false, |bench, moments| {
-        moments.arm();
-        let result = bench.unit.start_interrupt_remapping(InterruptOptions::default());
-        moments.mend();
-        match result {
-            Ok(()) => {
-                // No entry is present, and compatibility format is blocked.
-                for address in [0xfee0_0010, 0xfee0_1000] {
-                    assert!(bench.machine.interrupt(bench.nic.rid, address, 0x31).is_err());
-                }
-                true
-            }
-            Err(error) => {
-                let source = InterruptSource::Requester(bench.nic.rid);
-                let refused = bench.unit.allocate_interrupts(1, source);
-                assert_eq!(refused, Err(InterruptError::NotOn), "{error}");
-                false
-            }
-        }
-    });
-}
-
-#[test]
-fn an_interrupt_that_was_not_moved_goes_where_it_went_or_is_named() {
-    at_every_step(false, |bench, moments| {
-        let (unit, nic) = (&bench.unit, bench.nic.rid);
-        unit.start_interrupt_remapping(InterruptOptions::default()).expect("on");
-        let block = unit
-            .allocate_interrupts(1, InterruptSource::Requester(nic))
-            .expect("an entry");
-        let message = block.message(0).expect("one");
-        let arrives = || match bench.machine.interrupt(nic, message.address, message.data) {
-            Ok(Interrupt::Remapped(arrived)) => Some(arrived.vector),
-            _ => None,
-        };
-        unit.set_interrupt(&block, 0, Some(InterruptTarget::fixed(0x41, 1)))
-            .expect("set");
-        assert_eq!(arrives(), Some(0x41));
-        moments.arm();
-        let moved = unit.set_interrupt(&block, 0, Some(InterruptTarget::fixed(0x52, 1)));
-        let released = moved.is_ok().then(|| unit.release_interrupts(block));
-        moments.mend();
-        let reachable = Reachable::Interrupts { first: 0, count: 1 };
-        match (moved, released) {
-            (Ok(()), Some(Ok(()))) => {
-                assert_eq!(arrives(), None);
-                true
-            }
-            (Err(InterruptError::Unconfirmed(unconfirmed)), None) => {
-                assert_eq!(unconfirmed.reachable, reachable);
-                assert!(matches!(arrives(), Some(0x41 | 0x52)));
-                false
-            }
-            (Ok(()), Some(Err((InterruptError::Unconfirmed(unconfirmed), block)))) => {
-                assert_eq!(unconfirmed.reachable, reachable);
-                assert!(matches!(arrives(), None | Some(0x52)));
-                assert_eq!(block.count(), 1);
-                // The entries are not anybody else's.
-                let next = unit
-                    .allocate_interrupts(1, InterruptSource::Requester(nic))
-                    .expect("another");
-                assert_ne!(next.first(), block.first());
-                false
-            }
-            other => panic!("{other:?}"),
-        }
-    });
-}
-
-const FUNCTION: DeviceTlb = DeviceTlb {
-    queue_depth: 8,
-    page_aligned: true,
-    pasid: true,
-    physical_function: None,
-    listed: Some(AtsListing::RootPort),
-    trusted: true,
-    twice: true,
-};
-
-#[test]
-fn ats_is_not_turned_on_for_a_device_that_was_not_attached() {
-    at_every_step(false, |bench, moments| {
-        let on = Cell::new(false);
-        moments.arm();
-        let result = bench
-            .unit
-            .attach_with_ats(&bench.disk, &bench.b, FUNCTION, || on.set(true));
-        moments.mend();
-        assert_eq!(on.get(), result.is_ok());
-        let reached = bench.reach(&bench.disk, AT);
-        match result {
-            Ok(()) => assert_eq!(bench.machine.dma_with_ats(bench.disk.rid, None, AT), Some(B)),
-            Err(AttachError::Unconfirmed(unconfirmed)) => {
-                assert_eq!(unconfirmed.reachable, bench.everything_of(&bench.disk, &bench.b));
-            }
-            Err(error) => assert_eq!(reached, None, "{error}"),
-        }
-        result.is_ok()
-    });
-}
-
-#[test]
-fn a_function_with_ats_that_was_not_detached_counts_as_attached() {
-    at_every_step(false, |bench, moments| {
-        let disk = &bench.disk;
-        bench
-            .unit
-            .attach_with_ats(disk, &bench.b, FUNCTION, || {})
-            .expect("attached");
-        assert_eq!(bench.machine.dma_with_ats(disk.rid, None, AT), Some(B));
-        moments.arm();
-        let result = bench.unit.detach_with_ats(disk, || {});
-        moments.mend();
-        match result {
-            Ok(()) => {
-                assert_eq!(bench.machine.dma_with_ats(disk.rid, None, AT), None);
-                true
-            }
-            Err(DetachError::Unconfirmed(unconfirmed)) => {
-                assert_eq!(unconfirmed.reachable, bench.everything_of(disk, &bench.b));
-                assert!(bench.b.destroy().is_err(), "the domain is in use");
-                false
-            }
-            Err(error) => panic!("{error}"),
-        }
-    });
-}
-
-#[test]
-fn a_pasid_that_was_not_attached_or_detached_is_blocked_or_in_doubt() {
-    let pasid = Pasid::new(0x105).expect("20 bits");
-    at_every_step(true, |bench, moments| {
-        let nic = bench.nic.rid;
-        let reach = || bench.machine.dma_with_pasid(nic, pasid, AT).ok();
-        moments.arm();
-        let attached = bench.unit.attach_pasid(nic, pasid, &bench.b);
-        let detached = attached.is_ok().then(|| bench.unit.detach_pasid(nic, pasid));
-        moments.mend();
-        assert!(reach().is_none_or(|reached| reached == B));
-        match (attached, detached) {
-            (Ok(()), Some(Ok(()))) => {
-                assert_eq!(reach(), None);
-                bench.b.destroy().expect("unused");
-                true
-            }
-            (Ok(()), Some(Err(DetachError::Unconfirmed(unconfirmed))))
-            | (Err(AttachError::Unconfirmed(unconfirmed)), None) => {
-                assert_eq!(unconfirmed.reachable, bench.everything_of(&bench.nic, &bench.b));
-                assert!(bench.b.destroy().is_err(), "the domain is in use");
-                false
-            }
-            (Err(error), None) => {
-                assert_eq!(reach(), None, "{error}");
-                false
-            }
-            other => panic!("{other:?}"),
-        }
-    });
-}
-
-/// The tests above, with a driver that leaves something out: they have to notice.
-mod noticed {
-    use iommu_types::omission::{Step, leave_out};
-
-    #[test]
-    #[should_panic(expected = "assertion `left == right` failed")]
-    fn tables_that_are_freed_before_the_flush_is_confirmed() {
-        let _without = leave_out(Step::TablesWait);
-        super::what_was_not_flushed_keeps_lease_and_tables();
-    }
-
-    #[test]
-    #[should_panic(expected = "assertion `left == right` failed")]
-    fn a_context_entry_that_stays_cached() {
-        let _without = leave_out(Step::ContextForgotten);
-        super::a_device_that_was_not_detached_keeps_its_domain_from_being_destroyed();
-    }
-
-    #[test]
-    #[should_panic(expected = "assertion `left == right` failed")]
-    fn ats_that_is_on_before_the_entry_is_valid() {
-        let _without = leave_out(Step::AtsAfterEntry);
-        super::ats_is_not_turned_on_for_a_device_that_was_not_attached();
-    }
-
-    #[test]
-    #[should_panic]
-    fn an_interrupt_entry_that_stays_cached() {
-        let _without = leave_out(Step::InterruptForgotten);
-        super::an_interrupt_that_was_not_moved_goes_where_it_went_or_is_named();
-    }
+    seen.sort_unstable();
+    assert_eq!(seen, felt, "what the operation feels");
 }

@@ -15,7 +15,8 @@ use vtd_model::{
     AccessWidth, DeviceInvalidation, Finding, Interrupt, InterruptRequest, PasidScope, Request, RequestKind, Rule,
     UnitConfig,
 };
-use vtd_spec::register::{GlobalCommand, InvalidationQueueAddress, offset};
+use vtd_spec::descriptor::{DeviceTlbInvalidation, WaitDescriptor};
+use vtd_spec::register::{GlobalCommand, GlobalStatus, InvalidationQueueAddress, offset};
 
 /// Bytes of memory: table frames come from the top, the pages that devices are given lie below `TABLES`.
 const MEMORY: u64 = 1 << 36;
@@ -41,6 +42,12 @@ pub(crate) struct Machine {
     device_messages: RefCell<Vec<DeviceInvalidation>>,
     /// A device that does not answer them.
     pub(crate) deaf: Cell<Option<SourceId>>,
+    /// Nobody answers them.
+    pub(crate) all_deaf: Cell<bool>,
+    /// The next one goes unanswered.
+    pub(crate) miss: Cell<bool>,
+    /// Every doorbell brings one to a function that was pulled out.
+    pub(crate) aborts: Cell<bool>,
     /// What functions keep in their device-TLBs: by requester, PASID and page.
     held: RefCell<BTreeMap<Held, HostPhys>>,
     /// A function that asks for this address again as soon as it was told to forget it.
@@ -65,7 +72,7 @@ pub(crate) struct Machine {
 }
 
 /// How hardware fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Break {
     /// It stops: nothing is acknowledged any more.
     Stop,
@@ -73,9 +80,25 @@ pub(crate) enum Break {
     Vanish,
     /// The next descriptor that is announced is spoilt on its way (IQE).
     Spoil,
+    /// The wait behind the next descriptors is spoilt (IQE, with nobody left to tell).
+    SpoilWait,
+    /// The wait behind the next descriptors is carried out, and its status write is lost.
+    LoseWait,
     /// A completion arrives that nobody waits for (ICE).
     Stray,
+    /// Functions answer no device-TLB invalidation any more (ITE, each time).
+    Deafen,
+    /// One device-TLB invalidation goes unanswered (ITE, once).
+    Miss,
+    /// The first descriptor of every doorbell becomes one of another processor, for a function that was pulled out: the
+    /// wait behind it is aborted (ITE), with nothing done.
+    Abort,
+    /// The same, once.
+    AbortOnce,
 }
+
+/// A function that was pulled out.
+const GHOST: SourceId = SourceId::from_raw(0x6666);
 
 impl std::fmt::Debug for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,6 +123,9 @@ impl Machine {
             descriptors: RefCell::default(),
             device_messages: RefCell::default(),
             deaf: Cell::new(None),
+            all_deaf: Cell::new(false),
+            miss: Cell::new(false),
+            aborts: Cell::new(false),
             held: RefCell::default(),
             eager: Cell::new(None),
             watch: Cell::new(None),
@@ -268,11 +294,14 @@ impl Machine {
         Some(phys)
     }
 
-    /// Lets devices answer what they were sent.
-    fn devices_answer(&self) {
+    /// Lets devices answer what they were sent; how many messages those were.
+    fn devices_answer(&self) -> usize {
         let mut unit = self.unit.borrow_mut();
+        let mut answered = 0;
         while let Some(message) = unit.take_device_invalidation() {
-            if self.deaf.get() == Some(message.source) {
+            answered += 1;
+            let pulled = message.source == GHOST || self.all_deaf.get() || self.miss.take();
+            if pulled || self.deaf.get() == Some(message.source) {
                 unit.time_out_device_invalidation(message.source, message.tag);
                 continue;
             }
@@ -294,6 +323,7 @@ impl Machine {
             }
             unit.complete_device_invalidation(&self.memory.hardware(), message.source, message.tag);
         }
+        answered
     }
 
     /// Broken rules that the unit's sanitizer has seen since the last call. What devices do before a flush is theirs to
@@ -315,7 +345,10 @@ impl Machine {
         match what {
             Break::Stop => self.frozen.set(true),
             Break::Vanish => self.gone.set(true),
-            Break::Spoil => return,
+            // These happen to what is announced next.
+            Break::Spoil | Break::SpoilWait | Break::LoseWait | Break::Abort | Break::AbortOnce => return,
+            Break::Deafen => self.all_deaf.set(true),
+            Break::Miss => self.miss.set(true),
             Break::Stray => {
                 let mut unit = self.unit.borrow_mut();
                 unit.complete_device_invalidation(&self.memory.hardware(), SourceId::from_raw(0x7777), 31);
@@ -324,17 +357,52 @@ impl Machine {
         self.breaks.set(None);
     }
 
-    /// Spoils the descriptor under the tail, if it is time.
+    /// Spoils what is announced, if it is time.
     fn spoil(&self, tail: u64) {
         const NO_SUCH_TYPE: u64 = 0xf;
         let old = self.register64(offset::IQT);
-        if self.breaks.get() != Some((0, Break::Spoil)) || old == tail {
-            return;
-        }
         let queue = InvalidationQueueAddress::new_with_raw_value(self.register64(offset::IQA));
-        let at = HostPhys::new(queue.base().raw() + old);
-        self.memory.write_u64(at, NO_SUCH_TYPE).expect("the ring is memory");
+        let (base, size) = (queue.base().raw(), queue.dw().bytes());
+        let first = HostPhys::new(base + old);
+        let wait = HostPhys::new(base + (tail + PAGE_SIZE - size) % PAGE_SIZE);
+        let put = |at: HostPhys, words: [u64; 4]| {
+            for (word, value) in (0..size / 8).zip(words) {
+                let at = HostPhys::new(at.raw() + word * 8);
+                self.memory.write_u64(at, value).expect("the ring is memory");
+            }
+        };
+        let ghost = DeviceTlbInvalidation::DEFAULT
+            .with_source(GHOST)
+            .with_range(Iova::ZERO, 0);
+        let running = GlobalStatus::new_with_raw_value(self.register32(offset::GSTS)).qies();
+        let due = match self.breaks.get() {
+            _ if !running || old == tail => return,
+            Some((0, what)) => what,
+            _ if self.aborts.get() => Break::AbortOnce,
+            _ => return,
+        };
+        match due {
+            Break::Spoil => put(first, [NO_SUCH_TYPE, 0, 0, 0]),
+            Break::SpoilWait => put(wait, [NO_SUCH_TYPE, 0, 0, 0]),
+            Break::LoseWait => {
+                let words = self.memory.read_words(wait).expect("the ring is memory");
+                put(wait, WaitDescriptor::from_words(words).with_sw(false).to_words_256());
+            }
+            // A wait that is announced alone has nothing in front of it.
+            Break::Abort | Break::AbortOnce if first == wait => return,
+            Break::Abort | Break::AbortOnce => put(first, ghost.to_words_256()),
+            _ => return,
+        }
+        self.aborts.set(self.aborts.get() || due == Break::Abort);
         self.breaks.set(None);
+    }
+
+    /// Everything works again.
+    pub(crate) fn mend(&self) {
+        self.breaks.set(None);
+        for broken in [&self.frozen, &self.gone, &self.all_deaf, &self.miss, &self.aborts] {
+            broken.set(false);
+        }
     }
 
     /// Turns the order of the descriptors between the old tail and the wait before `tail`.
@@ -390,9 +458,14 @@ impl Machine {
         }
     }
 
-    /// Lets the unit finish what it was told.
+    /// Lets the unit and the devices finish what they were told.
     pub(crate) fn settle(&self) {
-        while self.unit.borrow_mut().step(&self.memory.hardware()) {}
+        loop {
+            let working = self.unit.borrow_mut().step(&self.memory.hardware());
+            if self.devices_answer() == 0 && !working {
+                return;
+            }
+        }
     }
 
     fn write(&self, at: u32, width: AccessWidth, value: u64) {

@@ -135,6 +135,7 @@ pub enum DetachError {
         requester: SourceId,
     },
     /// The device is detached, but not back in the domain that holds its reserved regions: their use is blocked.
+    /// Detaching again tries it again.
     #[error("{requester} is detached, but its reserved regions could not be given back: {cause}")]
     ReservedBlocked {
         /// The requester.

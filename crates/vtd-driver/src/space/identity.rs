@@ -3,17 +3,33 @@
 use alloc::vec::Vec;
 
 use iommu_types::omission::{Step, kept};
-use iommu_types::{AddrRange, HostPhys, Iova, PAGE_SIZE, PageSize, Perms, Registers};
+use iommu_types::{AddrRange, HostPhys, Iova, PAGE_SIZE, PageSize, Perms, Registers, TableFrame};
 
 use super::Space;
 use crate::domain::MapError;
-use crate::error::{Reachable, Unconfirmed};
+use crate::error::HardwareError;
 use crate::pages::Stale;
 use crate::shared::{Host, Shared};
 
 /// Most bytes of one reserved region that are identity-mapped. Firmware tables are not trusted to be sane, and
 /// the tables for a region cost memory.
 pub(crate) const MAX_RESERVED_BYTES: u64 = 64 << 30;
+
+/// What is identity-mapped in a space.
+#[derive(Debug, Default)]
+pub(crate) struct Identity {
+    /// In pages, in no order and without overlap.
+    mapped: Vec<AddrRange<Iova>>,
+    /// Taken out of the tables, and the unit did not confirm it: with the tables that came free.
+    unconfirmed: Vec<(AddrRange<Iova>, Vec<TableFrame>)>,
+}
+
+impl Identity {
+    /// The tables that no mapping is left for. The caller has the unit's confirmation that it forgot the space.
+    pub(super) fn into_frames(self) -> impl Iterator<Item = TableFrame> {
+        self.unconfirmed.into_iter().flat_map(|(_, frames)| frames)
+    }
+}
 
 impl Space {
     /// Identity-maps a reserved region, except where another region did so before.
@@ -22,7 +38,7 @@ impl Space {
         shared: &Shared<R, P>,
         region: AddrRange<HostPhys>,
     ) -> Result<(), MapError> {
-        let mut mapped = self.identity.lock();
+        let mapped = &mut self.identity.lock().mapped;
         let mut pieces = [identity(region)].to_vec();
         // At most the number of regions mapped so far, each of which cuts a piece in two at most.
         for &other in mapped.iter() {
@@ -45,31 +61,34 @@ impl Space {
         Ok(())
     }
 
-    /// Unmaps the identity-mapped pieces that no region in `wanted` touches.
+    /// Unmaps the identity-mapped pieces that no region in `wanted` touches. What the unit does not confirm is asked for
+    /// again by the next call.
+    ///
+    /// # Errors
+    /// The first failure; every piece was tried.
     pub(crate) fn keep_identity<R: Registers, P: Host>(
         &self,
         shared: &Shared<R, P>,
         wanted: &[AddrRange<HostPhys>],
-    ) -> Result<(), Unconfirmed> {
-        let mut mapped = self.identity.lock();
-        let needed = |piece: &AddrRange<Iova>| wanted.iter().any(|region| identity(*region).overlaps(*piece));
-        let (keep, gone): (Vec<_>, Vec<_>) = mapped.drain(..).partition(needed);
-        *mapped = keep;
-        let mut result = Ok(());
+    ) -> Result<(), HardwareError> {
+        let mut identity = self.identity.lock();
+        let needed = |piece: &AddrRange<Iova>| wanted.iter().any(|region| super::identity(*region).overlaps(*piece));
+        let (keep, gone): (Vec<_>, Vec<_>) = identity.mapped.drain(..).partition(needed);
+        identity.mapped = keep;
         for range in gone {
             // Only the driver itself maps here; a piece that somebody unmapped by address is gone already.
-            let Ok(unmapped) = self.unmap(shared, range) else {
-                continue;
-            };
+            if let Ok(unmapped) = self.unmap(shared, range) {
+                identity.unconfirmed.push((range, unmapped.into_frames()));
+            }
+        }
+        let mut result = Ok(());
+        for (range, frames) in core::mem::take(&mut identity.unconfirmed) {
             let leaf_only = false;
             match self.invalidate(shared, &[Stale { range, leaf_only }]) {
-                Ok(()) => unmapped
-                    .into_frames()
-                    .into_iter()
-                    .for_each(|frame| shared.host.free(frame)),
+                Ok(()) => frames.into_iter().for_each(|frame| shared.host.free(frame)),
                 Err(cause) => {
-                    let reachable = Reachable::Range { domain: self.id, range };
-                    result = Err(Unconfirmed { reachable, cause });
+                    identity.unconfirmed.push((range, frames));
+                    result = result.and(Err(cause));
                 }
             }
         }

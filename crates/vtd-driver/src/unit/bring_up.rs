@@ -390,6 +390,8 @@ fn enable<R: Registers, P: Host>(shared: &Shared<R, P>) -> Result<(), UnitError>
         let sagaw = shared.capabilities.cap.sagaw().value();
         return Err(UnitError::NoTranslation { sagaw });
     }
+    // A command that was not acknowledged counts as given: that it was is not enough to say that the unit translates.
+    shared.require_health()?;
     let on = shared.command.lock().translation();
     if !on {
         shared.command(Command::Translation(true))?;
