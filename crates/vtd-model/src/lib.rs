@@ -30,6 +30,7 @@
 //! use vtd_spec::register::{GlobalCommand, offset};
 //!
 //! # fn main() -> Result<(), vtd_model::ConfigError> {
+//! // Memory of the test kit; an embedder implements `SystemMemory` for its own, or takes `vtd-vmm`.
 //! let memory = iommu_testkit::SparseMemory::new(0x10_0000);
 //! let mut unit = Unit::new(UnitConfig::builder().build()?);
 //!
