@@ -11,8 +11,8 @@ use super::ENGINE;
 /// Probes that the software backend cannot make: it has no process whose memory could be aimed at.
 const LINUX_ALONE: usize = 2;
 
-/// The probe that may differ: Linux lets devices read what they may write. Its entries have both rights, on QEMU's unit
-/// and on ours, with CAP.ZLR (VT-d §11.4.2) and without.
+/// The probe that may differ, exception 4 of `iommu_vfio::conformance::EXCEPTIONS`: Linux lets devices read what they may
+/// write. Its entries have both rights, on QEMU's unit and on ours, with CAP.ZLR (VT-d §11.4.2) and without.
 const READS_WRITE_ONLY: &str = "from a write-only mapping";
 
 /// The address of a probe, whether it writes, and whether data moved, by name.
