@@ -80,12 +80,12 @@ pub(crate) fn run(report: &mut Report, expected: Expected) {
     let Some(unit) = report.check("the unit is taken over and translates", || bring_up(found)) else {
         return;
     };
-    with_unit(report, &unit, &devices, &apic, expected);
+    with_unit(report, &unit, found, &devices, &apic, expected);
     // As after a kernel that crashed: translation, interrupt remapping and queue are on, and there are mappings.
     let Some(second) = report.check("a unit that is in use is taken over", || bring_up(found)) else {
         return;
     };
-    after_take_over(report, &second, &devices, &apic, expected);
+    after_take_over(report, &second, found, &devices, &apic, expected);
 }
 
 /// Reads the DMAR table as a kernel would.
@@ -136,7 +136,7 @@ fn bring_up(found: Found) -> Result<Running, String> {
     Ok(unit)
 }
 
-fn with_unit(report: &mut Report, unit: &Running, devices: &Devices, apic: &Apic, expected: Expected) {
+fn with_unit(report: &mut Report, unit: &Running, found: Found, devices: &Devices, apic: &Apic, expected: Expected) {
     let options = DomainOptions {
         stage: expected.stage,
         ..DomainOptions::default()
@@ -152,6 +152,7 @@ fn with_unit(report: &mut Report, unit: &Running, devices: &Devices, apic: &Apic
         other,
         disk: &devices.disk,
         apic,
+        registers: found.registers,
         expected,
     };
     report.check("a device that was never attached is blocked", || {
@@ -178,7 +179,14 @@ fn with_unit(report: &mut Report, unit: &Running, devices: &Devices, apic: &Apic
 }
 
 /// What a kernel sees that finds the unit as another one left it.
-fn after_take_over(report: &mut Report, unit: &Running, devices: &Devices, apic: &Apic, expected: Expected) {
+fn after_take_over(
+    report: &mut Report,
+    unit: &Running,
+    found: Found,
+    devices: &Devices,
+    apic: &Apic,
+    expected: Expected,
+) {
     let options = DomainOptions {
         stage: expected.stage,
         ..DomainOptions::default()
@@ -196,6 +204,7 @@ fn after_take_over(report: &mut Report, unit: &Running, devices: &Devices, apic:
         other,
         disk: &devices.disk,
         apic,
+        registers: found.registers,
         expected,
     };
     report.check("mappings of the owner before are gone", || {

@@ -13,10 +13,9 @@ use iommu_dma::{
     TranslatedCore, Trust,
 };
 use iommu_iova::{CachedAllocator, IovaSpace};
-use iommu_types::{AddrRange, AddressSpace, HostPhys, Iova, PAGE_SIZE, Perms, UnmapRefused};
+use iommu_types::{AddrRange, AddressSpace, HostPhys, Iova, PAGE_SIZE, Perms, Piece, UnmapRefused};
 use spin::Mutex;
 use virtio_drivers::device::blk::SECTOR_SIZE;
-use vtd_driver::{FlushError, PendingFlush, SpaceError};
 
 use crate::hardware::Lent;
 use crate::memory::{BOUNCE, RINGS};
@@ -39,27 +38,36 @@ const INTERRUPTS: (u64, u64) = (0xfee0_0000, 0x10_0000);
 struct Shared(Arc<Space>);
 
 impl AddressSpace for Shared {
-    type Error = SpaceError;
-    type Pending<L> = PendingFlush<L>;
+    type Error = <Space as AddressSpace>::Error;
+    type Pending<L> = <Space as AddressSpace>::Pending<L>;
 
     fn aperture(&self) -> AddrRange<Iova> {
-        self.0.aperture()
+        AddressSpace::aperture(&*self.0)
     }
 
-    fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), SpaceError> {
-        Ok(self.0.map(iova, phys, len, perms)?)
+    fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), Self::Error> {
+        AddressSpace::map(&*self.0, iova, phys, len, perms)
     }
 
-    fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<SpaceError, L>> {
-        self.0.unmap(range, lease).map_err(|refused| UnmapRefused {
-            error: refused.error.into(),
-            lease: refused.lease,
-        })
+    fn map_pieces(&self, base: Iova, pieces: &[Piece], perms: Perms) -> Result<(), (usize, Self::Error)> {
+        AddressSpace::map_pieces(&*self.0, base, pieces, perms)
     }
 
-    fn flush<L>(&self, pending: PendingFlush<L>) -> Result<L, (SpaceError, PendingFlush<L>)> {
-        let flushed = self.0.flush(pending);
-        flushed.map_err(|(error, pending): (FlushError, _)| (error.into(), pending))
+    fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<Self::Pending<L>, UnmapRefused<Self::Error, L>> {
+        AddressSpace::unmap(&*self.0, range, lease)
+    }
+
+    fn flush<L>(&self, pending: Self::Pending<L>) -> Result<L, (Self::Error, Self::Pending<L>)> {
+        AddressSpace::flush(&*self.0, pending)
+    }
+
+    fn flush_all<L>(
+        &self,
+        pending: impl Iterator<Item = Self::Pending<L>>,
+        confirmed: impl FnMut(L),
+        kept: impl FnMut(Self::Pending<L>),
+    ) -> Result<(), Self::Error> {
+        AddressSpace::flush_all(&*self.0, pending, confirmed, kept)
     }
 }
 

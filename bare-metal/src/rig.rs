@@ -6,10 +6,10 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use iommu_types::{AddrRange, Iova, PAGE_SIZE, Perms};
+use iommu_types::{AddrRange, Iova, PAGE_SIZE, Perms, Registers};
 use vtd_driver::{Domain, FaultReport, Requester, Stage, TableMode, Translating, Unit};
 use vtd_spec::fault::FaultReason;
-use vtd_spec::register::FaultedRequest;
+use vtd_spec::register::{FaultedRequest, InvalidationQueueAddress, InvalidationQueueTail, offset};
 
 use crate::apic::Apic;
 use crate::edu::{Edu, TRANSFER};
@@ -98,6 +98,8 @@ pub(crate) struct Rig<'a> {
     pub(crate) other: &'a Edu,
     pub(crate) disk: &'a Disk,
     pub(crate) apic: &'a Apic,
+    /// The unit's registers, to look at.
+    pub(crate) registers: Window,
     pub(crate) expected: Expected,
 }
 
@@ -114,6 +116,14 @@ impl Rig<'_> {
             other: self.edu,
             ..*self
         }
+    }
+
+    /// The tail of the invalidation queue, in descriptors, and how many the ring has.
+    pub(crate) fn tail(&self) -> (u64, u64) {
+        let queue = InvalidationQueueAddress::new_with_raw_value(self.registers.read64(offset::IQA));
+        let tail = InvalidationQueueTail::new_with_raw_value(self.registers.read64(offset::IQT));
+        let size = queue.dw().bytes();
+        (tail.byte_offset() / size, queue.byte_len() / size)
     }
 
     /// Maps a page of the buffers.
