@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use iommu_types::{AddrRange, Iova, PAGE_SIZE, Perms, Registers};
 use vtd_driver::{Domain, FaultReport, Requester, Stage, TableMode, Translating, Unit};
 use vtd_spec::fault::FaultReason;
-use vtd_spec::register::{FaultedRequest, InvalidationQueueAddress, InvalidationQueueTail, offset};
+use vtd_spec::register::{DescriptorWidth, FaultedRequest, InvalidationQueueAddress, InvalidationQueueTail, offset};
 
 use crate::apic::Apic;
 use crate::edu::{Edu, TRANSFER};
@@ -122,7 +122,13 @@ impl Rig<'_> {
     pub(crate) fn tail(&self) -> (u64, u64) {
         let queue = InvalidationQueueAddress::new_with_raw_value(self.registers.read64(offset::IQA));
         let tail = InvalidationQueueTail::new_with_raw_value(self.registers.read64(offset::IQT));
-        let size = queue.dw().bytes();
+        // QEMU 7.2 does not give IQA.DW back; the driver uses 256 bits wherever the unit knows them.
+        let width = if self.unit.features().ecap.smts() {
+            DescriptorWidth::Bits256
+        } else {
+            DescriptorWidth::Bits128
+        };
+        let size = width.bytes();
         (tail.byte_offset() / size, queue.byte_len() / size)
     }
 
