@@ -14,6 +14,7 @@ mod memory;
 mod queues;
 pub mod registers;
 mod request;
+mod ring;
 
 pub use self::block::{VirtioBlk, VirtioBlkError, VirtioBlkOptions};
 pub use self::disk::{Disk, FileDisk, MemoryDisk};
