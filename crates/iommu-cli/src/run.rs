@@ -21,6 +21,7 @@ mod probe;
 mod real;
 mod render;
 pub(crate) mod source;
+mod steps;
 mod survey;
 mod traffic;
 mod transcript;
@@ -30,14 +31,14 @@ mod without;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use iommu_types::{Bdf, Iova};
-use iommu_vfio::{Platform, PlatformOptions, VfioError};
+use iommu_types::Bdf;
+use iommu_vfio::{Platform, PlatformOptions};
 
 use self::expect::Expectation;
-use self::guests::{Guest, Plan};
+use self::guests::Guest;
 use self::kind::{Bench, Kind};
-use self::matrix::{Cell, Tally};
-use self::outcome::{ComparisonRow, DifferenceRow, GroupRow, Outcome};
+use self::matrix::Cell;
+use self::outcome::{DifferenceRow, GroupRow, Outcome};
 use self::source::{Source, Wanted};
 use self::transcript::Transcript;
 use crate::exit::{Failure, Verdict, print, read_text};
@@ -114,17 +115,13 @@ pub(crate) struct Options {
 
 /// The smallest guest: room for a source, a destination and the pages of the probes.
 pub(crate) const SMALLEST_GUEST: u64 = 1 << 20;
-/// Bytes that a function copies in one round at most.
-const ROUND: u64 = 16 << 20;
-/// Address lines of the narrow device of the DMA API's step.
-const NARROW_BITS: u32 = 32;
 
 /// Runs the rehearsal. With `--json` there is one document on standard output, however it ends.
 pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let mut outcome = Outcome::default();
     let result = match (options.backend, options.device) {
         (BackendChoice::Software, None) => rehearse(options, &mut outcome),
-        (BackendChoice::Linux, Some(function)) => use_device(function, options, &mut outcome),
+        (BackendChoice::Linux, Some(function)) => steps::use_device(function, options, &mut outcome),
         (BackendChoice::Software, Some(function)) => Err(Failure::Input(format!(
             "--device {function}: a device of this machine is used with --backend linux only; a rehearsal in software has \
              --disk FILE"
@@ -225,7 +222,7 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
         outcome.error = Some(format!("nothing to rehearse: {why}"));
         return Ok(Verdict::Unsupported);
     }
-    let guests = match assign(&mut transcript, &platform, &plan, options.mem)? {
+    let guests = match steps::assign(&mut transcript, &platform, &plan, options.mem)? {
         Ok(guests) => guests,
         Err(why) => {
             transcript.line(&why)?;
@@ -235,13 +232,13 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
             return Ok(if asked { Verdict::Findings } else { Verdict::Unsupported });
         }
     };
-    move_data(&mut transcript, &platform, &guests, options, outcome)?;
-    let forged = raise_interrupts(&mut transcript, &platform, &guests, outcome)?;
+    steps::move_data(&mut transcript, &platform, &guests, options, outcome)?;
+    let forged = steps::raise_interrupts(&mut transcript, &platform, &guests, outcome)?;
     if let Some(file) = &options.disk {
-        use_disk(&mut transcript, &platform, &plan, &source, file, options, outcome)?;
+        steps::use_disk(&mut transcript, &platform, &plan, &source, file, options, outcome)?;
     }
     let benches = benches(&transcript, &source)?;
-    let (mut vtd, mut rows) = use_dma_api(&mut transcript, &platform, &guests, &benches, outcome)?;
+    let (mut vtd, mut rows) = steps::use_dma_api(&mut transcript, &platform, &guests, &benches, outcome)?;
 
     transcript.step("Access matrix: who reaches what, tried with real accesses")?;
     let grid = grid::build(&platform, &guests, options.mem).map_err(Failure::Measure)?;
@@ -357,247 +354,6 @@ fn conclude(
     } else {
         Verdict::Findings
     })
-}
-
-/// Step: containers, groups and devices of the guests, and their memory. The inner error says why a guest cannot
-/// have what it should.
-fn assign(
-    transcript: &mut Transcript,
-    platform: &Platform,
-    plan: &Plan,
-    mem: u64,
-) -> Result<Result<Vec<Guest>, String>, Failure> {
-    transcript.step("Assignment: container, group, device; guest addresses to host addresses")?;
-    let mut guests = Vec::new();
-    for (name, groups) in [("guest A", &plan.first), ("guest B", &plan.second)] {
-        if groups.is_empty() {
-            continue;
-        }
-        match guests::create(platform, name, groups, mem) {
-            Ok(guest) => {
-                survey::guest(transcript, platform, &guest)?;
-                guests.push(guest);
-            }
-            Err(why @ VfioError::OutOfMemory(_)) => {
-                let mem = size::show(mem);
-                return Err(Failure::Input(format!("--mem: {name} cannot have {mem}: {why}")));
-            }
-            Err(why) => {
-                let accept = match why {
-                    VfioError::UnsafeInterrupts(_) => " (--unsafe-interrupts)",
-                    _ => "",
-                };
-                return Ok(Err(format!("{name} cannot have what it should: {why}{accept}")));
-            }
-        }
-    }
-    Ok(Ok(guests))
-}
-
-/// Step: data through translated addresses.
-fn move_data(
-    transcript: &mut Transcript,
-    platform: &Platform,
-    guests: &[Guest],
-    options: &Options,
-    outcome: &mut Outcome,
-) -> Result<(), Failure> {
-    transcript.step("Data: DMA engines copy through their guests' addresses, every byte compared")?;
-    let machine = platform.machine();
-    let mut work = Vec::new();
-    for guest in guests {
-        let engines: Vec<Bdf> = guest
-            .functions()
-            .filter(|bdf| machine.function(*bdf).is_some_and(|f| f.engine))
-            .collect();
-        // Below 3 GiB guest addresses are offsets in the guest's memory; each function has its own part.
-        let parts = 2 * engines.len().max(1) as u64;
-        let share = (guest.memory.memory().len().min(3 << 30) / parts) & !4095;
-        if share == 0 {
-            let (name, needed) = (&guest.name, size::show(parts * 4096));
-            return Err(Failure::Input(format!(
-                "--mem: {name} has {} functions that copy between pages of their own: give at least {needed}",
-                engines.len()
-            )));
-        }
-        for (number, function) in engines.into_iter().enumerate() {
-            let base = 2 * share * number as u64;
-            work.push(traffic::Copy {
-                function,
-                source: Iova::new(base),
-                destination: Iova::new(base + share),
-                len: share.min(ROUND),
-                memory: guest.memory.memory(),
-            });
-        }
-    }
-    let copied = traffic::copy(machine, &work, options.bytes);
-    let rate = if copied.seconds > 0.0 {
-        (copied.bytes >> 20) as f64 / copied.seconds
-    } else {
-        0.0
-    };
-    transcript.line(&format!(
-        "{} functions copied {} in {:.2} s ({rate:.0} MiB/s, comparing included), {} DMAs",
-        work.len(),
-        size::show(copied.bytes),
-        copied.seconds,
-        copied.dmas
-    ))?;
-    for unit in machine.units() {
-        if let Some(counters) = machine
-            .unit_counters(unit.index)
-            .filter(|counters| counters.requests > 0)
-        {
-            transcript.line(&format!("unit {}: {}", unit.index, survey::counters(&counters)))?;
-        }
-    }
-    if work.is_empty() {
-        transcript.line("nothing was moved: no guest has a function with a DMA engine")?;
-    }
-    outcome.summary.bytes_moved = copied.bytes;
-    outcome.summary.seconds = copied.seconds;
-    if let Some(problem) = copied.problem {
-        fail(transcript, outcome, problem)?;
-    }
-    Ok(())
-}
-
-/// Step: an interrupt that arrives and one that is forged.
-fn raise_interrupts(
-    transcript: &mut Transcript,
-    platform: &Platform,
-    guests: &[Guest],
-    outcome: &mut Outcome,
-) -> Result<Tally, Failure> {
-    transcript.step("Interrupts: one through its remapping entry, the same one forged")?;
-    let Some(guest) = guests.first() else {
-        return Ok(Tally::default());
-    };
-    let seen = interrupts::show(platform, guest).map_err(Failure::Measure)?;
-    for line in &seen.lines {
-        transcript.line(line)?;
-    }
-    for problem in seen.failed {
-        fail(transcript, outcome, problem)?;
-    }
-    Ok(seen.forged)
-}
-
-/// Step: a driver of another crate with a disk behind the unit.
-fn use_disk(
-    transcript: &mut Transcript,
-    platform: &Platform,
-    plan: &Plan,
-    source: &Source,
-    file: &std::path::Path,
-    options: &Options,
-    outcome: &mut Outcome,
-) -> Result<(), Failure> {
-    transcript.step("Disk: a user-space driver reads and writes a virtio disk through VFIO and the unit")?;
-    let Some(function) = disk::place(platform, &plan.first) else {
-        let why = "no group of guest A is a single endpoint in whose place a disk could stand; name one with --assign";
-        return fail(transcript, outcome, format!("--disk: {why}"));
-    };
-    let row = disk::rehearse(source, function, file, options.unsafe_interrupts)?;
-    for line in row.lines() {
-        transcript.line(&line)?;
-    }
-    for problem in &row.failed {
-        fail(transcript, outcome, format!("{function}: {problem}"))?;
-    }
-    outcome.disk = Some(row);
-    Ok(())
-}
-
-/// The whole run with `--backend linux`: the driver of the step above, on a device of this machine.
-fn use_device(function: Bdf, options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure> {
-    let mut transcript = Transcript::new(options.json);
-    outcome.backend = "linux";
-    outcome.iommu = "host";
-    "this machine".clone_into(&mut outcome.machine);
-    transcript.block(&format!(
-        "On this machine's {function}, through /dev/vfio: sectors are overwritten, compared and put back.\n\n"
-    ))?;
-    transcript.step("Disk: a user-space driver reads and writes a virtio disk through VFIO and the machine's IOMMU")?;
-    let row = match disk::linux::drive(function) {
-        Ok(row) => row,
-        Err(disk::linux::Stop::Unsupported(why)) => {
-            transcript.line(&why)?;
-            outcome.error = Some(why);
-            return Ok(Verdict::Unsupported);
-        }
-        Err(disk::linux::Stop::Failed(failure)) => return Err(failure),
-    };
-    for line in row.lines() {
-        transcript.line(&line)?;
-    }
-    for problem in &row.failed {
-        fail(&transcript, outcome, format!("{function}: {problem}"))?;
-    }
-    outcome.summary.ok = row.failed.is_empty();
-    outcome.disk = Some(row);
-    Ok(if outcome.summary.ok {
-        Verdict::Yes
-    } else {
-        Verdict::Findings
-    })
-}
-
-/// Step: the DMA API of the host, with the unit and without one. The row of the unit, and one for each bench.
-fn use_dma_api(
-    transcript: &mut Transcript,
-    platform: &Platform,
-    guests: &[Guest],
-    benches: &[Bench],
-    outcome: &mut Outcome,
-) -> Result<(ComparisonRow, Vec<ComparisonRow>), Failure> {
-    transcript.step("DMA API: pages apart as one transfer; a 32-bit function and a page above 4 GiB")?;
-    let mut vtd = ComparisonRow::new(Kind::Vtd);
-    let mut rows: Vec<ComparisonRow> = benches.iter().map(|bench| ComparisonRow::new(bench.kind())).collect();
-    let Some(function) = host_function(platform, guests) else {
-        transcript.line("every function is assigned or unserved: the host has none to show this with")?;
-        return Ok((vtd, rows));
-    };
-    let without = benches
-        .iter()
-        .map(|bench| dma_api::without_unit(bench, function, NARROW_BITS));
-    let works = without.chain([dma_api::with_unit(platform, function, NARROW_BITS)]);
-    for (row, work) in rows.iter_mut().chain([&mut vtd]).zip(works) {
-        let work = work.map_err(Failure::Measure)?;
-        for line in &work.lines {
-            transcript.line(&format!("{:<8} {line}", row.iommu))?;
-        }
-        row.take_work(&work);
-        for problem in work.failed {
-            fail(transcript, outcome, format!("{}: {problem}", row.iommu))?;
-        }
-    }
-    Ok((vtd, rows))
-}
-
-/// A function that stayed with the host and is served by a unit; one with 32 address lines first.
-fn host_function(platform: &Platform, guests: &[Guest]) -> Option<Bdf> {
-    let machine = platform.machine();
-    let assigned = |bdf: Bdf| {
-        guests
-            .iter()
-            .flat_map(|guest| &guest.groups)
-            .any(|group| group.members.contains(&bdf))
-    };
-    let reserved = |bdf: Bdf| {
-        platform
-            .report()
-            .regions
-            .iter()
-            .any(|region| region.functions.contains(&bdf))
-    };
-    let mut free: Vec<_> = machine
-        .functions()
-        .filter(|f| f.engine && !assigned(f.bdf) && !reserved(f.bdf) && platform.unit_of(f.bdf).is_ok())
-        .collect();
-    free.sort_by_key(|function| function.dma_bits);
-    free.first().map(|function| function.bdf)
 }
 
 /// Notes a check that did not come out as predicted.

@@ -12,6 +12,8 @@ use soft_platform::{Machine, PageRequest, Pages, Placement, Zone};
 use super::kind::{Bench, Through};
 
 const PAGE: u64 = 4096;
+/// Address lines of the narrow device.
+pub(super) const NARROW_BITS: u32 = 32;
 /// Pool of bounce buffers below 4 GiB, for devices with 32 address lines.
 const POOL: u64 = 1 << 20;
 /// Transfers of each kind.

@@ -6,7 +6,7 @@ use super::kind::{Bench, Kind, extent};
 use super::outcome::{ComparisonRow, Outcome};
 use super::source::Source;
 use super::transcript::Transcript;
-use super::{NARROW_BITS, Options, dma_api, fail, lesser, lists, render};
+use super::{Options, dma_api, fail, lesser, lists, render};
 use crate::exit::{Failure, Verdict};
 use crate::size;
 
@@ -59,7 +59,7 @@ pub(super) fn rehearse(
 
     transcript.step("DMA API: pages apart as one transfer; a 32-bit function and a page above 4 GiB")?;
     let mut row = ComparisonRow::new(bench.kind());
-    let work = dma_api::without_unit(&bench, function, NARROW_BITS).map_err(measure)?;
+    let work = dma_api::without_unit(&bench, function, dma_api::NARROW_BITS).map_err(measure)?;
     for line in &work.lines {
         transcript.line(line)?;
     }
