@@ -17,6 +17,7 @@ mod faults;
 mod interrupts;
 #[path = "../driver/machine.rs"]
 mod machine;
+mod named;
 mod pages;
 mod protocol;
 mod reserved;
@@ -41,8 +42,9 @@ fn judge(step: Step, how: How, scenario: fn() -> Verdict) {
 
 macro_rules! cases {
     ($( $name:ident: $step:ident, $how:ident, $scenario:path; )*) => {
-        /// Every case: the step, how its absence shows, and the name of the test.
-        const CASES: &[(Step, How, &str)] = &[$( (Step::$step, How::$how, stringify!($name)), )*];
+        /// Every case: the step, how its absence shows, the name of the test and of the scenario.
+        const CASES: &[(Step, How, &str, &str)] =
+            &[$( (Step::$step, How::$how, stringify!($name), stringify!($scenario)), )*];
 
         $(
             #[test]

@@ -6,41 +6,63 @@ use iommu_types::omission::{Rule, Step};
 
 use crate::CASES;
 
+const STEPS: &str = include_str!("../../../crates/iommu-types/src/omission.rs");
 const RULES: &str = include_str!("../../../crates/vtd-driver/RULES.md");
 
-/// The cells of the rows under `heading`, without the marks around code.
+/// The cells of the rows under `heading`, without the marks around a cell that is all code.
 fn rows(heading: &str) -> Vec<Vec<String>> {
+    let all = cells(heading).into_iter();
+    let bare = |cell: String| cell.trim_matches('`').to_owned();
+    all.map(|row| row.into_iter().map(bare).collect()).collect()
+}
+
+/// The cells of the rows under `heading`.
+pub(crate) fn cells(heading: &str) -> Vec<Vec<String>> {
     let part = RULES
         .split("\n## ")
         .find(|part| part.starts_with(heading))
         .expect(heading);
     let rows = part.lines().filter(|line| line.starts_with('|')).skip(2);
     rows.map(|row| {
-        let cells = row.trim_matches('|').split('|');
-        cells.map(|cell| cell.trim().trim_matches('`').to_owned()).collect()
+        // The last cell may be empty.
+        let row = row.trim();
+        let row = row.strip_prefix('|').unwrap_or(row);
+        let row = row.strip_suffix('|').unwrap_or(row);
+        row.split('|').map(|cell| cell.trim().to_owned()).collect()
     })
     .collect()
 }
 
-#[test]
-fn the_table_lists_each_step_with_its_rule_its_test_and_what_notices() {
-    let listed: Vec<[String; 4]> = rows("Steps")
-        .into_iter()
-        .map(|cells| {
-            let [rule, step, test, how, ..] = &cells[..] else {
-                panic!("a row of {} cells: {cells:?}", cells.len())
-            };
-            [rule, step, test, how].map(String::clone)
-        })
-        .collect();
-    let known: Vec<[String; 4]> = CASES
+/// What the code says about a step.
+fn described(step: Step) -> String {
+    let end = format!("{} \"{}\",", step.rule().0, step.name());
+    let lines: Vec<&str> = STEPS.lines().map(str::trim).collect();
+    let at = lines
         .iter()
-        .map(|(step, how, test)| {
+        .position(|line| line.ends_with(&end))
+        .expect("every step is there");
+    let text = lines[..at].iter().rev().map_while(|line| line.strip_prefix("/// "));
+    let mut text: Vec<&str> = text.collect();
+    text.reverse();
+    text.join(" ")
+}
+
+#[test]
+fn the_table_lists_each_step_with_its_rule_its_test_what_notices_and_what_it_is() {
+    let listed: Vec<[String; 6]> = rows("Steps")
+        .into_iter()
+        .map(|cells| <[String; 6]>::try_from(cells).expect("six cells"))
+        .collect();
+    let known: Vec<[String; 6]> = CASES
+        .iter()
+        .map(|(step, how, test, scenario)| {
             [
                 step.rule().to_string(),
                 step.name().to_owned(),
                 (*test).to_owned(),
                 how.name().to_owned(),
+                scenario.replace(' ', ""),
+                described(*step),
             ]
         })
         .collect();
