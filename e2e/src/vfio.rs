@@ -7,6 +7,7 @@
 pub mod churn;
 pub mod disk;
 pub mod engine;
+#[path = "../../crates/iommu-vfio/examples/support/hal.rs"]
 mod hal;
 pub mod probe;
 

@@ -9,7 +9,7 @@ use iommu_vfio::{Backend, DmaPool, EventFd, IovaPolicy, VfioError};
 use thiserror::Error;
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 
-use super::hal::{self, SharedMemory};
+use super::hal::SharedMemory;
 
 /// Sectors that the owner of the image filled, from 0 on.
 pub const GIVEN: usize = 512;
@@ -79,13 +79,13 @@ pub fn run<B: Backend + 'static>(backend: &B, function: Bdf) -> Result<u64, Disk
     let last = Iova::new(0xffff_ffff);
     let pool = DmaPool::new(container, IovaPolicy::Allocated { last }).map_err(|why| other(&why))?;
     let shared = pool.buffer(SHARED).map_err(|why| other(&why))?;
-    if !hal::share(&shared) {
-        return Err(DiskError::Other("the shared memory is not in one piece".to_owned()));
-    }
+    let first = shared.pointer();
+    let first = first.ok_or_else(|| DiskError::Other("the shared memory is not in one piece".to_owned()))?;
+    SharedMemory::<0>::share(shared.iova(), shared.size(), first);
     let event = || EventFd::new(NON_BLOCKING).map_err(|why| other(&why));
     let (changes, queue) = (event()?, event()?);
     let transport = VirtioTransport::open(device, &[&changes, &queue]).map_err(|why| other(&why))?;
-    let mut disk = VirtIOBlk::<SharedMemory, _>::new(transport)?;
+    let mut disk = VirtIOBlk::<SharedMemory<0>, _>::new(transport)?;
     if disk.capacity() != u64::try_from(CAPACITY).unwrap_or(0) {
         return Err(DiskError::Other(format!("the disk has {} sectors", disk.capacity())));
     }
