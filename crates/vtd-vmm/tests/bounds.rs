@@ -8,7 +8,7 @@ use std::cell::Cell;
 
 use common::{DOMAIN, Guest, device};
 use iommu_testkit::raw::descriptor;
-use iommu_types::sync::{AtomicU64, Ordering, fence};
+use iommu_types::sync::{self, AtomicU64, Ordering, fence};
 use iommu_types::{Access, HostPhys, Iova, PageSize, Perms, SystemMemory};
 use vtd_model::{AccessWidth, DESCRIPTORS_PER_WRITE};
 use vtd_spec::register::offset;
@@ -29,7 +29,7 @@ impl Counted {
     }
 }
 
-impl Word for Counted {
+impl sync::Word for Counted {
     fn new(value: u64) -> Self {
         Self(AtomicU64::new(value))
     }
@@ -39,23 +39,26 @@ impl Word for Counted {
     fn store(&self, value: u64, order: Ordering) {
         self.touch().store(value, order);
     }
-    fn swap(&self, value: u64, order: Ordering) -> u64 {
-        self.touch().swap(value, order)
-    }
     fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
         self.touch().compare_exchange(current, new, success, failure)
     }
     fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
         self.touch().fetch_add(value, order)
     }
+    fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
+        self.touch().fetch_and(value, order)
+    }
+}
+
+impl Word for Counted {
+    fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.touch().swap(value, order)
+    }
     fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
         self.touch().fetch_sub(value, order)
     }
     fn fetch_or(&self, value: u64, order: Ordering) -> u64 {
         self.touch().fetch_or(value, order)
-    }
-    fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
-        self.touch().fetch_and(value, order)
     }
     fn fence(order: Ordering) {
         fence(order);

@@ -4,7 +4,7 @@
 //! here they are given loom's. `LOOM_MAX_PREEMPTIONS` widens the search.
 #![allow(clippy::expect_used, reason = "helpers of tests")]
 
-use iommu_types::{Iova, PageSize, Perms};
+use iommu_types::{Iova, PageSize, Perms, sync};
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
@@ -13,7 +13,7 @@ use vtd_vmm::protocol::{Iotlb, Line, Page, PageSet, Readers, View, Word};
 #[derive(Debug)]
 struct Checked(AtomicU64);
 
-impl Word for Checked {
+impl sync::Word for Checked {
     fn new(value: u64) -> Self {
         Self(AtomicU64::new(value))
     }
@@ -23,23 +23,26 @@ impl Word for Checked {
     fn store(&self, value: u64, order: Ordering) {
         self.0.store(value, order);
     }
-    fn swap(&self, value: u64, order: Ordering) -> u64 {
-        self.0.swap(value, order)
-    }
     fn compare_exchange(&self, current: u64, new: u64, success: Ordering, failure: Ordering) -> Result<u64, u64> {
         self.0.compare_exchange(current, new, success, failure)
     }
     fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
         self.0.fetch_add(value, order)
     }
+    fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
+        self.0.fetch_and(value, order)
+    }
+}
+
+impl Word for Checked {
+    fn swap(&self, value: u64, order: Ordering) -> u64 {
+        self.0.swap(value, order)
+    }
     fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
         self.0.fetch_sub(value, order)
     }
     fn fetch_or(&self, value: u64, order: Ordering) -> u64 {
         self.0.fetch_or(value, order)
-    }
-    fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
-        self.0.fetch_and(value, order)
     }
     fn fence(order: Ordering) {
         fence(order);
