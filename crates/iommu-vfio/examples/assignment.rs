@@ -116,3 +116,9 @@ fn assign<B: Backend + 'static>(backend: &B, functions: &[Bdf]) -> Result<(), Bo
     println!("{} devices share {} MiB of guest memory", devices.len(), bytes / MIB);
     Ok(())
 }
+
+#[test]
+fn it_runs_in_software() -> Result<(), Box<dyn Error>> {
+    let (backend, functions) = machine()?;
+    assign(&backend, &functions)
+}

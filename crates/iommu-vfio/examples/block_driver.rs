@@ -111,3 +111,9 @@ fn drive<B: Backend + 'static>(backend: &B, function: Bdf) -> Result<(), Box<dyn
     drop(shared);
     Ok(())
 }
+
+#[test]
+fn it_runs_in_software() -> Result<(), Box<dyn Error>> {
+    let (backend, function) = machine()?;
+    drive(&backend, function)
+}
