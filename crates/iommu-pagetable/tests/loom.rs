@@ -1,4 +1,5 @@
-//! The engine itself under loom: every interleaving of two callers, with the memory model's freedom.
+//! The engine itself under loom: every interleaving of two callers, or of a caller and a device that walks, with the memory
+//! model's freedom.
 //!
 //! This is an ordinary test (`cargo test -p iommu-pagetable --test loom`): the engine takes its words as a parameter,
 //! and here they are loom's. `LOOM_MAX_PREEMPTIONS` widens the search.
@@ -210,6 +211,50 @@ fn check(body: impl Fn() + Sync + Send + 'static) {
     builder.check(body);
 }
 
+/// A device, which walks the tables while they change.
+struct Device<'s> {
+    setup: &'s Setup,
+}
+
+impl Device<'_> {
+    /// What the walk finds: each word is read once, and the next one is where it says. Words that nobody wrote for it
+    /// lead to where no table is, or to another page than the mapping's.
+    fn finds(&self, iova: u64) -> bool {
+        const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+        let memory = &self.setup.memory;
+        let mut at = self.setup.table.root().raw();
+        for shift in [30, 21, 12] {
+            let page = memory.number(HostPhys::new(at & ADDRESS));
+            let page = page.unwrap_or_else(|| panic!("the walk went astray at {at:#x}"));
+            let index = usize::try_from((iova >> shift) & 0x1ff).expect("nine bits");
+            let word = memory.pages[page][index].load(Ordering::Acquire);
+            if word & 3 == 0 {
+                return false;
+            }
+            let leaf = shift == 12 || word & 1 << 7 != 0;
+            if leaf {
+                let inside = iova & ((1 << shift) - 1);
+                assert_eq!((word & ADDRESS & !((1 << shift) - 1)) + inside, phys(iova));
+                return true;
+            }
+            at = word;
+        }
+        unreachable!("the last entry is a leaf")
+    }
+
+    /// A walk that the unit waits for when it confirms an invalidation.
+    fn finds_before(&self, drain: &Mutex<()>, iova: u64) -> bool {
+        let _in_flight = drain.lock().expect("no panic inside");
+        self.finds(iova)
+    }
+}
+
+/// Runs a caller, and a device at the same time. The device is the other thread: it has seen none of the junk that was
+/// there before, so every word that it reads too early can be junk.
+fn with_device(setup: &Arc<Setup>, device: impl FnOnce(&Device<'_>) + Send + 'static, caller: impl FnOnce(&Setup)) {
+    both(setup, |setup| device(&Device { setup }), caller);
+}
+
 /// Runs two callers at the same time.
 fn both(setup: &Arc<Setup>, other: impl FnOnce(&Setup) + Send + 'static, this: impl FnOnce(&Setup)) {
     let theirs = Arc::clone(setup);
@@ -346,5 +391,118 @@ fn a_position_in_a_table_that_went_is_forgotten() {
         }
         other.join().expect("no panic");
         assert!(!setup.leads(SIZE_2M), "and not in somebody else's");
+    });
+}
+
+#[test]
+fn a_device_finds_nothing_or_the_whole_way() {
+    check(|| {
+        let setup = Arc::new(Setup::new(4, SMALL));
+        with_device(
+            &setup,
+            |device| {
+                if device.finds(0) {
+                    assert!(device.finds(0), "it stays");
+                }
+                assert!(!device.finds(PAGE_SIZE));
+            },
+            |setup| setup.map(0, PAGE_SIZE),
+        );
+        assert!(Device { setup: &setup }.finds(0));
+    });
+}
+
+#[test]
+fn a_device_finds_nothing_unwritten_in_tables_that_were_built_apart() {
+    // A leaf table that is linked in when it is full, below a table that others see.
+    check(|| {
+        let setup = Arc::new(Setup::new(5, SMALL));
+        setup.map(SIZE_2M, PAGE_SIZE);
+        with_device(
+            &setup,
+            |device| {
+                for iova in [PAGE_SIZE, 0, SIZE_2M] {
+                    device.finds(iova);
+                }
+            },
+            |setup| setup.map(0, SIZE_2M),
+        );
+        let device = Device { setup: &setup };
+        assert!(device.finds(0) && device.finds(SIZE_2M) && !device.finds(SIZE_2M + PAGE_SIZE));
+    });
+}
+
+#[test]
+fn a_device_keeps_its_way_while_two_callers_install_tables() {
+    check(|| {
+        let setup = Arc::new(Setup::new(6, SMALL));
+        let theirs = Arc::clone(&setup);
+        let other = thread::spawn(move || theirs.map(PAGE_SIZE, PAGE_SIZE));
+        with_device(
+            &setup,
+            |device| {
+                let first = device.finds(0);
+                assert!(device.finds(0) || !first, "a mapping that was seen stays");
+            },
+            |setup| setup.map(0, PAGE_SIZE),
+        );
+        other.join().expect("no panic");
+        let device = Device { setup: &setup };
+        assert!(device.finds(0) && device.finds(PAGE_SIZE));
+    });
+}
+
+#[test]
+fn a_device_walks_no_table_that_was_freed_after_the_drain() {
+    check(|| {
+        let setup = Arc::new(Setup::new(4, SMALL));
+        setup.map(0, SIZE_2M);
+        let drain = Arc::new(Mutex::new(()));
+        let theirs = Arc::clone(&drain);
+        with_device(
+            &setup,
+            move |device| {
+                let first = device.finds_before(&theirs, 0);
+                assert!(
+                    first || !device.finds_before(&theirs, PAGE_SIZE),
+                    "what is gone stays gone"
+                );
+            },
+            |setup| {
+                let unmapped = setup.unmap(0, SIZE_2M, UnmapRules::STRICT);
+                // The invalidation is confirmed when the walks under way have ended.
+                drop(drain.lock().expect("no panic inside"));
+                assert_eq!(unmapped.frames().len(), 1);
+                setup.confirm(unmapped);
+            },
+        );
+        assert!(!Device { setup: &setup }.finds(0));
+    });
+}
+
+#[test]
+fn a_device_sees_a_superpage_where_a_table_was() {
+    check(|| {
+        let setup = Arc::new(Setup::new(4, LARGE));
+        setup.map(0, PAGE_SIZE);
+        setup.confirm(setup.unmap(0, PAGE_SIZE, UnmapRules::STRICT));
+        let drain = Arc::new(Mutex::new(()));
+        let theirs = Arc::clone(&drain);
+        with_device(
+            &setup,
+            move |device| {
+                device.finds_before(&theirs, PAGE_SIZE);
+            },
+            |setup| {
+                let pruned = setup.table.prune(&setup.memory, range(0, SIZE_2M));
+                let pruned = pruned.expect("an own range");
+                drop(drain.lock().expect("no panic inside"));
+                setup.confirm(pruned);
+                setup.map(0, SIZE_2M);
+            },
+        );
+        let device = Device { setup: &setup };
+        assert!(device.finds(0) && device.finds(2 * PAGE_SIZE));
+        assert_eq!(setup.memory.in_use(), 2, "no leaf table is left");
     });
 }
