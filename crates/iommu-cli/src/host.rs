@@ -16,6 +16,7 @@ mod snapshot;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+pub(crate) use iommu_host::count;
 use iommu_host::{Machine, OpenError};
 use serde_json::Value;
 
@@ -199,11 +200,6 @@ pub(crate) fn notes(machine: &Machine) -> String {
         ));
     }
     text
-}
-
-/// `1 group`, `2 groups`.
-pub(crate) fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ fn explain_ends_with_1_when_the_kernel_has_two_together_against_its_rules() {
         std::os::unix::fs::symlink("../../../../kernel/iommu_groups/4", at).expect("writable");
     });
     ends_with("explain-2", &["explain", "00:"], 2, as_it_is);
+    ends_with("explain-same", &["explain", "eth0", "03:00.0"], 2, as_it_is);
 }
 
 #[test]
@@ -103,6 +104,8 @@ fn faults_end_with_1_where_there_are_some() {
     ends_with("faults-1", &["faults"], 1, as_it_is);
     ends_with("faults-2", &["faults", "-d", "rubbish"], 2, as_it_is);
     ends_with("faults-3", &["faults"], 3, |machine| machine.remove(LOG));
+    // What `dmesg` writes where it may not read the log is no clean bill.
+    ends_with("faults-empty", &["faults", "/dev/null"], 3, as_it_is);
 }
 
 #[test]
@@ -181,6 +184,16 @@ fn a_snapshot_says_the_same_as_the_machine_and_is_private() {
         assert_eq!(code(&live), code(&kept), "{command:?}");
         assert_eq!(json(&live), json(&kept), "{command:?}");
     }
+    assert_eq!(json(&taken)["cut"], 0, "root sees all of configuration space");
+    machine.put(CONFIG, &std::fs::read(machine.at(CONFIG)).expect("there")[..64]);
+    let cut = iommu(&[
+        "snapshot",
+        "--root",
+        root,
+        machine.at("cut.tar").to_str().expect("plain"),
+    ]);
+    let text = String::from_utf8_lossy(&cut.stdout).into_owned();
+    assert!(text.contains("of 1 function is cut to its first 64 bytes"), "{text}");
     // One that was taken in full is scrubbed later.
     let scrubbed = machine.at("scrubbed.tar");
     let other = scrubbed.to_str().expect("a plain path");

@@ -69,6 +69,31 @@ pub enum Lack {
     Unknown,
 }
 
+impl Lack {
+    /// A stable name of the kind, for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Conventional => "conventional",
+            Self::Kind(_) => "kind",
+            Self::NoCapability => "no-capability",
+            Self::Off(_) => "off",
+            Self::EgressControl => "egress-control",
+            Self::Quirk(_) => "quirk",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// The controls that exist and are off, if that is what it lacks.
+    #[must_use]
+    pub const fn missing(&self) -> Option<AcsBits> {
+        match self {
+            Self::Off(bits) => Some(*bits),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -105,6 +105,68 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// A stable name of the kind, for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::SharedAlias { .. } => "shared-alias",
+            Self::Upstream { .. } => "upstream",
+            Self::Port { .. } => "port",
+            Self::SharedBus { .. } => "shared-bus",
+            Self::SwitchPeers { .. } => "switch-peers",
+            Self::SwitchMember { .. } => "switch-member",
+            Self::SwitchUpstream { .. } => "switch-upstream",
+            Self::Slot { .. } => "slot",
+            Self::SlotOfAlias { .. } => "slot-of-alias",
+            Self::Below => "below",
+            Self::Contested => "contested",
+            Self::UnknownRequester { .. } => "unknown-requester",
+            Self::NoWayUp { .. } => "no-way-up",
+        }
+    }
+
+    /// What the port or function lacks, if that is the reason.
+    #[must_use]
+    pub const fn lack(&self) -> Option<Lack> {
+        match self {
+            Self::Upstream { lack, .. }
+            | Self::Port { lack }
+            | Self::SwitchPeers { lack, .. }
+            | Self::Slot { lack, .. } => Some(*lack),
+            Self::SharedAlias { .. }
+            | Self::SharedBus { .. }
+            | Self::SwitchMember { .. }
+            | Self::SwitchUpstream { .. }
+            | Self::SlotOfAlias { .. }
+            | Self::Below
+            | Self::Contested
+            | Self::UnknownRequester { .. }
+            | Self::NoWayUp { .. } => None,
+        }
+    }
+}
+
+impl Hop {
+    /// The port, bridge or function that the reason speaks about, where it is one.
+    #[must_use]
+    pub const fn at(&self) -> Option<Bdf> {
+        match self.reason {
+            Reason::Upstream { port, .. } | Reason::SwitchPeers { port, .. } | Reason::SwitchUpstream { port } => {
+                Some(port)
+            }
+            Reason::Port { .. } | Reason::Below => Some(self.to),
+            Reason::SharedBus { bridge } => Some(bridge),
+            Reason::SwitchMember { function } | Reason::Slot { function, .. } => Some(function),
+            Reason::SlotOfAlias { alias } => Some(alias),
+            Reason::SharedAlias { .. }
+            | Reason::Contested
+            | Reason::UnknownRequester { .. }
+            | Reason::NoWayUp { .. } => None,
+        }
+    }
+}
+
 /// One step of a reason chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {

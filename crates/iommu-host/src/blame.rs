@@ -3,6 +3,7 @@
 use std::fmt;
 
 use acpi_dmar::Dmar;
+use acpi_dmar::lint::MemoryKind;
 use iommu_groups::{Topology, pci};
 use iommu_types::{AddrRange, Bdf, HostPhys, Segment, SourceId};
 use vtd_spec::fault::FaultReason;
@@ -54,6 +55,8 @@ pub enum AddressKind {
     OwnReserved(AddrRange<HostPhys>),
     /// In a reserved region of other devices, or of devices that are not known.
     OtherReserved(AddrRange<HostPhys>),
+    /// In memory that the firmware keeps for itself, and for which it names no device.
+    FirmwareMemory(AddrRange<HostPhys>),
     /// Where interrupts are written to.
     InterruptRange,
     /// In the first 64 KiB.
@@ -211,7 +214,14 @@ fn address_kind(machine: &Machine, topology: &Topology, suspect: Bdf, address: u
     if (BELOW_FOUR_GIB.0..=BELOW_FOUR_GIB.1).contains(&address) {
         return AddressKind::BelowFourGiB;
     }
-    AddressKind::Ordinary
+    // Behind the window just below 4 GiB, where addresses of the kernel's choice and the firmware's flash coincide.
+    let map = machine.platform.memory.known().into_iter().flatten();
+    let kept = map
+        .filter(|region| region.kind == MemoryKind::Reserved)
+        .find(|region| region.range.contains(at));
+    kept.map_or(AddressKind::Ordinary, |region| {
+        AddressKind::FirmwareMemory(region.range)
+    })
 }
 
 /// Reasons that say: the requester has no entry at all.
@@ -231,6 +241,7 @@ fn verdict(culprit: Culprit, address: AddressKind, reason: Option<FaultReason>) 
         (_, AddressKind::OwnReserved(_) | AddressKind::OtherReserved(_)) => Verdict::Firmware,
         (Culprit::Alias(_) | Culprit::SameSlot(_), _) => Verdict::Alias,
         (_, AddressKind::NearZero | AddressKind::BeyondWidth) => Verdict::Driver,
+        (_, AddressKind::FirmwareMemory(_)) => Verdict::Firmware,
         _ if no_entry => Verdict::Unclear,
         (_, AddressKind::BelowFourGiB) => Verdict::UseAfterUnmap,
         _ => Verdict::Unclear,
@@ -252,6 +263,11 @@ impl fmt::Display for AddressKind {
                 f.write_str("in the reserved region ")?;
                 range(f, region)?;
                 f.write_str(", which the firmware does not name this device for, as far as is known")
+            }
+            Self::FirmwareMemory(region) => {
+                f.write_str("in memory that the firmware keeps, ")?;
+                range(f, region)?;
+                f.write_str(", and names no device for: traffic of firmware or of a management engine that it does not declare")
             }
             Self::InterruptRange => f.write_str("in the range of interrupts: an interrupt that is sent as plain memory access"),
             Self::NearZero => f.write_str("close to 0: most likely a pointer that was never set"),
@@ -310,10 +326,10 @@ impl Blame {
     #[must_use]
     pub const fn verdict_text(&self) -> &'static str {
         match self.verdict {
-            Verdict::Firmware => "the firmware, most likely",
-            Verdict::Driver => "the driver, most likely",
+            Verdict::Firmware => "the firmware",
+            Verdict::Driver => "the driver",
             Verdict::Alias => "the device uses a requester ID besides its own",
-            Verdict::UseAfterUnmap => "a mapping was used after it was removed, most likely",
+            Verdict::UseAfterUnmap => "a mapping was used after it was removed",
             Verdict::Interrupts => "interrupts are not set up as the unit wants them",
             Verdict::Unclear => "it cannot be told from this alone",
         }
@@ -380,6 +396,29 @@ mod tests {
             ask("DMAR: [DMA Read] Request device [00:16.7] fault addr 9cdff000 [fault reason 02] x\n")[0].culprit,
             Culprit::Unknown
         );
+    }
+
+    #[test]
+    fn memory_that_the_firmware_keeps_is_told_from_addresses_of_the_kernel() {
+        let map = "BIOS-e820: [mem 0x0000000000000000-0x000000000009ffff] usable\n\
+            BIOS-e820: [mem 0x000000009cdff000-0x000000009cffffff] reserved\n\
+            BIOS-e820: [mem 0x00000000ff000000-0x00000000ffffffff] reserved\n";
+        let fault = |requester: &str, address: &str| {
+            format!(
+                "DMAR: [DMA Read NO_PASID] Request device [{requester}] fault addr {address} [fault reason 0x06] x\n"
+            )
+        };
+        let text = format!(
+            "00:16.0 0780: 8086:9cba\n\n{map}{}{}{}",
+            fault("00:16.0", "0x9cdff000"),
+            fault("00:16.7", "0x9cdff000"),
+            fault("00:16.0", "0xffffd000"),
+        );
+        let found = ask(&text);
+        assert!(matches!(found[0].address, AddressKind::FirmwareMemory(_)));
+        assert_eq!(found[0].verdict, Verdict::Firmware);
+        assert_eq!(found[1].verdict, Verdict::Alias, "who asks says more than where");
+        assert_eq!(found[2].address, AddressKind::BelowFourGiB);
     }
 
     #[test]

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use acpi_dmar::{Applies, Dmar};
+use acpi_dmar::{Applies, Dmar, Owner};
 use iommu_groups::{Groups, Presence, Topology, pci};
-use iommu_types::Bdf;
+use iommu_types::{Bdf, HostPhys};
 
 use crate::buses::Buses;
 use crate::caps;
 use crate::doctor;
-use crate::item::{Answer, Item};
+use crate::item::{self, Answer, Item};
 use crate::knowledge::Knowledge;
-use crate::machine::Machine;
+use crate::machine::{Machine, Unit};
 
 /// The driver that takes a device and does nothing with it.
 pub(crate) const STUB: &str = "pci-stub";
@@ -47,7 +47,7 @@ pub fn check(machine: &Machine, topology: &Topology, groups: &Groups, chosen: &[
     items.push(doctor::interrupts(machine));
     items.extend(vital(machine, topology, &members));
     items.push(reset(machine, topology, chosen));
-    items.push(width(machine, plan));
+    items.extend(width(machine, topology, chosen, plan));
     items.extend(memory_lock(plan));
     // Where the kernel's groups are not those of the hardware, nothing above can be trusted.
     items.extend(doctor::taints(machine));
@@ -96,7 +96,7 @@ fn endpoints(topology: &Topology, chosen: &[Bdf]) -> Item {
             "endpoints",
             QUESTION,
             Answer::Yes,
-            format!("{} functions", chosen.len()),
+            item::count(chosen.len(), "function"),
         )
     } else {
         Item::hard(
@@ -171,7 +171,11 @@ fn viable(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BTre
         VIABLE,
         QUESTION,
         Answer::Yes,
-        format!("{others} others, none in the way"),
+        match others {
+            0 => "nothing else is in them".to_owned(),
+            1 => "1 other, which is not in the way".to_owned(),
+            others => format!("{others} others, none in the way"),
+        },
     )
 }
 
@@ -355,7 +359,10 @@ fn vital(machine: &Machine, topology: &Topology, members: &BTreeSet<Bdf>) -> Vec
                 "vital-display",
                 SCREEN,
                 Answer::Yes,
-                format!("{} others remain", displays.len() - taken.len()),
+                match displays.len() - taken.len() {
+                    1 => "1 other remains".to_owned(),
+                    others => format!("{others} others remain"),
+                },
             )
         });
     }
@@ -410,17 +417,36 @@ fn reset(machine: &Machine, topology: &Topology, chosen: &[Bdf]) -> Item {
     }
 }
 
-fn width(machine: &Machine, plan: Plan) -> Item {
+/// Register bases of the units that serve the functions, where the table tells it for all of them.
+fn serving(machine: &Machine, topology: &Topology, chosen: &[Bdf]) -> Option<BTreeSet<HostPhys>> {
+    let table = Dmar::inspect(machine.dmar.known()?).ok()?;
+    let base = |bdf: &Bdf| match table.owner(topology.requester(*bdf)?, &Buses(topology)) {
+        Owner::Unit(index, _) => Some(table.units().nth(index)?.register_base()),
+        _ => None,
+    };
+    chosen.iter().map(base).collect()
+}
+
+fn width(machine: &Machine, topology: &Topology, chosen: &[Bdf], plan: Plan) -> Option<Item> {
     const QUESTION: &str = "do the units' addresses reach far enough?";
-    let bits = machine
-        .units
-        .known()
+    let units = machine.units.known();
+    if units.is_some_and(Vec::is_empty) {
+        // That no unit is in use is said already.
+        return None;
+    }
+    let serving = serving(machine, topology, chosen);
+    let serves = |unit: &&Unit| match (&serving, &unit.address) {
+        (Some(serving), Knowledge::Known(address)) => serving.contains(address),
+        _ => true,
+    };
+    let bits = units
         .into_iter()
         .flatten()
+        .filter(serves)
         .filter_map(|unit| unit.cap.known())
         .filter_map(|cap| caps::address_bits(*cap))
         .min();
-    match (bits, plan.memory) {
+    Some(match (bits, plan.memory) {
         (Some(bits), Some(memory)) if memory.checked_shr(u32::from(bits)).unwrap_or(0) != 0 => Item::hard(
             "width",
             QUESTION,
@@ -436,7 +462,7 @@ fn width(machine: &Machine, plan: Plan) -> Item {
         ),
         (None, _) => Item::soft("width", QUESTION, Answer::Unknown, "the units' registers are not known")
             .advise("read them as root, or from a log with the boot lines"),
-    }
+    })
 }
 
 /// Memory of the guest is locked; BARs and tables need some besides.

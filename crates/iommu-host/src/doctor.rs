@@ -3,7 +3,7 @@
 use acpi_dmar::{Dmar, Owner, Severity, TableFlags};
 
 use crate::buses::Buses;
-use crate::item::{Answer, Item};
+use crate::item::{self, Answer, Item};
 use crate::knowledge::{Knowledge, Obstacle};
 use crate::lint;
 use crate::log::{BootEvent, IrqMode};
@@ -47,6 +47,9 @@ pub struct Diagnosis {
     pub items: Vec<Item>,
 }
 
+/// What offers a guest a remapping unit.
+const GUEST_SETUP: &str = "this machine is a virtual machine: its hypervisor has to give it a virtual IOMMU (QEMU: -machine \
+                           q35,kernel-irqchip=split -device intel-iommu,intremap=on; libvirt: <iommu model='intel'/>)";
 const SETUP: &str = "turn on `VT-d`, `Intel Virtualization Technology for Directed I/O` or `IOMMU` in the firmware's setup; it is often \
                      below Chipset, System Agent or Northbridge, and some machines need `Virtualization` on as well";
 
@@ -55,6 +58,7 @@ const SETUP: &str = "turn on `VT-d`, `Intel Virtualization Technology for Direct
 pub fn examine(machine: &Machine) -> Diagnosis {
     let state = state(machine);
     let mut items = vec![table(machine), in_use(machine, state), interrupts(machine)];
+    items.extend(units_off(machine));
     items.extend(identity(machine));
     items.extend(lint_findings(machine));
     items.extend(coverage(machine));
@@ -77,9 +81,16 @@ fn has_table(machine: &Machine) -> Knowledge<()> {
         Knowledge::Known(_) => Knowledge::Known(()),
         Knowledge::Absent => Knowledge::Absent,
         Knowledge::Unknown(why) => {
-            let said = machine
-                .boot_events()
-                .any(|(_, event)| matches!(event, BootEvent::TableFound { .. } | BootEvent::Drhd { .. }));
+            let said = machine.boot_events().any(|(_, event)| {
+                matches!(
+                    event,
+                    BootEvent::TableFound { .. }
+                        | BootEvent::HostAddressWidth(_)
+                        | BootEvent::Drhd { .. }
+                        | BootEvent::Unit { .. }
+                        | BootEvent::IrqRemapping(_)
+                )
+            });
             if said {
                 Knowledge::Known(())
             } else if log_is_whole(machine) {
@@ -125,7 +136,13 @@ fn table(machine: &Machine) -> Item {
             Answer::No,
             "there is none, but the kernel has groups by other means",
         ),
-        Knowledge::Absent => Item::hard("table", QUESTION, Answer::No, "there is none").advise(SETUP),
+        Knowledge::Absent => Item::hard("table", QUESTION, Answer::No, "there is none").advise(
+            if machine.platform.is_guest == Knowledge::Known(true) {
+                GUEST_SETUP
+            } else {
+                SETUP
+            },
+        ),
         Knowledge::Unknown(why) => unknown("table", QUESTION, &why),
     }
 }
@@ -145,27 +162,75 @@ fn off_by_command_line(machine: &Machine) -> Option<&str> {
     })
 }
 
+/// The line of the log that says why there are no groups, and what to do about it.
+fn failure(machine: &Machine) -> Option<(String, &'static str)> {
+    const FIRMWARE: &str = "update the firmware; `iommu dmar show` says what is wrong with the table";
+    machine.boot_events().find_map(|(line, event)| {
+        let (words, advice) = match event {
+            BootEvent::ParseFailure => ("the kernel gave the table up".to_owned(), FIRMWARE),
+            BootEvent::FirmwareBug(words) => (words.clone(), FIRMWARE),
+            BootEvent::NoAddressWidth { unit } => (no_width(*unit), WIDTH_ADVICE),
+            BootEvent::DeviceFailed { device, error } => (
+                format!("{device} could not be given to its unit, error {error}"),
+                "a newer kernel may know the machine better; report it with the whole log",
+            ),
+            _ => return None,
+        };
+        Some((format!("line {line} of the log: {words}"), advice))
+    })
+}
+
+fn no_width(unit: u32) -> String {
+    format!("dmar{unit} offers no address width that the kernel can use (CAP.SAGAW)")
+}
+
+const WIDTH_ADVICE: &str = "`iommu caps` decodes its registers; update the firmware, or in a virtual machine give the virtual IOMMU \
+                            another width (QEMU: aw-bits=48)";
+
+/// Units that the kernel found and leaves off: what is behind them is not translated.
+fn units_off(machine: &Machine) -> Option<Item> {
+    const QUESTION: &str = "does the kernel use every unit?";
+    let mut lines = machine.boot_events().filter_map(|(line, event)| match event {
+        BootEvent::NoAddressWidth { unit } => Some((line, no_width(*unit), WIDTH_ADVICE)),
+        BootEvent::GraphicsOff => Some((
+            line,
+            "the unit for graphics is left off, because its model has known defects".to_owned(),
+            "the graphics device can reach all memory and cannot be given away; nothing else is touched",
+        )),
+        _ => None,
+    });
+    let (line, words, advice) = lines.next()?;
+    let more = match lines.count() {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    Some(
+        Item::soft(
+            "units",
+            QUESTION,
+            Answer::No,
+            format!("line {line} of the log: {words}{more}"),
+        )
+        .advise(advice),
+    )
+}
+
 fn in_use(machine: &Machine, state: State) -> Item {
     const QUESTION: &str = "does the kernel use them?";
     match state {
         State::Working => {
             let count = machine.groups.known().map_or(0, std::collections::BTreeMap::len);
-            Item::hard("translation", QUESTION, Answer::Yes, format!("{count} groups"))
+            Item::hard("translation", QUESTION, Answer::Yes, item::count(count, "group"))
         }
         State::InitFailed | State::KernelOff => {
-            let failure = machine.boot_events().find_map(|(line, event)| match event {
-                BootEvent::ParseFailure => Some(format!("line {line} of the log: the kernel gave the table up")),
-                BootEvent::FirmwareBug(words) => Some(format!("line {line} of the log: {words}")),
-                _ => None,
-            });
+            let failure = failure(machine);
             let mut item = Item::hard("translation", QUESTION, Answer::No, "there are no groups");
             if let Some(word) = off_by_command_line(machine) {
                 item.detail = format!("there are no groups, and the command line has {word}");
                 item.advice = Some(format!("remove {word} from the kernel's command line"));
-            } else if let Some(failure) = failure {
-                item.detail = failure;
-                item.advice =
-                    Some("update the firmware; `iommu dmar show` says what is wrong with the table".to_owned());
+            } else if let Some((words, advice)) = failure {
+                item.detail = words;
+                item.advice = Some(advice.to_owned());
             } else {
                 item.advice = Some(
                     "add intel_iommu=on to the kernel's command line, and check that the kernel has CONFIG_INTEL_IOMMU"
@@ -174,7 +239,8 @@ fn in_use(machine: &Machine, state: State) -> Item {
             }
             item
         }
-        State::FirmwareOff => Item::hard("translation", QUESTION, Answer::No, "there are none to use").advise(SETUP),
+        // What to do stands with the table.
+        State::FirmwareOff => Item::hard("translation", QUESTION, Answer::No, "there are none to use"),
         State::Unknown => match (&machine.groups, &machine.dmar) {
             (Knowledge::Unknown(why), _) => unknown("translation", QUESTION, why),
             (_, Knowledge::Unknown(why)) => {
@@ -277,7 +343,12 @@ fn identity(machine: &Machine) -> Option<Item> {
                 "identity",
                 QUESTION,
                 Answer::No,
-                format!("{} of {} groups see all memory as it is: {}", identity.len(), groups.len(), shown.join(" ")),
+                format!(
+                    "not of {} of {}: {}",
+                    identity.len(),
+                    item::count(groups.len(), "group"),
+                    shown.join(" ")
+                ),
             )
             .advise(
                 "their devices can reach all of the host's memory; remove iommu=pt or iommu.passthrough=1 if that is not wanted",
@@ -286,7 +357,15 @@ fn identity(machine: &Machine) -> Option<Item> {
     }
     let known = kinds.iter().filter(|(_, kind)| kind.is_some()).count();
     Some(if known == kinds.len() {
-        Item::soft("identity", QUESTION, Answer::Yes, format!("all {known} groups"))
+        Item::soft(
+            "identity",
+            QUESTION,
+            Answer::Yes,
+            match known {
+                1 => "of the only one".to_owned(),
+                groups => format!("all {groups} groups"),
+            },
+        )
     } else {
         Item::soft(
             "identity",
@@ -312,7 +391,7 @@ fn lint_findings(machine: &Machine) -> Option<Item> {
         .iter()
         .filter(|finding| finding.severity == Severity::Warning)
         .count();
-    let detail = format!("{errors} errors, {warnings} warnings");
+    let detail = format!("{}, {}", item::count(errors, "error"), item::count(warnings, "warning"));
     Some(if errors > 0 {
         Item::soft("lint", QUESTION, Answer::No, detail).advise("`iommu dmar show` lists them with advice")
     } else {
@@ -345,8 +424,12 @@ fn coverage(machine: &Machine) -> Option<Item> {
             QUESTION,
             Answer::Unknown,
             format!(
-                "not known what {} functions are behind: {}",
-                open.len(),
+                "not known what {} behind: {}",
+                if open.len() == 1 {
+                    "1 function is".to_owned()
+                } else {
+                    format!("{} functions are", open.len())
+                },
                 open.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(" ")
             ),
         )
@@ -356,7 +439,7 @@ fn coverage(machine: &Machine) -> Option<Item> {
             "coverage",
             QUESTION,
             Answer::Yes,
-            format!("{} functions", topology.functions().len()),
+            item::count(topology.functions().len(), "function"),
         )
     } else {
         let shown: Vec<&str> = uncovered.iter().take(8).map(String::as_str).collect();
@@ -364,7 +447,11 @@ fn coverage(machine: &Machine) -> Option<Item> {
             "coverage",
             QUESTION,
             Answer::No,
-            format!("{} are not served: {}", uncovered.len(), shown.join(" ")),
+            format!(
+                "not served: {}: {}",
+                item::count(uncovered.len(), "function"),
+                shown.join(" ")
+            ),
         )
         .advise("their DMA is not remapped: do not give them to guests, and ask the vendor for a complete table")
     })
@@ -463,88 +550,4 @@ fn firmware_complaints(machine: &Machine) -> Option<Item> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::item::overall;
-
-    const BOOT: &str = "[ 0.000000] Linux version 6.1.0 (x)\n[ 0.000000] Command line: ro intel_iommu=on\n";
-    const NIC: &str = "00:01.0 0200: 8086:1533\n\tStatus: Cap-\n";
-
-    fn diagnose(text: &str) -> Diagnosis {
-        examine(&Machine::from_listing(text.as_bytes()))
-    }
-
-    fn item<'a>(diagnosis: &'a Diagnosis, id: &str) -> &'a Item {
-        diagnosis.items.iter().find(|item| item.id == id).expect("asked")
-    }
-
-    #[test]
-    fn a_working_machine_is_judged_by_its_groups_and_its_log() {
-        let text = format!(
-            "{NIC}\tIOMMU group: 1\n\n{BOOT}[ 0.000000] ACPI: DMAR 0x000000006FFFD000 000070 (v01)\n[ 0.000000] DMAR-IR: Enabled IRQ remapping in x2apic mode\n"
-        );
-        let diagnosis = diagnose(&text);
-        assert_eq!(diagnosis.state, State::Working);
-        assert_eq!(item(&diagnosis, "interrupt-remapping").answer, Answer::Yes);
-        assert_eq!(item(&diagnosis, "table").answer, Answer::Yes);
-        assert_eq!(overall(&diagnosis.items), Answer::Yes);
-    }
-
-    #[test]
-    fn the_command_line_alone_proves_nothing() {
-        // It asks for the IOMMU, and nothing else is known.
-        let diagnosis = diagnose(&format!("{NIC}\nBOOT_IMAGE=/vmlinuz intel_iommu=on\n"));
-        assert_eq!(diagnosis.state, State::Unknown);
-        assert_eq!(overall(&diagnosis.items), Answer::Unknown);
-        assert!(
-            diagnosis
-                .items
-                .iter()
-                .filter(|item| item.answer == Answer::Unknown)
-                .all(|item| item.advice.is_some())
-        );
-    }
-
-    fn bare(change: impl FnOnce(&mut Machine)) -> Diagnosis {
-        let mut machine = Machine::from_listing(NIC.as_bytes());
-        machine.groups = Knowledge::Known(std::collections::BTreeMap::new());
-        machine.units = Knowledge::Known(Vec::new());
-        change(&mut machine);
-        examine(&machine)
-    }
-
-    #[test]
-    fn firmware_kernel_and_unknown_are_told_apart() {
-        let off = bare(|machine| machine.dmar = Knowledge::Absent);
-        assert_eq!(
-            (off.state, item(&off, "translation").answer),
-            (State::FirmwareOff, Answer::No)
-        );
-        let kernel = bare(|machine| {
-            machine.dmar = Knowledge::Known(vec![0; 48]);
-            machine.boot_parameters = Knowledge::Known("ro intel_iommu=off".to_owned());
-        });
-        assert_eq!(kernel.state, State::KernelOff);
-        assert!(
-            item(&kernel, "translation")
-                .advice
-                .as_ref()
-                .is_some_and(|advice| advice.contains("intel_iommu=off"))
-        );
-        let hidden = bare(|_| {});
-        assert_eq!(hidden.state, State::Unknown);
-        // That there are no groups is known, whoever is to blame.
-        assert_eq!(item(&hidden, "translation").answer, Answer::No);
-    }
-
-    #[test]
-    fn taints_are_found_and_stand_in_the_way() {
-        let text = format!(
-            "{NIC}\tIOMMU group: 1\n\n{}",
-            BOOT.replace("ro", "pcie_acs_override=downstream")
-        );
-        let diagnosis = diagnose(&text);
-        assert_eq!(item(&diagnosis, "acs-override").answer, Answer::No);
-        assert_eq!(overall(&diagnosis.items), Answer::No);
-    }
-}
+mod tests;

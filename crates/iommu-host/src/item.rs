@@ -68,6 +68,12 @@ impl Item {
     }
 }
 
+/// A number with its word: `1 group`, `2 groups`.
+#[must_use]
+pub fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// The answer to all: *no* if something hard is, else *unknown* if something hard is, else *yes*.
 #[must_use]
 pub fn overall<'a>(items: impl IntoIterator<Item = &'a Item>) -> Answer {

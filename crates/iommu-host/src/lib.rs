@@ -80,7 +80,7 @@ mod vmd;
 
 pub use buses::Buses;
 pub use config::ConfigSpace;
-pub use item::{Answer, Item, overall};
+pub use item::{Answer, Item, count, overall};
 pub use knowledge::{Knowledge, Obstacle};
 pub use machine::{KernelGroup, Machine, OpenError, Origin, PciFunction, ReservedRegion, Unit};
 pub use pci_ids::PciIds;

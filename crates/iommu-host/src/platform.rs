@@ -46,6 +46,8 @@ pub struct Platform {
     pub memory: Knowledge<Vec<MemoryRegion>>,
     /// Physical address bits of the processor.
     pub address_bits: Knowledge<u8>,
+    /// Whether the processor is one of a virtual machine.
+    pub is_guest: Knowledge<bool>,
     /// Full paths of the devices in the ACPI namespace, padded names (`_SB_`) and plain ones (`_SB`).
     pub namespace: Knowledge<Vec<String>>,
 }
@@ -58,19 +60,22 @@ impl Platform {
             hpets: Knowledge::Unknown(why.clone()),
             memory: Knowledge::Unknown(why.clone()),
             address_bits: Knowledge::Unknown(why.clone()),
+            is_guest: Knowledge::Unknown(why.clone()),
             namespace: Knowledge::Unknown(why.clone()),
         }
     }
 
     /// From a live machine, a copy of its folders, or a snapshot.
     pub(crate) fn read(tree: &Tree, log: Option<&Log>) -> Self {
+        let cpuinfo = tree
+            .head(CPUINFO, CPUINFO_HEAD)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
         Self {
             io_apics: acpi_table(tree, "APIC").and_then(|bytes| io_apics(&bytes)),
             hpets: hpets(tree),
             memory: memory(tree, log),
-            address_bits: tree
-                .head(CPUINFO, CPUINFO_HEAD)
-                .and_then(|bytes| address_bits(&String::from_utf8_lossy(&bytes))),
+            address_bits: cpuinfo.clone().and_then(|text| address_bits(&text)),
+            is_guest: cpuinfo.and_then(|text| is_guest(&text)),
             namespace: namespace(tree),
         }
     }
@@ -78,6 +83,9 @@ impl Platform {
     /// From the text of a listing: tables that `acpidump` printed, and the log.
     pub(crate) fn from_text(why: &Obstacle, log: &Log, table: impl Fn(&str) -> Option<Vec<u8>>) -> Self {
         let mut platform = Self::unknown(why);
+        if log.boot().any(|(_, event)| matches!(event, BootEvent::Hypervisor)) {
+            platform.is_guest = Knowledge::Known(true);
+        }
         if let Some(bytes) = table("APIC") {
             platform.io_apics = io_apics(&bytes);
         }
@@ -147,6 +155,17 @@ fn address_bits(cpuinfo: &str) -> Knowledge<u8> {
     bits.map_or(
         Knowledge::Unknown(Obstacle::Malformed(format!("/{CPUINFO}"))),
         Knowledge::Known,
+    )
+}
+
+/// The flag that hypervisors set in CPUID, among those of the first processor.
+fn is_guest(cpuinfo: &str) -> Knowledge<bool> {
+    let flags = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("flags")?.split_once(':'));
+    flags.map_or(
+        Knowledge::Unknown(Obstacle::Malformed(format!("/{CPUINFO}"))),
+        |(_, flags)| Knowledge::Known(flags.split_whitespace().any(|flag| flag == "hypervisor")),
     )
 }
 

@@ -20,6 +20,8 @@ use crate::tree::{Archive, Entry, Missing, Tree, joined};
 pub(crate) const MANIFEST: &str = "portcullis/manifest";
 /// Version of the manifest's form.
 const VERSION: u32 = 1;
+/// Bytes of configuration space that sysfs shows to everybody.
+const HEADER_LEN: usize = 64;
 /// Partitions of one disk, or parts of one array, that are kept.
 const MAX_PARTS: usize = 256;
 /// Missing paths that are taken from one manifest.
@@ -34,6 +36,8 @@ pub struct Snapshot {
     pub files: usize,
     /// Paths that could not be read for lack of rights.
     pub denied: Vec<String>,
+    /// Functions whose configuration space is cut to its header, which is what sysfs shows without rights.
+    pub cut: usize,
 }
 
 /// Files of a PCI function.
@@ -89,6 +93,7 @@ fn take_of(tree: Tree, live: bool, scrub: bool) -> Snapshot {
         archive: Archive::default(),
         missing: Vec::new(),
         denied: Vec::new(),
+        cut: 0,
         files: 0,
         scrub,
         names: scrub::Names::default(),
@@ -109,6 +114,7 @@ fn take_of(tree: Tree, live: bool, scrub: bool) -> Snapshot {
         bytes: tar::write(&taker.archive),
         files: taker.files,
         denied: taker.denied,
+        cut: taker.cut,
     }
 }
 
@@ -133,6 +139,7 @@ struct Taker {
     archive: Archive,
     missing: Vec<(String, Missing)>,
     denied: Vec<String>,
+    cut: usize,
     files: usize,
     scrub: bool,
     /// What network interfaces are called instead, with scrubbing.
@@ -237,6 +244,8 @@ impl Taker {
         for file in FUNCTION_FILES {
             self.file(&format!("{at}/{file}"));
         }
+        let config = self.tree.head(&format!("{at}/config"), HEADER_LEN + 1);
+        self.cut += usize::from(config.known().is_some_and(|bytes| bytes.len() == HEADER_LEN));
         for link in FUNCTION_LINKS {
             self.link(&format!("{at}/{link}"));
         }

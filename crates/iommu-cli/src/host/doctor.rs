@@ -11,7 +11,7 @@ use iommu_types::Bdf;
 use serde_json::{Value, json};
 
 use super::groups::function_json;
-use super::names::{Names, printable, short};
+use super::names::{Names, printable, prose, short};
 use super::select::Filter;
 use super::{Answer, Source, next, notes};
 use crate::exit::{Failure, Verdict};
@@ -212,7 +212,7 @@ pub(crate) fn items_text(items: &[Item]) -> String {
         out.push_str(&format!(
             "{word:7} {}\n        {}\n",
             item.question,
-            style::paragraph(&printable(&item.detail), 8, 8)
+            style::paragraph(&prose(&item.detail), 8, 8)
         ));
         if let Some(advice) = item.advice.as_ref().filter(|_| item.answer != iommu_host::Answer::Yes) {
             out.push_str(&format!(

@@ -8,8 +8,8 @@ use iommu_host::{Buses, Knowledge, Machine};
 use iommu_types::Bdf;
 use serde_json::{Value, json};
 
-use super::groups::{causes, function_json};
-use super::names::{Names, printable, short};
+use super::groups::{cause_json, causes, function_json};
+use super::names::{Names, printable, prose, short};
 use super::select::select_one;
 use super::{Answer, Source, next, notes};
 use crate::exit::{Failure, Verdict};
@@ -51,6 +51,12 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
         }
         Some(other) => {
             let b = select_one(&machine, other)?;
+            if a == b {
+                return Err(Failure::Input(format!(
+                    "{} and {other} are the same function; name two",
+                    options.function
+                )));
+            }
             two(&machine, &names, &topology, &linux, &strict, a, b)
                 .ok_or_else(|| Failure::Measure(format!("{a} or {b} could not be read")))
         }
@@ -85,7 +91,7 @@ pub(crate) fn one(
     bdf: Bdf,
 ) -> Answer {
     let rules = linux.rules();
-    let mut out = format!("{} {}\n", style::title(bdf.to_string()), names.label(machine, bdf));
+    let mut out = format!("{} {}\n", style::title(short(bdf)), names.label(machine, bdf));
     let kernel = machine.functions.get(&bdf).map(|f| &f.group);
     match kernel {
         Some(Knowledge::Known(number)) => out.push_str(&format!("in the kernel's group {number}\n")),
@@ -100,7 +106,7 @@ pub(crate) fn one(
     out.push_str(&heading("the IOMMU sees its requests as"));
     let aliases = topology.aliases(bdf);
     for alias in &aliases {
-        out.push_str(&format!("  {} ({})\n", alias.source, alias.via));
+        out.push_str(&format!("  {} ({})\n", alias.source, prose(&alias.via.to_string())));
     }
     out.push_str(&heading("the way up"));
     let own = topology.get(bdf);
@@ -231,7 +237,14 @@ fn unit(machine: &Machine, topology: &Topology, bdf: Bdf) -> Option<String> {
 fn hops_json(chain: &[iommu_groups::Hop]) -> Vec<Value> {
     chain
         .iter()
-        .map(|hop| json!({"from": hop.from.to_string(), "to": hop.to.to_string(), "because": hop.to_string(), "uncertain": hop.reason.is_uncertain()}))
+        .map(|hop| {
+            let mut value = cause_json(&hop.to_string(), hop);
+            if let Some(object) = value.as_object_mut() {
+                object.insert("from".into(), json!(hop.from.to_string()));
+                object.insert("to".into(), json!(hop.to.to_string()));
+            }
+            value
+        })
         .collect()
 }
 
@@ -261,14 +274,14 @@ pub(crate) fn two(
         Explanation::Together(chain) => {
             out.push_str(&format!("{}\n", style::doubt("together:")));
             for hop in chain {
-                out.push_str(&format!("  {}\n", style::paragraph(&hop.to_string(), 2, 4)));
+                out.push_str(&format!("  {}\n", style::paragraph(&prose(&hop.to_string()), 2, 4)));
                 reasons.push(hop.to_string());
             }
         }
         Explanation::Apart(barriers) => {
             out.push_str(&format!("{}\n", style::good("apart:")));
             for barrier in barriers {
-                out.push_str(&format!("  {}\n", style::paragraph(&barrier.to_string(), 2, 4)));
+                out.push_str(&format!("  {}\n", style::paragraph(&prose(&barrier.to_string()), 2, 4)));
                 reasons.push(barrier.to_string());
             }
         }
@@ -287,7 +300,7 @@ pub(crate) fn two(
             style::doubt("finding:")
         ));
         for hop in chain {
-            out.push_str(&format!("  {}\n", style::paragraph(&hop.to_string(), 2, 4)));
+            out.push_str(&format!("  {}\n", style::paragraph(&prose(&hop.to_string()), 2, 4)));
         }
     }
     out.push_str(&notes(machine));

@@ -56,6 +56,10 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
     let (log, machine) = match &options.log {
         Some(path) => {
             let bytes = read_log(path)?;
+            if bytes.iter().all(u8::is_ascii_whitespace) {
+                // A `dmesg` that may not read the log writes nothing either: that is no clean bill.
+                return Err(Failure::Measure(format!("{}: the log is empty", path.display())));
+            }
             // A log that somebody sent is of another machine than this one; the file may list its functions.
             let machine = match &options.source.root {
                 Some(_) => options.source.open()?,
@@ -273,8 +277,11 @@ fn text(
     out.push('\n');
     if log.suppressed > 0 {
         out.push_str(&format!(
-            "the kernel left out {} more messages: counts are lower bounds\n",
-            log.suppressed
+            "the kernel left out {}: counts are lower bounds\n",
+            match log.suppressed {
+                1 => "1 more message".to_owned(),
+                messages => format!("{messages} more messages"),
+            }
         ));
     }
     for (kind, blamed) in kinds.iter().zip(blamed) {
@@ -305,8 +312,8 @@ fn text(
         }
         if kind.places.len() > SHOWN_ADDRESSES {
             out.push_str(&format!(
-                "           and {} others\n",
-                kind.places.len() - SHOWN_ADDRESSES
+                "           and {}\n",
+                count(kind.places.len() - SHOWN_ADDRESSES, "other")
             ));
         }
         if let Some(blame) = blamed.first() {
@@ -316,15 +323,18 @@ fn text(
         }
     }
     if left_out > 0 {
-        out.push_str(&format!("\nand {left_out} rarer kinds\n"));
+        out.push_str(&format!("\nand {}\n", count(left_out, "rarer kind")));
     }
     for (line, error) in queue {
         out.push_str(&format!("\nline {line}: {}\n", queue_text(*error)));
     }
     if log.unread_count > 0 {
         out.push_str(&format!(
-            "\n{} lines look like faults and could not be decoded:\n",
-            log.unread_count
+            "\n{} and could not be decoded:\n",
+            match log.unread_count {
+                1 => "1 line looks like a fault".to_owned(),
+                lines => format!("{lines} lines look like faults"),
+            }
         ));
         for unread in log.unread.iter().take(SHOWN_UNREAD) {
             out.push_str(&format!(

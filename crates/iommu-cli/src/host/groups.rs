@@ -8,7 +8,7 @@ use iommu_host::{Knowledge, Machine};
 use iommu_types::Bdf;
 use serde_json::{Value, json};
 
-use super::names::{Names, printable, short};
+use super::names::{Names, printable, prose, short};
 use super::select::Filter;
 use super::{Answer, Source, count, next, notes};
 use crate::exit::{Failure, Verdict};
@@ -122,6 +122,7 @@ pub(crate) fn answer(machine: &Machine, names: &Names, view: &View) -> Answer {
     } else {
         ("linux", computed_groups(&linux))
     };
+    let reasons = if source == "strict" { &strict } else { &linux };
     let all = shown.len();
     if let Some(only) = &view.only {
         let only: BTreeSet<Bdf> = only.iter().copied().collect();
@@ -143,7 +144,6 @@ pub(crate) fn answer(machine: &Machine, names: &Names, view: &View) -> Answer {
         if view.tree {
             out.push_str(&tree_text(machine, names, &topology, &shown, view.only.is_some()));
         } else {
-            let reasons = if source == "strict" { &strict } else { &linux };
             out.push_str(&list(machine, names, reasons, &shown));
         }
         if disagreement {
@@ -184,6 +184,7 @@ pub(crate) fn answer(machine: &Machine, names: &Names, view: &View) -> Answer {
                 "uncertain": group.uncertain,
                 "functions": group.functions.iter().map(|bdf| function_json(machine, names, *bdf)).collect::<Vec<_>>(),
                 "others": group.others,
+                "because": named_causes(hops(reasons, group)).iter().map(|(cause, hop)| cause_json(cause, hop)).collect::<Vec<_>>(),
             })).collect::<Vec<_>>(),
             "kernel_disagrees": from_kernel.then_some(disagreement),
             "uncertain": uncertain(&linux),
@@ -345,21 +346,26 @@ fn list(machine: &Machine, names: &Names, reasons: &Groups, shown: &[Shown]) -> 
     out
 }
 
-/// The causes of every hop between members of a group, each once.
-fn why(groups: &Groups, group: &Shown) -> String {
+/// Every hop between members of a group.
+fn hops<'a>(groups: &'a Groups, group: &Shown) -> Vec<&'a Hop> {
     let members: BTreeSet<Bdf> = group.functions.iter().copied().collect();
     let numbers: BTreeSet<usize> = members
         .iter()
         .filter_map(|bdf| groups.of(*bdf))
         .map(|group| group.number)
         .collect();
-    let hops = numbers
+    numbers
         .iter()
         .filter_map(|number| groups.all().get(*number))
         .flat_map(|group| groups.reasons(group))
-        .filter(|hop| members.contains(&hop.from) && members.contains(&hop.to));
+        .filter(|hop| members.contains(&hop.from) && members.contains(&hop.to))
+        .collect()
+}
+
+/// The causes of every hop between members of a group, each once.
+fn why(groups: &Groups, group: &Shown) -> String {
     let mut out = String::new();
-    for cause in causes(hops) {
+    for cause in causes(hops(groups, group)) {
         let cause = style::paragraph(&cause, 12, 12);
         out.push_str(&format!("    {} {cause}\n", style::faint("because")));
     }
@@ -368,6 +374,11 @@ fn why(groups: &Groups, group: &Shown) -> String {
 
 /// What stands behind hops: many functions are often together for one missing capability.
 pub(crate) fn causes<'a>(hops: impl IntoIterator<Item = &'a Hop>) -> Vec<String> {
+    named_causes(hops).into_iter().map(|(cause, _)| prose(&cause)).collect()
+}
+
+/// The same with full names, each with the first hop that it stands behind.
+fn named_causes<'a>(hops: impl IntoIterator<Item = &'a Hop>) -> Vec<(String, &'a Hop)> {
     let mut seen = BTreeSet::new();
     let mut causes = Vec::new();
     for hop in hops {
@@ -383,7 +394,7 @@ pub(crate) fn causes<'a>(hops: impl IntoIterator<Item = &'a Hop>) -> Vec<String>
             _ => hop.to_string(),
         };
         if seen.insert(cause.clone()) {
-            causes.push(cause);
+            causes.push((cause, hop));
         }
     }
     causes
@@ -441,6 +452,19 @@ fn tree_text(machine: &Machine, names: &Names, topology: &Topology, shown: &[Sho
         stack.extend(below);
     }
     out
+}
+
+/// Why functions are together, for programs: the kind of reason, the function that it speaks about, what that lacks.
+pub(crate) fn cause_json(words: &str, hop: &Hop) -> Value {
+    let lack = hop.reason.lack();
+    json!({
+        "because": words,
+        "code": hop.reason.code(),
+        "at": hop.at().map(|bdf| bdf.to_string()),
+        "lacks": lack.map(|lack| lack.code()),
+        "missing_controls": lack.and_then(|lack| lack.missing()).map(|bits| bits.to_string()),
+        "uncertain": hop.reason.is_uncertain(),
+    })
 }
 
 /// A function, for programs.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use iommu_groups::pci::header;
 use iommu_host::{Knowledge, Machine, PciIds};
-use iommu_types::Bdf;
+use iommu_types::{Bdf, SourceId};
 
 use crate::exit::{self, Failure};
 
@@ -120,6 +120,30 @@ pub(crate) fn short(bdf: Bdf) -> String {
     }
 }
 
+/// Words of the libraries, which name functions in full, as people write them: without the domain where that is 0.
+pub(crate) fn prose(text: &str) -> String {
+    const DOMAIN: &str = "0000:";
+    /// Of `00:00.0`.
+    const SHORT: usize = 7;
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(DOMAIN) {
+        let (before, found) = rest.split_at(at);
+        out.push_str(before);
+        let behind = found.get(DOMAIN.len()..).unwrap_or_default();
+        let inside = before.ends_with(|c: char| c.is_ascii_alphanumeric() || c == ':' || c == '/');
+        let is_function = behind
+            .get(..SHORT)
+            .is_some_and(|short| short.parse::<SourceId>().is_ok());
+        if inside || !is_function {
+            out.push_str(DOMAIN);
+        }
+        rest = behind;
+    }
+    out.push_str(rest);
+    printable(&out)
+}
+
 /// Text of somebody else, with nothing in it that a terminal would obey.
 pub(crate) fn printable(text: &str) -> String {
     text.chars()
@@ -130,6 +154,17 @@ pub(crate) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_name_functions_of_domain_0_in_short() {
+        let text = "0000:00:1c.0 and 0001:00:1c.0: on 0000:3b:00.1; bus 0000:3b, 10000:00:1c.0 (0000:01:00.0) 0000:";
+        let short = "00:1c.0 and 0001:00:1c.0: on 3b:00.1; bus 0000:3b, 10000:00:1c.0 (01:00.0) 0000:";
+        assert_eq!(prose(text), short);
+        assert_eq!(
+            prose("/sys/bus/pci/devices/0000:01:00.0/x"),
+            "/sys/bus/pci/devices/0000:01:00.0/x"
+        );
+    }
 
     #[test]
     fn without_a_list_classes_have_names_and_models_numbers() {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::doctor::state_text;
 use super::groups::{function_json, knowledge_json, uncertain};
-use super::names::{Names, printable, short};
+use super::names::{Names, printable, prose, short};
 use super::{Answer, NO_FUNCTION, Source, count, notes};
 use crate::exit::{Failure, Verdict};
 use crate::style;
@@ -117,7 +117,7 @@ pub(crate) fn answer(machine: &Machine, names: &Names, source: &Source) -> Answe
     for item in &bad {
         line(
             "",
-            &format!("{} {} {}", style::bad("no:"), item.question, printable(&item.detail)),
+            &format!("{} {} {}", style::bad("no:"), item.question, prose(&item.detail)),
         );
     }
     line("units", &units_text(machine));

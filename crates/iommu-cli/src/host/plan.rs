@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::doctor::{Guest, items_json, items_text, verdict};
 use super::groups::function_json;
-use super::names::{Names, printable, short};
+use super::names::{Names, printable, prose, short};
 use super::{Answer, Source, next, notes};
 use crate::exit::{Failure, Verdict};
 use crate::style;
@@ -299,7 +299,7 @@ fn script(
             "# {}: {} {}\n",
             item.answer.word(),
             item.question,
-            printable(&item.detail)
+            prose(&item.detail)
         ));
     }
     if !allowed {

@@ -8,11 +8,13 @@ use clap::Args;
 use iommu_host::snapshot::{self, Snapshot};
 use serde_json::json;
 
-use super::Answer;
+use super::{Answer, count};
 use crate::exit::{self, Failure, Verdict};
 
 /// The largest snapshot that is read.
 const LARGEST_SNAPSHOT: u64 = 128 << 20;
+/// Paths that are missing and are shown.
+const SHOWN_PATHS: usize = 3;
 /// Grows when a key changes its meaning.
 const SCHEMA: u32 = 1;
 
@@ -61,9 +63,9 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
         .map_err(failed)?;
     file.write_all(&taken.bytes).map_err(failed)?;
     let mut text = format!(
-        "{}: {} files, {} bytes{}\n",
+        "{}: {}, {} bytes{}\n",
         options.file.display(),
-        taken.files,
+        count(taken.files, "file"),
         taken.bytes.len(),
         if options.scrub {
             "; look through it before you publish it"
@@ -72,10 +74,24 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
         }
     );
     if !taken.denied.is_empty() {
+        let shown = taken
+            .denied
+            .iter()
+            .take(SHOWN_PATHS)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(", ");
         text.push_str(&format!(
-            "{} paths may only be read by root and are missing: {} …\n",
-            taken.denied.len(),
-            taken.denied.iter().take(3).cloned().collect::<Vec<_>>().join(", ")
+            "{} may only be read by root: missing {} {shown}{}\n",
+            count(taken.denied.len(), "path"),
+            if taken.denied.len() == 1 { "is" } else { "are" },
+            if taken.denied.len() > SHOWN_PATHS { ", …" } else { "" }
+        ));
+    }
+    if taken.cut > 0 {
+        text.push_str(&format!(
+            "configuration space of {} is cut to its first 64 bytes, without capabilities: take the snapshot as root\n",
+            count(taken.cut, "function")
         ));
     }
     Ok(Answer {
@@ -87,6 +103,7 @@ pub(crate) fn run(options: &Options) -> Result<Answer, Failure> {
             "bytes": taken.bytes.len(),
             "scrubbed": options.scrub,
             "denied": taken.denied,
+            "cut": taken.cut,
         }),
         verdict: Ok(Verdict::Yes),
     })

@@ -1,5 +1,6 @@
 use iommu_groups::{Rules, group};
 use iommu_host::{Machine, log};
+use serde_json::json;
 
 use super::names::Names;
 use super::select::{select, select_one};
@@ -110,7 +111,7 @@ fn groups_show_members_drivers_and_reasons() {
         "4 functions in 3 groups, as the running kernel has them",
         "Group 0",
         "driver igb",
-        "because 0000:00:01.0 does not isolate what is below it",
+        "because 00:01.0 does not isolate what is below it",
     ] {
         assert!(answer.text.contains(part), "{part}\n{}", answer.text);
     }
@@ -118,6 +119,25 @@ fn groups_show_members_drivers_and_reasons() {
     assert_eq!(answer.json["schema"], 1);
     assert_eq!(answer.json["groups"].as_array().map(Vec::len), Some(3));
     assert_eq!(answer.json["groups"][2]["functions"][0]["driver"], "nvme");
+    // Programs get the reason in parts, and addresses in full.
+    let because = answer.json["groups"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .flat_map(|group| group["because"].as_array());
+    let because: Vec<_> = because.flatten().collect();
+    assert!(!because.is_empty());
+    for cause in because {
+        assert_eq!(
+            (&cause["at"], &cause["lacks"]),
+            (&json!("0000:00:01.0"), &json!("no-capability")),
+            "{cause}"
+        );
+        assert!(
+            ["upstream", "port"].contains(&cause["code"].as_str().unwrap_or_default()),
+            "{cause}"
+        );
+    }
 }
 
 #[test]
@@ -318,7 +338,7 @@ fn check_refuses_a_group_that_is_in_use() {
     ));
     assert!(is_findings(&answer));
     assert!(answer.text.contains("cannot be given to a guest as it is"));
-    assert!(answer.text.contains("0000:01:00.0 (igb)"), "{}", answer.text);
+    assert!(answer.text.contains(" 01:00.0 (igb)"), "{}", answer.text);
 }
 
 /// Real listings are not in the repository: `PORTCULLIS_SAMPLES` names the folder that has them.

@@ -22,6 +22,8 @@ pub enum BootEvent {
     Version(String),
     /// `Command line: …`
     CommandLine(String),
+    /// `Hypervisor detected: …`: the kernel runs in a virtual machine.
+    Hypervisor,
     /// `ACPI: DMAR 0x…`: the table exists; its length in bytes.
     TableFound {
         /// Length in bytes.
@@ -138,6 +140,18 @@ pub enum BootEvent {
     },
     /// A unit for graphics is left off.
     GraphicsOff,
+    /// A unit offers no address width that the kernel can use: it is left off.
+    NoAddressWidth {
+        /// Number of the unit.
+        unit: u32,
+    },
+    /// A device could not be given to its unit.
+    DeviceFailed {
+        /// The device.
+        device: String,
+        /// The error number, without its sign.
+        error: u32,
+    },
     /// Translation or remapping was on when the kernel started.
     LeftOn {
         /// Number of the unit.
@@ -174,8 +188,10 @@ pub(super) fn read_boot(text: &str) -> Option<BootEvent> {
         "dmar",
         "iommu",
         "IOMMU",
+        "No supported address widths",
         "x2apic",
         "Linux version",
+        "Hypervisor detected",
         "ommand line:",
         "ACS",
         "vmd ",
@@ -195,6 +211,9 @@ pub(super) fn read_boot(text: &str) -> Option<BootEvent> {
 fn kernel(text: &str) -> Option<BootEvent> {
     if let Some(version) = text.strip_prefix("Linux version ") {
         return Some(BootEvent::Version(version.to_owned()));
+    }
+    if text.starts_with("Hypervisor detected: ") {
+        return Some(BootEvent::Hypervisor);
     }
     let line = text
         .strip_prefix("Kernel command line: ")
@@ -317,6 +336,10 @@ fn state(text: &str) -> Option<BootEvent> {
         BootEvent::CopiedTable {
             unit: at.decimal().and_then(fit)?,
         }
+    } else if let Some((before, _)) = text.split_once(": No supported address widths") {
+        BootEvent::NoAddressWidth {
+            unit: before.rsplit("dmar").next()?.parse().ok()?,
+        }
     } else if let Some(at) = Cursor::after(text, "[Firmware Bug]: ")
         && (text.contains("DMAR") || text.contains("RMRR") || at.0.contains("DRHD"))
     {
@@ -345,6 +368,11 @@ fn device(text: &str) -> Option<BootEvent> {
         let error = at.decimal().and_then(fit)?;
         let device = name_before(text, ": Failed to add")?;
         return Some(BootEvent::GroupFailed { device, error });
+    }
+    if let Some(mut at) = Cursor::after(text, ": Adding to IOMMU failed: -") {
+        let error = at.decimal().and_then(fit)?;
+        let device = name_before(text, ": Adding to IOMMU")?;
+        return Some(BootEvent::DeviceFailed { device, error });
     }
     if let Some(mut at) = Cursor::after(text, "DMAR: Setting identity map [") {
         let base = at.hex()?;

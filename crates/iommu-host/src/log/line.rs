@@ -28,7 +28,10 @@ pub(super) struct Line<'a> {
 
 /// All lines of `bytes`.
 pub(super) fn clean_lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
-    bytes.split(|byte| *byte == b'\n').enumerate().map(|(index, line)| {
+    // What follows the last newline is a line only if there is something.
+    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let lines = bytes.split(|byte| *byte == b'\n').enumerate();
+    lines.filter(|_| !bytes.is_empty()).map(|(index, line)| {
         let line = line.get(..MAX_LINE).unwrap_or(line);
         let text = clean(line);
         let (stamp, start) = find_stamp(&text);
@@ -75,13 +78,41 @@ fn find_stamp(text: &str) -> (Option<Stamp>, usize) {
             {
                 start += rest.len() - trimmed.len() + thread.len() + 2;
             }
-            return (Some(stamp), start);
+            // `journalctl -o short-monotonic` names host and sender behind the stamp.
+            let behind = text.get(start..).unwrap_or_default();
+            return (Some(stamp), start + sender(behind, 2).unwrap_or(0));
         }
         from = close + 1;
     }
     // Without a stamp, a syslog prefix still ends in `kernel:`.
-    let start = text.find(" kernel: ").map_or(0, |at| at + " kernel: ".len());
+    let start = sender(text, usize::MAX).or_else(|| date(text)).unwrap_or(0);
     (None, start)
+}
+
+/// Where the text behind `kernel: ` starts, if that is among the first `words`.
+fn sender(text: &str, words: usize) -> Option<usize> {
+    const KERNEL: &str = " kernel: ";
+    let at = text.find(KERNEL)?;
+    let before = text.get(..at)?;
+    (before.split_whitespace().count() < words).then_some(at + KERNEL.len())
+}
+
+/// Where the text behind a time for people starts: `[Sun Nov 22 07:50:24 2026]` (`dmesg -T`), `[Nov22 07:50]` and
+/// `[  +0.000003]` (`dmesg -H`), `2026-11-22T07:50:24,123456+00:00` (`dmesg --time-format iso`).
+fn date(text: &str) -> Option<usize> {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    if let Some(rest) = text.strip_prefix('[') {
+        let (inside, _) = rest.split_once(']')?;
+        let since = inside.trim().strip_prefix('+').and_then(parse_stamp);
+        let is_date = inside.contains(':') && MONTHS.iter().any(|month| inside.contains(month));
+        return (since.is_some() || is_date).then_some(inside.len() + 2);
+    }
+    let (first, _) = text.split_once(' ')?;
+    let shape = |at: usize, c: u8| first.as_bytes().get(at) == Some(&c);
+    let is_iso = shape(4, b'-') && shape(7, b'-') && shape(10, b'T') && shape(13, b':') && shape(16, b':');
+    is_iso.then_some(first.len())
 }
 
 fn parse_stamp(text: &str) -> Option<Stamp> {
@@ -125,6 +156,37 @@ mod tests {
             (None, "DMAR: [fault reason 06] x".to_owned())
         );
         assert_eq!(plain.0.expect("set").to_string(), "278.999480");
+    }
+
+    #[test]
+    fn times_for_people_are_taken_off_like_stamps() {
+        for prefix in [
+            "[Sun Nov 22 07:50:24 2026] ",
+            "[Nov22 07:50] ",
+            "[  +0.000003] ",
+            "2026-11-22T07:50:24,123456+00:00 ",
+            "2026-11-22T07:50:24+0000 host kernel: ",
+        ] {
+            let line = format!("{prefix}pci 0000:03:00.0: hello");
+            assert_eq!(one(line.as_bytes()), (None, "pci 0000:03:00.0: hello".to_owned()));
+        }
+        let monotonic = one(b"[    1.000000] host kernel: DMAR: hello");
+        assert_eq!(monotonic, (Some(Stamp(1_000_000)), "DMAR: hello".to_owned()));
+        // What only looks like one is text.
+        for line in ["[fault reason 06] x", "[03:00.1] fault addr 0", "[May be] x", "a-b-c d"] {
+            assert_eq!(one(line.as_bytes()), (None, line.to_owned()));
+        }
+        let speaker = one(b"[    1.000000] systemd[1]: said: the kernel: x").1;
+        assert_eq!(speaker, "systemd[1]: said: the kernel: x");
+    }
+
+    #[test]
+    fn lines_are_those_that_an_editor_counts() {
+        let count = |text: &str| clean_lines(text.as_bytes()).count();
+        assert_eq!(
+            [count(""), count("a"), count("a\n"), count("a\n\n"), count("a\nb")],
+            [0, 1, 1, 2, 2]
+        );
     }
 
     #[test]

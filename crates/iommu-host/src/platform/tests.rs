@@ -22,6 +22,17 @@ fn io_apics_are_found_among_other_entries_and_broken_lists_are_unknown() {
 }
 
 #[test]
+fn the_flag_of_hypervisors_is_read_and_its_lack_is_no_answer_without_flags() {
+    let flags = |more: &str| format!("processor\t: 0\nflags\t\t: fpu vme{more} sse\n");
+    assert_eq!(is_guest(&flags(" hypervisor")), Knowledge::Known(true));
+    assert_eq!(is_guest(&flags(" hypervisors")), Knowledge::Known(false));
+    assert!(is_guest("processor\t: 0\n").is_unknown());
+    let log = crate::log::read(b"[    0.000000] Hypervisor detected: KVM\n");
+    let platform = Platform::from_text(&Obstacle::NotShown("x"), &log, |_| None);
+    assert_eq!(platform.is_guest, Knowledge::Known(true));
+}
+
+#[test]
 fn memory_comes_from_iomem_with_what_is_inside_something() {
     let text = "00000000-00000fff : Reserved\n00001000-0009ffff : System RAM\n  00002000-00002fff : Reserved\n\
         7b000000-7b7fffff : ACPI Non-volatile Storage\n7b800000-7fffffff : Reserved\n  7c000000-7fffffff : Graphics Stolen Memory\n\
