@@ -53,6 +53,13 @@
 //! # }
 //! ```
 //!
+//! # What the guest needs
+//!
+//! * The DMAR table with the address that the guest's firmware gives the unit's BAR, which depends on what else is plugged in.
+//!   [`qemu::Launch::learn`] finds it in a short start; [`Server::machine`] tells it while a guest runs ([`Machine::unit_base`]).
+//! * For Linux the words `intel_iommu=on intremap=off`: while it looks for interrupt remapping, it claims the unit's registers
+//!   before PCI does, and the BAR is moved away.
+//!
 //! # What it does not do
 //!
 //! * Interrupt remapping: the client delivers interrupts, so the unit should not offer it.
