@@ -349,4 +349,96 @@ mod tests {
             assert!(matches!(error(bad), ConfigError::Placement { block: b, .. } if b == block));
         }
     }
+
+    #[test]
+    fn each_feature_needs_what_the_specification_says() {
+        let b = UnitConfig::builder();
+        let without_queue = b
+            .extended_interrupts(false)
+            .interrupt_remapping(false)
+            .queued_invalidation(false);
+        let scalable = b.scalable_mode(true);
+        let coherent = scalable.scalable_walk_coherency(true);
+        let cases = [
+            (without_queue.device_tlb(true), "device_tlb", "queued_invalidation"),
+            (b.no_write_flag(true), "no_write_flag", "device_tlb"),
+            (
+                without_queue.interrupt_remapping(true),
+                "interrupt_remapping",
+                "queued_invalidation",
+            ),
+            (
+                b.interrupt_remapping(false),
+                "extended_interrupts",
+                "interrupt_remapping",
+            ),
+            (
+                without_queue.version((6, 0)),
+                "version 6.0 and later",
+                "queued_invalidation",
+            ),
+            (
+                without_queue.scalable_mode(true),
+                "scalable_mode",
+                "queued_invalidation",
+            ),
+            (b.scalable_second_stage(true), "scalable_second_stage", "scalable_mode"),
+            (b.first_stage(true), "first_stage", "scalable_mode"),
+            (
+                scalable.scalable_second_stage(true).nested(true),
+                "nested",
+                "first_stage",
+            ),
+            (
+                scalable.first_stage(true).nested(true),
+                "nested",
+                "scalable_second_stage",
+            ),
+            (scalable.first_stage_1g(true), "first_stage_1g", "first_stage"),
+            (
+                scalable.first_stage_five_levels(true),
+                "first_stage_five_levels",
+                "first_stage",
+            ),
+            (
+                b.scalable_walk_coherency(true),
+                "scalable_walk_coherency",
+                "scalable_mode",
+            ),
+            (
+                scalable.scalable_second_stage(true).second_stage_dirty(true),
+                "second_stage_dirty",
+                "scalable_walk_coherency",
+            ),
+            (
+                coherent.second_stage_dirty(true),
+                "second_stage_dirty",
+                "scalable_second_stage",
+            ),
+            (
+                scalable.first_stage(true).extended_accessed(true),
+                "extended_accessed",
+                "scalable_walk_coherency",
+            ),
+            (coherent.extended_accessed(true), "extended_accessed", "first_stage"),
+            (b.pasid_bits(Some(20)), "pasid_bits", "scalable_mode"),
+            (b.rid_pasid(true), "rid_pasid", "scalable_mode"),
+            (b.supervisor_requests(true), "supervisor_requests", "scalable_mode"),
+            (scalable.rid_privilege(true), "rid_privilege", "supervisor_requests"),
+        ];
+        for (builder, wanted, missing) in cases {
+            match builder.build() {
+                Err(ConfigError::Needs { feature, needs, .. }) => assert_eq!((feature, needs), (wanted, missing)),
+                other => panic!("{wanted} without {missing}: {other:?}"),
+            }
+        }
+        // All of them together, with what they need.
+        let all = b
+            .full_scalable_mode()
+            .device_tlb(true)
+            .no_write_flag(true)
+            .first_stage_five_levels(true)
+            .version((6, 0));
+        assert!(all.build().is_ok());
+    }
 }
