@@ -238,3 +238,34 @@ impl fmt::Display for Hop {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_told_the_kind_the_place_and_what_is_lacking() {
+        let bdf = |text: &str| text.parse::<Bdf>().expect("valid");
+        let (from, to, port) = (bdf("01:00.0"), bdf("00:01.0"), bdf("00:02.0"));
+        let lack = Lack::NoCapability;
+        let told = |reason: Reason| {
+            let hop = Hop { from, to, reason };
+            (reason.code(), hop.at(), reason.lack().map(|lack| lack.code()))
+        };
+        assert_eq!(
+            told(Reason::Upstream { port, lack }),
+            ("upstream", Some(port), Some("no-capability"))
+        );
+        assert_eq!(told(Reason::Port { lack }), ("port", Some(to), Some("no-capability")));
+        assert_eq!(told(Reason::Below), ("below", Some(to), None));
+        assert_eq!(
+            told(Reason::SharedBus { bridge: port }),
+            ("shared-bus", Some(port), None)
+        );
+        assert_eq!(
+            told(Reason::SlotOfAlias { alias: port }),
+            ("slot-of-alias", Some(port), None)
+        );
+        assert_eq!(told(Reason::Contested), ("contested", None, None));
+    }
+}
