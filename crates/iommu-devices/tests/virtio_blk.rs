@@ -265,6 +265,18 @@ fn a_driver_that_declines_translation_is_turned_away() {
 }
 
 #[test]
+fn tables_of_buffers_are_refused_where_they_are_not_offered() {
+    let wanted = VERSION_1 | ACCESS_PLATFORM | INDIRECT;
+    let mut options = VirtioBlkOptions::default();
+    assert!(Driver::new(MemoryDisk::new(4096), options).negotiate(wanted));
+    options.indirect = false;
+    let mut driver = Driver::new(MemoryDisk::new(4096), options);
+    assert_eq!(driver.offered() & INDIRECT, 0);
+    assert!(!driver.negotiate(wanted));
+    assert!(driver.negotiate(wanted & !INDIRECT));
+}
+
+#[test]
 fn what_is_written_is_read_back_and_interrupts_arrive() {
     let mut driver = Driver::running(MemoryDisk::new(64 << 10), 0);
     driver.enable_msi_x(2);

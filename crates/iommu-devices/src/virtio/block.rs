@@ -43,6 +43,9 @@ pub struct VirtioBlkOptions {
     /// Whether a driver that declines `VIRTIO_F_ACCESS_PLATFORM` is turned away. Such a driver would use host physical
     /// addresses, which the device cannot reach behind an IOMMU.
     pub require_access_platform: bool,
+    /// Whether a request may bring a table of its buffers (`VIRTIO_RING_F_INDIRECT_DESC`). A driver behind an IOMMU maps the
+    /// table too, which is one more mapping of each request; without it, requests share the entries of the queue.
+    pub indirect: bool,
 }
 
 impl VirtioBlkOptions {
@@ -53,7 +56,7 @@ impl VirtioBlkOptions {
 }
 
 impl Default for VirtioBlkOptions {
-    /// One queue of 256 entries, 512-byte blocks, translation required.
+    /// One queue of 256 entries, 512-byte blocks, translation required, tables of buffers offered.
     fn default() -> Self {
         Self {
             queues: 1,
@@ -61,6 +64,7 @@ impl Default for VirtioBlkOptions {
             block_size: 512,
             serial: *b"portcullis\0\0\0\0\0\0\0\0\0\0",
             require_access_platform: true,
+            indirect: true,
         }
     }
 }
@@ -92,9 +96,9 @@ pub enum VirtioBlkError {
 /// A driver that breaks the rules of rings or chains, or whose rings cannot be reached, is told with
 /// `DEVICE_NEEDS_RESET` and a configuration interrupt; requests whose data cannot be reached fail with an I/O error.
 ///
-/// Offered: `VERSION_1`, `ACCESS_PLATFORM`, `INDIRECT_DESC`, `EVENT_IDX`; `SIZE_MAX`, `SEG_MAX`, `BLK_SIZE`, `FLUSH`,
-/// `WRITE_ZEROES` or `RO`, and `MQ` with more than one queue. Not offered: packed rings, discard, configuration of the
-/// write cache (writes reach the backing at once, durability is what `FLUSH` asks for).
+/// Offered: `VERSION_1`, `ACCESS_PLATFORM`, `EVENT_IDX`, `INDIRECT_DESC` unless the options say no; `SIZE_MAX`, `SEG_MAX`,
+/// `BLK_SIZE`, `FLUSH`, `WRITE_ZEROES` or `RO`, and `MQ` with more than one queue. Not offered: packed rings, discard,
+/// configuration of the write cache (writes reach the backing at once, durability is what `FLUSH` asks for).
 pub struct VirtioBlk {
     config: ConfigSpace,
     options: VirtioBlkOptions,
@@ -434,7 +438,6 @@ impl VirtioBlk {
 fn features(disk: &dyn Disk, options: VirtioBlkOptions) -> u64 {
     let common = feature(VIRTIO_F_VERSION_1)
         | feature(VIRTIO_F_ACCESS_PLATFORM)
-        | feature(VIRTIO_RING_F_INDIRECT_DESC)
         | feature(VIRTIO_RING_F_EVENT_IDX)
         | feature(VIRTIO_BLK_F_SIZE_MAX)
         | feature(VIRTIO_BLK_F_SEG_MAX)
@@ -450,7 +453,12 @@ fn features(disk: &dyn Disk, options: VirtioBlkOptions) -> u64 {
     } else {
         0
     };
-    common | write | queues
+    let tables = if options.indirect {
+        feature(VIRTIO_RING_F_INDIRECT_DESC)
+    } else {
+        0
+    };
+    common | write | queues | tables
 }
 
 /// Length of the device-specific configuration in bytes.
