@@ -9,7 +9,7 @@ use vtd_model::Request;
 
 use crate::irqs::Irqs;
 use crate::link::{LinkError, Message, Receiver, Sender};
-use crate::protocol::{Command, DATA_MAX, Kind, dma_access};
+use crate::protocol::{Command, Kind, dma_access};
 use crate::ram::{Ram, Reach};
 use crate::remapper::Remapper;
 
@@ -78,6 +78,8 @@ pub(crate) struct SessionBus<'a> {
     pub(crate) irqs: &'a Irqs,
     pub(crate) sender: &'a Sender,
     pub(crate) inbox: &'a RefCell<Inbox>,
+    /// Bytes of data that the client takes in one message; not zero.
+    pub(crate) data_max: usize,
 }
 
 /// The part of a buffer that one answer of the unit holds for.
@@ -130,7 +132,7 @@ impl SessionBus<'_> {
         let len = usize::try_from(len).unwrap_or(usize::MAX).min(part.len());
         match reach {
             Reach::Nothing => Err(DmaErrorKind::Unclaimed),
-            Reach::Messages => Ok(Outcome::Ask(at, len.min(DATA_MAX as usize))),
+            Reach::Messages => Ok(Outcome::Ask(at, len.min(self.data_max))),
             Reach::Mapped => {
                 let copied = match part {
                     Part::Read(into) => self.ram.read(at, into.get_mut(..len).unwrap_or_default()),

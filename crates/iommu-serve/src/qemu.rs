@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use acpi_dmar::BuildError;
+use iommu_devices::ResetKind;
 use thiserror::Error;
 
 use crate::firmware::dmar_table;
@@ -83,12 +84,16 @@ pub struct Launch {
 
 impl Launch {
     /// Starts QEMU until its firmware has placed the unit's registers, ends it, and writes the table with their address. The
-    /// same command line places them in the same place again. Returns the address.
+    /// same command line places them in the same place again. Returns the address. The functions are reset before: none has
+    /// an address of an earlier client.
     ///
     /// # Errors
     /// [`BootError`].
     pub fn learn(&self, server: &Server) -> Result<u64, BootError> {
         self.write_table(server, USUAL_BASE)?;
+        for slot in server.machine().slots() {
+            slot.function().reset(ResetKind::Conventional);
+        }
         let mut running = self.start(server, Stdio::null())?;
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {

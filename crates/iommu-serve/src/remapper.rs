@@ -124,6 +124,7 @@ impl Remapper {
         let value = core.unit.read(offset, width);
         let operation = Operation::Read { offset, width, value };
         core.journal.operation(operation, &Watched::default());
+        core.journal.settle();
         value
     }
 
@@ -134,6 +135,7 @@ impl Remapper {
         core.journal
             .operation(Operation::Write { offset, width, value }, &watched);
         core.pass_on(None, &watched);
+        core.journal.settle();
     }
 
     /// Puts the unit into its state after reset. The client's memory stays mapped.
@@ -142,6 +144,7 @@ impl Remapper {
         core.unit = Unit::new(self.config);
         core.device_tlbs.clear();
         core.journal.operation(Operation::Reset, &Watched::default());
+        core.journal.settle();
     }
 
     /// The function at `source` keeps no translation any more: its ATS is disabled, or it was reset.
@@ -159,6 +162,7 @@ impl Remapper {
     ) -> Result<R, Fault> {
         let mut core = self.lock();
         let (answer, left) = core.answer(request, ats);
+        core.journal.settle();
         answer.map(|at| work(at, left))
     }
 }

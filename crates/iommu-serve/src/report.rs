@@ -160,6 +160,10 @@ impl Journal {
             trace: self.recent.iter().cloned().collect(),
         };
         self.report.broken(&rule);
+    }
+
+    /// What was done is complete: from here on the trace survives whatever happens to this process.
+    pub(crate) fn settle(&mut self) {
         if let Some(trace) = &mut self.trace {
             trace.flush();
         }

@@ -4,23 +4,32 @@ use std::fs;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use iommu_devices::{ConfigError, Function};
+use iommu_devices::{ConfigError, Function, ResetKind};
 use iommu_types::SourceId;
 use thiserror::Error;
 use vtd_model::UnitConfig;
 
-use crate::link::Sender;
+use crate::link::{LinkError, Sender};
 use crate::protocol::Refusal;
 use crate::remapper::Remapper;
 use crate::report::Report;
 use crate::session::Session;
 use crate::slot::{Role, Slot};
 use crate::unit_function::UnitFunction;
+
+/// How often in a row a socket may fail to take a client before it is given up.
+const ACCEPT_FAILURES_MAX: u32 = 100;
+/// How long it rests after such a failure.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What people are told of a panic; its own message is on standard error.
+const MISTAKE: &str = "the function panicked, which is a mistake in it";
 
 /// What people are told about connections.
 pub trait Notices: Send + Sync {
@@ -30,6 +39,10 @@ pub trait Notices: Send + Sync {
     fn ended(&self, slot: &str, why: Option<&str>);
     /// A request on the connection to `slot` was refused.
     fn refused(&self, slot: &str, refusal: &Refusal);
+    /// The client's firmware has placed the unit's registers at `base`. A DMAR table that names another address is of no use.
+    fn placed(&self, base: u64) {
+        let _ = base;
+    }
 }
 
 /// Tells nobody.
@@ -177,7 +190,7 @@ impl Machine {
                 path: path.clone(),
                 why,
             })?;
-            let connection = Arc::default();
+            let connection = Arc::<Connection>::default();
             let door = DoorKeeper {
                 slot: Arc::clone(&slot),
                 remapper: Arc::clone(&server.machine.remapper),
@@ -192,6 +205,7 @@ impl Machine {
                 .map_err(|why| ServeError::Thread(slot.name().to_owned(), why))?;
             server.doors.push(Door {
                 path,
+                name: slot.name().to_owned(),
                 connection,
                 thread: Some(thread),
             });
@@ -205,13 +219,35 @@ fn is_socket(file: &fs::Metadata) -> bool {
     file.file_type().is_socket()
 }
 
-type Connection = Arc<Mutex<Option<Sender>>>;
+/// The client of a door, for those who want to end its connection.
+#[derive(Debug, Default)]
+struct Connection {
+    sender: Mutex<Option<Sender>>,
+    /// This side ends it.
+    ours: AtomicBool,
+}
+
+impl Connection {
+    fn sender(&self) -> MutexGuard<'_, Option<Sender>> {
+        self.sender.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends it; false if there is none.
+    fn end(&self) -> bool {
+        let sender = self.sender();
+        let Some(sender) = sender.as_ref() else { return false };
+        self.ours.store(true, Ordering::SeqCst);
+        sender.close();
+        true
+    }
+}
 
 /// A socket and its thread.
 #[derive(Debug)]
 struct Door {
     path: PathBuf,
-    connection: Connection,
+    name: String,
+    connection: Arc<Connection>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -236,7 +272,16 @@ impl Server {
         self.doors.iter().map(|door| door.path.as_path())
     }
 
-    /// Sleeps for ever, or until a thread dies.
+    /// Ends the connection of the function called `name`, and of no other; its socket takes the next client. False if nobody
+    /// is connected.
+    pub fn hang_up(&self, name: &str) -> bool {
+        self.doors
+            .iter()
+            .find(|door| door.name == name)
+            .is_some_and(|door| door.connection.end())
+    }
+
+    /// Sleeps for ever, or until a socket can take no client any more.
     pub fn wait(mut self) {
         for door in &mut self.doors {
             if let Some(thread) = door.thread.take() {
@@ -251,9 +296,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::SeqCst);
         for door in &mut self.doors {
-            if let Some(sender) = door.connection.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-                sender.close();
-            }
+            door.connection.end();
             // Wakes the thread that waits for a client.
             if let Ok(knock) = UnixStream::connect(&door.path) {
                 let _ = knock.shutdown(Shutdown::Both);
@@ -272,16 +315,27 @@ struct DoorKeeper {
     remapper: Arc<Remapper>,
     listener: UnixListener,
     stopping: Arc<AtomicBool>,
-    connection: Connection,
+    connection: Arc<Connection>,
     notices: Arc<dyn Notices>,
 }
 
 impl DoorKeeper {
     fn run(self) {
+        let mut failures = 0;
         while !self.stopping.load(Ordering::SeqCst) {
             match self.listener.accept() {
-                Ok((socket, _)) if !self.stopping.load(Ordering::SeqCst) => self.serve(socket),
+                Ok((socket, _)) if !self.stopping.load(Ordering::SeqCst) => {
+                    failures = 0;
+                    if !self.serve(socket) {
+                        return;
+                    }
+                }
                 Ok(_) => {}
+                // A client that is gone again, or no descriptor left for it just now.
+                Err(_) if failures < ACCEPT_FAILURES_MAX => {
+                    failures += 1;
+                    thread::sleep(ACCEPT_PAUSE);
+                }
                 Err(why) => {
                     self.notices.ended(self.slot.name(), Some(&why.to_string()));
                     return;
@@ -290,24 +344,51 @@ impl DoorKeeper {
         }
     }
 
-    fn serve(&self, socket: UnixStream) {
+    /// Serves one client to its end. False if the function can serve no other.
+    fn serve(&self, socket: UnixStream) -> bool {
         let name = self.slot.name();
-        let mut session = match Session::new(&self.slot, &self.remapper, socket) {
-            Ok(session) => session,
-            Err(why) => return self.notices.ended(name, Some(&why.to_string())),
-        };
-        self.remember(Some(session.sender()));
-        self.notices.connected(name);
-        let outcome = session.serve(&*self.notices);
-        self.remember(None);
-        drop(session);
+        // What a panic leaves behind is reset below, or not used any more.
+        let outcome = panic::catch_unwind(AssertUnwindSafe(|| self.converse(socket)));
+        *self.connection.sender() = None;
+        let ours = self.connection.ours.swap(false, Ordering::SeqCst);
         match outcome {
-            Ok(()) => self.notices.ended(name, None),
-            Err(why) => self.notices.ended(name, Some(&why.to_string())),
+            Ok(_) if ours => self.notices.ended(name, Some("this side ended it")),
+            Ok(Ok(())) => self.notices.ended(name, None),
+            Ok(Err(why)) => self.notices.ended(name, Some(&why.to_string())),
+            Err(_) => {
+                let usable = self.recover();
+                let then = if usable {
+                    "the next client is served"
+                } else {
+                    "it serves nobody any more"
+                };
+                self.notices.ended(name, Some(&format!("{MISTAKE}: {then}")));
+                return usable;
+            }
         }
+        true
     }
 
-    fn remember(&self, sender: Option<Sender>) {
-        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = sender;
+    fn converse(&self, socket: UnixStream) -> Result<(), LinkError> {
+        let mut session = Session::new(&self.slot, &self.remapper, socket)?;
+        *self.connection.sender() = Some(session.sender());
+        self.notices.connected(self.slot.name());
+        session.serve(&*self.notices)
+    }
+
+    /// Makes the function usable after a panic, if it can be.
+    ///
+    /// A function is reset: its next client finds it as after power-on. The unit stays as it is, since without its tables it
+    /// would let the others' addresses pass; its memory went with the connection, so what is not cached is blocked until a
+    /// client resets it.
+    fn recover(&self) -> bool {
+        if self.slot.role() == Role::Unit {
+            return true;
+        }
+        panic::catch_unwind(AssertUnwindSafe(|| {
+            self.slot.function().reset(ResetKind::Conventional);
+            self.remapper.forget_device(self.slot.source());
+        }))
+        .is_ok()
     }
 }

@@ -1,6 +1,6 @@
 //! One connection from its first message to its last.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
@@ -12,7 +12,9 @@ use vtd_model::EventMessage;
 use crate::bus::{Inbox, SessionBus};
 use crate::irqs::INTX;
 use crate::link::{LinkError, Message, Sender, open};
-use crate::protocol::{Command, DeviceInfo, IrqInfo, Kind, Refusal, RegionInfo, Request, dma_access, region_access};
+use crate::protocol::{
+    Command, DATA_MAX, DeviceInfo, IrqInfo, Kind, Refusal, RegionInfo, Request, dma_access, region_access,
+};
 use crate::ram::Ram;
 use crate::remapper::{Outlet, Remapper};
 use crate::server::Notices;
@@ -47,6 +49,12 @@ pub(crate) struct Session<'s> {
     /// Memory that this connection shares; the unit keeps that of its own connection itself.
     ram: Ram,
     agreed: bool,
+    /// Bytes of data that the client takes in one message.
+    data_max: usize,
+    /// Where the unit's registers were last.
+    base: Cell<Option<u64>>,
+    /// They were placed there just now.
+    placed: Cell<bool>,
 }
 
 impl<'s> Session<'s> {
@@ -62,6 +70,9 @@ impl<'s> Session<'s> {
             inbox: RefCell::new(Inbox::new(receiver)),
             ram: Ram::default(),
             agreed: false,
+            data_max: DATA_MAX as usize,
+            base: Cell::new(None),
+            placed: Cell::new(false),
         })
     }
 
@@ -79,6 +90,9 @@ impl<'s> Session<'s> {
             };
             let header = message.header;
             let outcome = self.answer(message);
+            if let (true, Some(base)) = (self.placed.take(), self.base.get()) {
+                notices.placed(base);
+            }
             if let Err(refusal) = &outcome {
                 refusals = refusals.saturating_add(1);
                 if refusals <= REFUSALS_REPORTED {
@@ -115,6 +129,7 @@ impl<'s> Session<'s> {
                     return Err(Refusal::invalid(command, "the version was agreed on already"));
                 }
                 let answer = version.answer()?;
+                self.data_max = version.data_max()?;
                 self.agreed = true;
                 Ok(answer.to_bytes())
             }
@@ -237,6 +252,7 @@ impl<'s> Session<'s> {
             irqs: &self.slot.irqs,
             sender: &self.sender,
             inbox: &self.inbox,
+            data_max: self.data_max,
         };
         match (region, u8::try_from(region), u16::try_from(offset)) {
             (CONFIG_REGION, _, Ok(offset)) => {
@@ -246,11 +262,22 @@ impl<'s> Session<'s> {
                 if bus.ats && !function.config().ats_enabled() {
                     self.remapper.forget_device(self.slot.source());
                 }
+                if self.slot.role() == Role::Unit {
+                    self.look_at_base(function.config());
+                }
             }
             (_, Ok(bar), _) => function.bar_write(bar, offset, from, &bus),
             _ => {}
         }
         self.update_level(function.config());
+    }
+
+    /// Notes where the client has placed the unit's registers. While it moves them they are nowhere, which counts for nothing.
+    fn look_at_base(&self, config: &ConfigSpace) {
+        let now = config.bar_range(0).map(|range| range.first().raw());
+        if now.is_some() && self.base.replace(now) != now {
+            self.placed.set(true);
+        }
     }
 
     /// Passes the level of INTx on.

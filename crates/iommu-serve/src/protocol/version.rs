@@ -107,6 +107,21 @@ impl Version {
         })
     }
 
+    /// Bytes of data that its sender takes in one message, as far as this server uses them.
+    ///
+    /// # Errors
+    /// [`Refusal`] for a sender that takes none: its memory could not be reached by messages.
+    pub fn data_max(&self) -> Result<usize, Refusal> {
+        let theirs = self.capabilities.max_data_xfer_size.unwrap_or(DATA_MAX.into());
+        match usize::try_from(theirs.min(DATA_MAX.into())) {
+            Ok(0) | Err(_) => Err(Refusal::invalid(
+                Command::VERSION,
+                "max_data_xfer_size has to be 1 at least",
+            )),
+            Ok(most) => Ok(most),
+        }
+    }
+
     /// The payload of the message.
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
@@ -144,6 +159,18 @@ mod tests {
         assert_eq!(silent.answer().unwrap().minor, 1);
         let again = Version::parse(&silent.answer().unwrap().to_bytes()).unwrap();
         assert_eq!(again, silent.answer().unwrap());
+    }
+
+    #[test]
+    fn a_client_is_sent_no_more_data_at_a_time_than_it_takes() {
+        let limit = |text: &str| Version::parse(&message(text)).unwrap().data_max();
+        assert_eq!(limit("{}").unwrap(), 1 << 20);
+        assert_eq!(limit(r#"{"capabilities":{"max_data_xfer_size":512}}"#).unwrap(), 512);
+        assert_eq!(
+            limit(r#"{"capabilities":{"max_data_xfer_size":2097152}}"#).unwrap(),
+            1 << 20
+        );
+        assert!(limit(r#"{"capabilities":{"max_data_xfer_size":0}}"#).is_err());
     }
 
     #[test]

@@ -11,7 +11,12 @@ use vtd_model::UnitConfig;
 
 use super::record::{Effect, Operation, Record, head};
 
+/// Bytes of records that are written at once. An operation that reads more than fits is written in parts.
+const BUFFER: usize = 1 << 16;
+
 /// A trace that is being written. An error ends it; [`Self::finish`] says so.
+///
+/// Each operation is handed to the operating system whole, so that the file can be replayed whenever the process ended.
 #[derive(Debug)]
 pub struct TraceFile {
     file: BufWriter<File>,
@@ -24,8 +29,9 @@ impl TraceFile {
     /// # Errors
     /// What the operating system says.
     pub fn create(path: &Path, config: &UnitConfig) -> io::Result<Self> {
-        let mut file = BufWriter::new(File::create(path)?);
+        let mut file = BufWriter::with_capacity(BUFFER, File::create(path)?);
         file.write_all(head(config).as_bytes())?;
+        file.flush()?;
         Ok(Self { file, failed: None })
     }
 
@@ -46,7 +52,7 @@ impl TraceFile {
         }
     }
 
-    /// Hands everything to the operating system: what follows may be the end.
+    /// Hands everything to the operating system.
     pub(crate) fn flush(&mut self) {
         if self.failed.is_none() {
             self.failed = self.file.flush().err();

@@ -43,9 +43,14 @@ impl Client {
 
     /// Connected, with the version agreed on.
     pub(crate) fn agreed(path: &Path) -> Self {
+        Self::with(path, r#"{"max_msg_fds":8,"write_multiple":true}"#)
+    }
+
+    /// Connected, with the version agreed on, by a client of these capabilities.
+    pub(crate) fn with(path: &Path, capabilities: &str) -> Self {
         let mut client = Self::connect(path);
         let mut hello = vec![0, 0, 1, 0];
-        hello.extend(b"{\"capabilities\":{\"max_msg_fds\":8,\"write_multiple\":true}}\0");
+        hello.extend(format!("{{\"capabilities\":{capabilities}}}\0").bytes());
         let answer = client.ask(1, &hello).unwrap();
         assert_eq!(answer[..4], [0, 0, 1, 0]);
         client

@@ -1,6 +1,7 @@
 //! Clients that break the protocol: they get errors or lose their connection, and nobody else notices.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 use iommu_devices::{Bar, Bus, ConfigSpace, Function, ResetKind};
 use proptest::prelude::*;
@@ -135,36 +136,101 @@ fn random_messages_leave_a_server_that_serves() {
     lives(&rig, "engine");
 }
 
-/// A function with a mistake: it panics when it is written to.
+/// A function with a mistake: it panics when it is written to, and if `twice` when it is reset after that.
 #[derive(Debug)]
-struct Mistaken(ConfigSpace);
+struct Mistaken {
+    config: ConfigSpace,
+    written: bool,
+    twice: bool,
+}
+
+impl Mistaken {
+    fn boxed(twice: bool) -> Box<Self> {
+        let config = ConfigSpace::function(1, 2).bar(0, Bar::memory32(4096)).build().unwrap();
+        let written = false;
+        Box::new(Self { config, written, twice })
+    }
+}
 
 impl Function for Mistaken {
     fn config(&self) -> &ConfigSpace {
-        &self.0
+        &self.config
     }
     fn config_mut(&mut self) -> &mut ConfigSpace {
-        &mut self.0
+        &mut self.config
     }
     fn bar_read(&mut self, _: u8, _: u64, into: &mut [u8]) {
-        into.fill(0);
+        into.fill(self.written.into());
     }
     #[expect(clippy::panic, reason = "the mistake that the test is about")]
     fn bar_write(&mut self, _: u8, _: u64, _: &[u8], _: &dyn Bus) {
+        self.written = true;
         panic!("a mistake of the function");
     }
-    fn reset(&mut self, _: ResetKind) {}
+    fn reset(&mut self, _: ResetKind) {
+        assert!(!(self.twice && self.written), "a mistake of the reset");
+        self.written = false;
+    }
 }
 
-#[test]
-fn a_function_that_panics_ends_its_connection_and_no_other() {
-    let config = ConfigSpace::function(1, 2).bar(0, Bar::memory32(4096)).build().unwrap();
-    let rig = Rig::beside(UnitConfig::builder(), Box::new(Mistaken(config)));
+/// Writes to the function beside the unit; its connection is closed.
+fn provoke(rig: &Rig) {
     let mut client = Client::agreed(&rig.socket("beside"));
     client.post(0, 0, &[1, 2, 3, 4]);
     let mut rest = Vec::new();
     client.socket.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty());
+}
+
+#[test]
+fn a_function_that_panics_ends_its_connection_and_no_other_and_serves_the_next_client() {
+    let rig = Rig::beside(UnitConfig::builder(), Mistaken::boxed(false));
+    let mut engine = Client::agreed(&rig.socket("engine"));
+    for _ in 0..3 {
+        provoke(&rig);
+        // As after power-on.
+        let mut next = Client::agreed(&rig.socket("beside"));
+        assert_eq!(next.read32(0, 0), 0);
+    }
+    assert_eq!(engine.ask(4, &words(&[16, 0, 0, 0])).map(|answer| answer.len()), Ok(16));
+    lives(&rig, "unit");
+    let ended = rig.said.ended.lock().unwrap().clone();
+    let told = |why: &&String| why.contains("panicked") && why.contains("next client is served");
+    assert_eq!(ended.iter().flatten().filter(told).count(), 3, "{ended:?}");
+}
+
+#[test]
+fn a_function_that_cannot_be_reset_after_a_panic_serves_nobody_and_says_so() {
+    let rig = Rig::beside(UnitConfig::builder(), Mistaken::boxed(true));
+    provoke(&rig);
+    // Nobody is there any more: a client is let in by the system at most, and not answered.
+    if let Ok(mut client) = UnixStream::connect(rig.socket("beside")) {
+        let mut rest = Vec::new();
+        let _ = client.read_to_end(&mut rest);
+        assert!(rest.is_empty());
+    }
     lives(&rig, "engine");
     lives(&rig, "unit");
+    let ended = rig.said.ended.lock().unwrap().clone();
+    assert!(
+        ended.iter().flatten().any(|why| why.contains("serves nobody any more")),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn one_connection_is_ended_from_this_side_and_its_socket_takes_the_next_client() {
+    let rig = Rig::new();
+    assert!(!rig.server().hang_up("engine") && !rig.server().hang_up("nobody"));
+    let mut unit = Client::agreed(&rig.socket("unit"));
+    let mut engine = Client::agreed(&rig.socket("engine"));
+    assert!(rig.server().hang_up("engine"));
+    let mut rest = Vec::new();
+    engine.socket.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty());
+    lives(&rig, "engine");
+    // The other connection never noticed.
+    assert_eq!(unit.ask(4, &words(&[16, 0, 0, 0])).map(|answer| answer.len()), Ok(16));
+    let ended = rig.said.ended.lock().unwrap().clone();
+    assert_eq!(ended.first(), Some(&Some("this side ended it".to_owned())), "{ended:?}");
 }

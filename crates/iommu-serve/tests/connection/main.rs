@@ -23,6 +23,7 @@ pub(crate) struct Said {
     pub(crate) broken: Mutex<Vec<BrokenRule>>,
     pub(crate) refusals: Mutex<Vec<String>>,
     pub(crate) ended: Mutex<Vec<Option<String>>>,
+    pub(crate) placed: Mutex<Vec<u64>>,
 }
 
 struct Ear(Arc<Said>);
@@ -43,6 +44,9 @@ impl Notices for Said {
     }
     fn refused(&self, _: &str, refusal: &Refusal) {
         self.refusals.lock().unwrap().push(refusal.to_string());
+    }
+    fn placed(&self, base: u64) {
+        self.placed.lock().unwrap().push(base);
     }
 }
 

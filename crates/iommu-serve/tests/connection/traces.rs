@@ -32,8 +32,11 @@ fn record(sanitizer: bool) -> String {
     store(&mut engine, 0x10_0000, 4);
     engine.read32(0, 0);
     unit.read32(0, 0x34);
+    // The file is whole at any time, as if the server had been killed here.
+    let killed = fs::read_to_string(&file).unwrap();
     remapper.set_trace(None).unwrap().finish().unwrap();
     let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(killed, text);
     fs::remove_file(&file).unwrap();
     text
 }

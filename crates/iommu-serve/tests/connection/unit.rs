@@ -194,6 +194,21 @@ fn memory_that_is_not_shared_is_reached_by_messages() {
     assert_eq!(engine.read(0, BUFFER, 4).unwrap(), [3; 4]);
 }
 
+#[test]
+fn a_client_that_takes_little_at_a_time_gets_little_at_a_time() {
+    let rig = Rig::new();
+    let mut engine = Client::with(&rig.socket("beside"), r#"{"max_data_xfer_size":8}"#);
+    engine.map(0x10_0000, 0x1000, None).unwrap();
+    engine.write(CONFIG, 4, &6u16.to_le_bytes()).unwrap();
+    engine.write(0, BUFFER, &[7; 20]).unwrap();
+    store(&mut engine, 0x10_0010, 20);
+    for (at, len) in [(0x10_0010u64, 8), (0x10_0018, 8), (0x10_0020, 4)] {
+        let wrote = engine.receive();
+        assert_eq!((wrote.command, &wrote.payload[..8]), (12, &at.to_le_bytes()[..]));
+        assert_eq!(wrote.payload[16..], vec![7; len]);
+    }
+}
+
 /// Sends a reply.
 fn answer(client: &mut Client, id: u16, command: u16, payload: &[u8]) {
     use std::io::Write;
@@ -266,6 +281,12 @@ fn the_unit_is_found_where_its_base_address_register_says() {
     unit.write(CONFIG, 0x10, &0xfebd_5000u32.to_le_bytes()).unwrap();
     unit.write(CONFIG, 4, &2u16.to_le_bytes()).unwrap();
     assert_eq!(rig.server().machine().unit_base(), Some(0xfebd_5000));
+    assert_eq!(*rig.said.placed.lock().unwrap(), [0xfebd_5000]);
+    // A client that looks again at the size, and puts the address back, has placed nothing anew.
+    unit.write(CONFIG, 4, &0u16.to_le_bytes()).unwrap();
+    unit.write(CONFIG, 0x10, &0xfebd_5000u32.to_le_bytes()).unwrap();
+    unit.write(CONFIG, 4, &2u16.to_le_bytes()).unwrap();
+    assert_eq!(*rig.said.placed.lock().unwrap(), [0xfebd_5000]);
     // Bus mastering reads as enabled whatever is written: clients only take interrupts from bus masters.
     assert_eq!(unit.read(CONFIG, 4, 1).unwrap()[0] & 4, 4);
 }
