@@ -37,8 +37,14 @@ const KERNELS: [(Selection, [Share; 3]); 3] = [
     ),
 ];
 
-/// The modules that guests load.
-const MODULES: [&str; 4] = ["vfio-pci", "vfio_iommu_type1", "pci-pf-stub", "virtio_blk"];
+/// The modules that guests load; older kernels have virtio's bus as one too.
+const MODULES: [&str; 5] = [
+    "vfio-pci",
+    "vfio_iommu_type1",
+    "pci-pf-stub",
+    "virtio_pci",
+    "virtio_blk",
+];
 
 /// Boots the machines of this depth.
 pub(crate) fn check(depth: Depth) -> Outcome {

@@ -59,7 +59,14 @@ enum Task {
     /// Boot Linux on generated machines and compare groups and DMAR reading
     Linux,
     /// Boot Linux on our unit, served over vfio-user, in all its modes
-    Serve,
+    Serve {
+        /// Each kernel that there is, not only one
+        #[arg(long)]
+        nightly: bool,
+        /// Only the kernels whose name contains this, as in `linux-6.1`
+        #[arg(long, value_name = "NAME", requires = "nightly")]
+        kernel: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -69,7 +76,10 @@ fn main() -> ExitCode {
         Task::Layers => single("layers", layers::check()),
         Task::NoStd => single("no_std", no_std::check()),
         Task::Linux => single("groups against Linux", linux::check(suite::Depth::Default)),
-        Task::Serve => single("Linux on our unit", serve::check(suite::Depth::Full)),
+        Task::Serve { nightly, kernel } => {
+            let depth = suite::Depth::from_flags(true, nightly);
+            single("Linux on our unit", serve::check(depth, kernel.as_deref()))
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

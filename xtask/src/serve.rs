@@ -13,8 +13,9 @@ const KERNELS: [(Selection, [bool; 3]); 3] = [
     (tools::LINUX_BACKPORTED, [false, false, true]),
 ];
 
-/// Boots guests whose unit, disk and DMA engine come from our server.
-pub(crate) fn check(depth: Depth) -> Outcome {
+/// Boots guests whose unit, disk and DMA engine come from our server: all kernels of this depth, or those whose name contains
+/// `only`.
+pub(crate) fn check(depth: Depth, only: Option<&str>) -> Outcome {
     let (mut count, mut lines) = (0, Vec::new());
     for (kernel, [by_default, full, nightly]) in KERNELS {
         let wanted = match depth {
@@ -22,7 +23,7 @@ pub(crate) fn check(depth: Depth) -> Outcome {
             Depth::Full => full,
             Depth::Nightly => nightly,
         };
-        if !wanted {
+        if !wanted || only.is_some_and(|only| !kernel.name().contains(only)) {
             continue;
         }
         match drive(kernel, depth) {
@@ -30,8 +31,12 @@ pub(crate) fn check(depth: Depth) -> Outcome {
                 count += more;
                 lines.push(detail);
             }
-            other => return other,
+            Outcome::Failed(why) => return Outcome::Failed(format!("{}: {why}", kernel.name())),
+            skipped @ Outcome::Skipped(_) => return skipped,
         }
+    }
+    if lines.is_empty() {
+        return Outcome::Failed("no kernel has such a name".to_owned());
     }
     Outcome::passed(count, lines.join("; "))
 }

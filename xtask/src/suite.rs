@@ -72,7 +72,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     report.check("groups against Linux", 500, || linux::check(depth));
     report.check("VFIO against Linux", 90, vfio::check);
     let boots = if depth == Depth::Default { 1 } else { 15 };
-    report.check("Linux on our unit", boots, || serve::check(depth));
+    report.check("Linux on our unit", boots, || serve::check(depth, None));
     if depth >= Depth::Full {
         report.check("fuzzing", 9, || fuzz(depth));
         report.check("model against QEMU 7.2", 50_000, || qemu::check(tools::QEMU_7, dmas));

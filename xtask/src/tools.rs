@@ -57,6 +57,13 @@ pub(crate) struct Selection {
     packages: &'static [&'static str],
 }
 
+impl Selection {
+    /// The folder below `target/tools`, which tells people what it is.
+    pub(crate) const fn name(&self) -> &'static str {
+        self.name
+    }
+}
+
 /// The compiler and disassembler of ACPI tables, which knows DMAR.
 pub(crate) const IASL: Selection = Selection {
     name: "iasl",
@@ -219,7 +226,8 @@ pub(crate) fn static_program(package: &str, program: &str) -> Result<PathBuf, St
     Ok(folder.join(TARGET).join("release").join(program))
 }
 
-/// A folder below `target/tools` with these modules of a kernel and those that they need, as `insmod` takes them.
+/// A folder below `target/tools` with these modules of a kernel and those that they need, as `insmod` takes them. What the
+/// kernel has built in is left out.
 pub(crate) fn modules(kernel: Selection, root: &Unpacked, busybox: &Path, names: &[&str]) -> Result<PathBuf, String> {
     /// More than any module needs.
     const MOST: usize = 32;
@@ -229,16 +237,17 @@ pub(crate) fn modules(kernel: Selection, root: &Unpacked, busybox: &Path, names:
     for place in ["usr/lib/modules", "lib/modules"] {
         list_modules(&root.folder().join(place), &mut files);
     }
+    let built_in = built_in(&files);
     let mut wanted: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut next = 0;
     while let Some(name) = wanted.get(next).cloned() {
         next += 1;
-        // A name may have either mark between its words.
-        let is_it = |file: &&PathBuf| module_name(file).replace('-', "_") == name.replace('-', "_");
-        let file = files
-            .iter()
-            .find(is_it)
-            .ok_or(format!("the kernel has no module {name}"))?;
+        let Some(file) = files.iter().find(|file| same_module(&module_name(file), &name)) else {
+            if built_in.iter().any(|module| same_module(module, &name)) {
+                continue;
+            }
+            return Err(format!("the kernel has no module {name}"));
+        };
         let bytes = if file.extension().is_some_and(|x| x == "xz") {
             let result = Command::new(busybox).args(["xz", "-dc"]).arg(file).output();
             let result = result.map_err(|e| format!("{}: {e}", busybox.display()))?;
@@ -258,6 +267,24 @@ pub(crate) fn modules(kernel: Selection, root: &Unpacked, busybox: &Path, names:
         }
     }
     Ok(folder)
+}
+
+/// Whether two names are those of one module: either mark may stand between words.
+fn same_module(one: &str, other: &str) -> bool {
+    one.replace('-', "_") == other.replace('-', "_")
+}
+
+/// The modules that are part of the kernel itself, from the list that lies beside its module files.
+fn built_in(files: &[PathBuf]) -> Vec<String> {
+    // Module files are in `VERSION/kernel/…`, the list is in `VERSION`.
+    let folders = files.first().into_iter().flat_map(|file| file.ancestors());
+    folders
+        .filter_map(|folder| fs::read_to_string(folder.join("modules.builtin")).ok())
+        .flat_map(|list| {
+            let names = list.lines().map(|line| module_name(Path::new(line)));
+            names.collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// All module files below a folder.
