@@ -10,9 +10,9 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 
 use vfio_bindings::bindings::vfio::{
-    VFIO_BASE, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP, VFIO_TYPE, vfio_bitmap,
-    vfio_device_info, vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap, vfio_irq_info,
-    vfio_region_info,
+    VFIO_BASE, VFIO_DMA_MAP_FLAG_WRITE, VFIO_DMA_UNMAP_FLAG_GET_DIRTY_BITMAP, VFIO_IOMMU_DIRTY_PAGES_FLAG_GET_BITMAP,
+    VFIO_TYPE, vfio_bitmap, vfio_device_info, vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
+    vfio_irq_info, vfio_region_info,
 };
 use vm_memory::VolatileSlice;
 use vmm_sys_util::ioctl::{
@@ -195,6 +195,9 @@ pub(super) fn map(
         return Err(Errno::Efault);
     }
     let base = u64::try_from(memory.base.as_ptr().addr()).map_err(|_| Errno::Efault)?;
+    if flags & VFIO_DMA_MAP_FLAG_WRITE == 0 {
+        memory.populate(offset, size);
+    }
     let map = vfio_iommu_type1_dma_map {
         argsz: size_of::<vfio_iommu_type1_dma_map>(),
         flags,
@@ -367,6 +370,20 @@ impl Mapping {
             len,
             whole: (at, len),
         })
+    }
+
+    /// Gives `size` bytes from `offset` pages of their own. Linux before 6.2 pins the shared page of zeros for a device that
+    /// only reads memory that was never written; what the program writes later goes to another page.
+    fn populate(&self, offset: u64, size: u64) {
+        let (Ok(offset), Ok(size)) = (usize::try_from(offset), usize::try_from(size)) else {
+            return;
+        };
+        if offset.checked_add(size).is_some_and(|end| end <= self.len) {
+            let at = self.base.as_ptr().wrapping_add(offset);
+            // SAFETY: the range lies within this mapping, and its contents stay. Kernels without this advice (before 5.14) and
+            // ranges that are not whole pages are refused, which changes nothing.
+            unsafe { libc::madvise(at.cast(), size, libc::MADV_POPULATE_WRITE) };
+        }
     }
 
     pub(super) const fn len(&self) -> usize {
