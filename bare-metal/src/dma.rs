@@ -53,6 +53,10 @@ impl AddressSpace for Shared {
         AddressSpace::map_pieces(&*self.0, base, pieces, perms)
     }
 
+    fn may_be_reachable(error: &Self::Error) -> bool {
+        Space::may_be_reachable(error)
+    }
+
     fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<Self::Pending<L>, UnmapRefused<Self::Error, L>> {
         AddressSpace::unmap(&*self.0, range, lease)
     }

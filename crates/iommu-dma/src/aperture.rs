@@ -14,7 +14,7 @@ use iommu_types::{AddrRange, BusError, HostPhys, Iova, PAGE_SHIFT, PAGE_SIZE, Pe
 use spin::Mutex;
 use thiserror::Error;
 
-use crate::backend::{Backend, Kind, When};
+use crate::backend::{Backend, Kind, NotMapped, When};
 use crate::device::{Buffer, Device};
 
 /// The largest window: 1 GiB.
@@ -309,18 +309,20 @@ impl<R: ApertureRegisters, M: SystemMemory> Backend for Aperture<R, M> {
         request: IovaRequest,
         pieces: &[Piece],
         _perms: Perms,
-    ) -> Result<(Iova, InWindow), ApertureError> {
-        let lease = self.iovas.allocate(&mut core.iova, request)?;
+    ) -> Result<(Iova, InWindow), NotMapped<ApertureError>> {
+        let lease = self.iovas.allocate(&mut core.iova, request);
+        let lease = lease.map_err(ApertureError::from)?;
         let base = lease.iova();
         let held = InWindow { lease };
         match self.write(base, pieces) {
             Ok(()) => Ok((base, held)),
             Err(error) => {
                 // What cannot be taken back stays out of use: the lease is dropped with it.
-                if let Err(stuck) = self.clear(core, held) {
-                    drop(stuck);
-                }
-                Err(error)
+                let cleared = self.clear(core, held).map_err(drop);
+                Err(NotMapped {
+                    error,
+                    in_doubt: cleared.is_err(),
+                })
             }
         }
     }

@@ -9,7 +9,7 @@ use iommu_types::omission::{Step, kept};
 use iommu_types::sync::{AtomicUsize, Ordering};
 use iommu_types::{BusError, HostPhys, Iova, PAGE_SIZE, Piece, SystemMemory};
 
-use crate::backend::{Backend, Kind, When};
+use crate::backend::{Backend, Kind, NotMapped, When};
 use crate::bounce::BouncePool;
 use crate::counters::Counters;
 use crate::device::{Buffer, Device, Direction, DmaSegment, Trust};
@@ -143,9 +143,11 @@ where
         let request = IovaRequest::bytes(pages).below(device.mask);
         let request = if device.low_first { request.low_first() } else { request };
         let (page, perms) = (buffer.phys.page(), direction.perms());
-        let Some((base, held)) = self.backend.map_run(&mut core.inner, request, page, pages, perms) else {
+        let (base, held) = match self.backend.map_run(&mut core.inner, request, page, pages, perms) {
+            Ok(run) => run,
             // The longer way has the reason, or another way out.
-            return self.map_sg(core, device, &buffers, direction);
+            Err(None) => return self.map_sg(core, device, &buffers, direction),
+            Err(Some(error)) => return Err(DmaError::Unconfirmed(error)),
         };
         core.counters.buffers += 1;
         let address = base.checked_add(buffer.phys.page_offset()).unwrap_or(base);
@@ -405,10 +407,18 @@ where
             let mapped = self
                 .backend
                 .map(&mut core.inner, request, &prepared.pieces, direction.perms());
-            mapped.map_err(DmaError::Backend)
+            mapped.map_err(|NotMapped { error, in_doubt }| match in_doubt {
+                true => DmaError::Unconfirmed(error),
+                false => DmaError::Backend(error),
+            })
         });
         let (base, held) = match mapped {
             Ok(mapped) => mapped,
+            Err(error @ DmaError::Unconfirmed(_)) => {
+                // A device may see the copies: they are nobody else's any more.
+                drop(prepared.bounces);
+                return Err(error);
+            }
             Err(error) => {
                 // Nothing was mapped: no device has seen the copies.
                 self.free_slots(prepared.bounces);

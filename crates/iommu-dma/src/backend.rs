@@ -47,6 +47,23 @@ pub enum When {
     Later,
 }
 
+/// A mapping that was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotMapped<E> {
+    /// Why.
+    pub error: E,
+    /// Devices may use what was to be mapped all the same: the hardware did not confirm that it forgot it. The backend
+    /// keeps the addresses out of use; the memory must stay out of use, too.
+    pub in_doubt: bool,
+}
+
+impl<E> From<E> for NotMapped<E> {
+    fn from(error: E) -> Self {
+        let in_doubt = false;
+        Self { error, in_doubt }
+    }
+}
+
 /// A way to make memory reachable for a device.
 ///
 /// Implementations are [`crate::Translated`], [`crate::Aperture`] and [`crate::Direct`]; [`crate::DmaApi`] is the
@@ -74,16 +91,21 @@ pub trait Backend {
     /// Maps the pieces, which do not overlap, into a block of addresses that satisfies `request`.
     ///
     /// # Errors
-    /// No addresses, or the address space refused; nothing is mapped then.
+    /// No addresses, or the address space refused; nothing is mapped then. [`NotMapped::in_doubt`] tells whether devices
+    /// may use it nevertheless.
     fn map(
         &self,
         core: &mut Self::Core,
         request: IovaRequest,
         pieces: &[Piece],
         perms: Perms,
-    ) -> Result<(Iova, Self::Held), Self::Error>;
+    ) -> Result<(Iova, Self::Held), NotMapped<Self::Error>>;
 
-    /// Maps one run of `len` bytes of whole pages. `None` if that is not possible; [`Self::map`] then says why.
+    /// Maps one run of `len` bytes of whole pages.
+    ///
+    /// # Errors
+    /// `None` if that is not possible; [`Self::map`] then says why. An error is one that leaves devices with what was to
+    /// be mapped.
     fn map_run(
         &self,
         core: &mut Self::Core,
@@ -91,8 +113,9 @@ pub trait Backend {
         phys: HostPhys,
         len: u64,
         perms: Perms,
-    ) -> Option<(Iova, Self::Held)> {
-        self.map(core, request, &[Piece { offset: 0, phys, len }], perms).ok()
+    ) -> Result<(Iova, Self::Held), Option<Self::Error>> {
+        self.map(core, request, &[Piece { offset: 0, phys, len }], perms)
+            .map_err(|NotMapped { error, in_doubt }| in_doubt.then_some(error))
     }
 
     /// Removes a mapping.

@@ -5,7 +5,7 @@ use core::convert::Infallible;
 use iommu_iova::IovaRequest;
 use iommu_types::{Iova, Perms, Piece};
 
-use crate::backend::{Backend, Kind, When};
+use crate::backend::{Backend, Kind, NotMapped, When};
 use crate::device::{Buffer, Device};
 
 /// No IOMMU: devices use host addresses, and nothing keeps them from any of them.
@@ -38,8 +38,8 @@ impl Backend for Direct {
         _request: IovaRequest,
         _pieces: &[Piece],
         _perms: Perms,
-    ) -> Result<(Iova, Infallible), NotTranslated> {
-        Err(NotTranslated)
+    ) -> Result<(Iova, Infallible), NotMapped<NotTranslated>> {
+        Err(NotTranslated.into())
     }
 
     fn unmap(&self, _core: &mut (), held: Infallible, _when: When) -> Result<(), (NotTranslated, Infallible)> {

@@ -3,7 +3,7 @@
 use iommu_types::{BusError, HostPhys, Iova};
 use thiserror::Error;
 
-/// A mapping that was not made; the device can reach nothing of it.
+/// A mapping that was not made; the device can reach nothing of it, except after [`Self::Unconfirmed`].
 #[derive(Debug, Error)]
 pub enum DmaError<E: core::error::Error + 'static> {
     /// No buffer, or one without a byte.
@@ -82,4 +82,8 @@ pub enum DmaError<E: core::error::Error + 'static> {
     /// What translates refused.
     #[error(transparent)]
     Backend(E),
+    /// The hardware did not confirm: the device may reach the buffers although they are not mapped. Addresses and copies
+    /// stay out of use for ever, and so must the buffers.
+    #[error("not mapped, but the device may reach the memory all the same; do not use it for anything else: {0}")]
+    Unconfirmed(E),
 }

@@ -81,7 +81,7 @@ pub use aperture::{
     MIN_WINDOW, aperture_runs, aperture_table_len,
 };
 pub use api::{DmaApi, DmaCore};
-pub use backend::{Backend, Kind, When};
+pub use backend::{Backend, Kind, NotMapped, When};
 pub use bounce::{BouncePool, MAX_RUN, PoolError, SLOT};
 pub use counters::Counters;
 pub use device::{Buffer, Device, Direction, DmaSegment, Trust};

@@ -7,7 +7,7 @@ use iommu_iova::{AllocError, IovaAllocator, IovaRequest, Lease};
 use iommu_types::{AddrRange, AddressSpace, HostPhys, Iova, Perms, Piece};
 use thiserror::Error;
 
-use crate::backend::{Backend, Kind, When};
+use crate::backend::{Backend, Kind, NotMapped, When};
 use crate::device::{Buffer, Device};
 
 /// When the hardware is told about an unmap, chosen for each address space.
@@ -153,40 +153,52 @@ where
         lease: Lease,
         pieces: &[Piece],
         perms: Perms,
-    ) -> Result<(Iova, Leased), TranslatedError<S::Error>> {
+    ) -> Result<(Iova, Leased), NotMapped<TranslatedError<S::Error>>> {
         let (base, len) = (lease.iova(), lease.range().len().unwrap_or(0));
         let Some(parts) = parts(base, len, pieces) else {
             self.iovas.free(&mut core.iova, lease);
-            return Err(TranslatedError::NoMemory { pieces: pieces.len() });
+            return Err(TranslatedError::NoMemory { pieces: pieces.len() }.into());
         };
         if let Err((done, error)) = self.space.map_pieces(base, pieces, perms) {
-            self.undo(core, lease, pieces.get(..done).unwrap_or(pieces));
-            return Err(TranslatedError::Space(error));
+            let lost = S::may_be_reachable(&error);
+            let undone = self.undo(core, lease, lost, pieces.get(..done).unwrap_or(pieces));
+            return Err(NotMapped {
+                error: TranslatedError::Space(error),
+                in_doubt: lost || !undone,
+            });
         }
         Ok((base, Leased { lease, parts }))
     }
 
-    /// Takes a mapping back of which only these pieces were made.
+    /// Takes a mapping back of which only these pieces were made; whether all of it is gone for certain. The addresses
+    /// stay out of use for ever if not, or if devices may use what is not in the tables any more (`lost`).
     #[cold]
-    fn undo(&self, core: &mut TranslatedCore<S, A>, lease: Lease, mapped: &[Piece]) {
-        if mapped.is_empty() {
-            // The addresses are as good as before.
-            self.iovas.free(&mut core.iova, lease);
-            return;
-        }
+    fn undo(&self, core: &mut TranslatedCore<S, A>, lease: Lease, lost: bool, mapped: &[Piece]) -> bool {
         let base = lease.iova();
+        let lease = if lost {
+            drop(lease);
+            None
+        } else {
+            Some(lease)
+        };
+        if mapped.is_empty() {
+            if let Some(lease) = lease {
+                // The addresses are as good as before.
+                self.iovas.free(&mut core.iova, lease);
+            }
+            return true;
+        }
         let ranges = mapped
             .iter()
             .filter_map(|piece| AddrRange::from_base_len(base.checked_add(piece.offset)?, piece.len));
         let stuck = TranslatedStuck {
             mapped: ranges.collect(),
-            lease: Some(lease),
+            lease,
             pending: Vec::new(),
         };
-        if let Err(stuck) = self.advance(core, stuck) {
-            // Neither the addresses nor the table pages come back: a leak, and nothing worse.
-            drop(stuck);
-        }
+        // What is not confirmed is dropped: neither the addresses nor the table pages come back. A leak, and nothing
+        // worse.
+        self.advance(core, stuck).map_err(drop).is_ok()
     }
 
     /// Carries an unmap as far as it goes: removes what is mapped, has it confirmed, frees the addresses.
@@ -281,9 +293,10 @@ where
         request: IovaRequest,
         pieces: &[Piece],
         perms: Perms,
-    ) -> Result<(Iova, Leased), Self::Error> {
+    ) -> Result<(Iova, Leased), NotMapped<Self::Error>> {
         let request = request.below(self.space.aperture().last());
-        let lease = self.iovas.allocate(&mut core.iova, request)?;
+        let lease = self.iovas.allocate(&mut core.iova, request);
+        let lease = lease.map_err(TranslatedError::from)?;
         self.map_list(core, lease, pieces, perms)
     }
 
@@ -295,16 +308,17 @@ where
         phys: HostPhys,
         len: u64,
         perms: Perms,
-    ) -> Option<(Iova, Leased)> {
+    ) -> Result<(Iova, Leased), Option<Self::Error>> {
         let request = request.below(self.space.aperture().last());
-        let lease = self.iovas.allocate(&mut core.iova, request).ok()?;
+        let lease = self.iovas.allocate(&mut core.iova, request).map_err(|_| None)?;
         let base = lease.iova();
-        if self.space.map(base, phys, len, perms).is_err() {
-            self.undo(core, lease, &[]);
-            return None;
+        if let Err(error) = self.space.map(base, phys, len, perms) {
+            let lost = S::may_be_reachable(&error);
+            self.undo(core, lease, lost, &[]);
+            return Err(lost.then_some(TranslatedError::Space(error)));
         }
         let parts = Vec::new();
-        Some((base, Leased { lease, parts }))
+        Ok((base, Leased { lease, parts }))
     }
 
     fn unmap(&self, core: &mut Self::Core, held: Leased, when: When) -> Result<(), (Self::Error, TranslatedStuck<S>)> {

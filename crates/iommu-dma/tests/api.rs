@@ -355,6 +355,40 @@ fn a_list_that_fails_half_way_leaves_nothing_mapped() {
 }
 
 #[test]
+fn a_mapping_that_may_be_reachable_after_all_keeps_its_addresses_and_copies() {
+    for (list, pages, slots) in [
+        // One run, which takes the short way; a list whose middle fails; parts of pages, which are copied.
+        (&[buffer(0x3000, 0x1000)][..], 1, 0),
+        (&[buffer(0x3000, 0x1000), buffer(0x8000, 0x2000)][..], 3, 0),
+        (&[buffer(0x3010, 0x10), buffer(0x8000, 0x1000)][..], 2, 2),
+    ] {
+        let trust = if slots == 0 { Trust::Trusted } else { Trust::Untrusted };
+        let device = Device::with_address_bits(39).trust(trust);
+        for n in 0..u64::try_from(list.len()).expect("small") {
+            let (space, memory) = (Space::default(), memory());
+            let api = over(&space, &memory, Invalidation::Strict);
+            let mut core = api.new_core();
+            space.lose_maps();
+            space.fail_map_after(n);
+            let failed = match list {
+                [one] => api.map(&mut core, &device, *one, Direction::ToDevice),
+                list => api.map_sg(&mut core, &device, list, Direction::ToDevice),
+            };
+            let error = failed.expect_err("one piece fails");
+            assert!(
+                matches!(error, DmaError::Unconfirmed(TranslatedError::Space(Refused::Timeout))),
+                "{error}"
+            );
+            assert!(error.to_string().contains("may reach"), "{error}");
+            assert!(space.reachable_pages() > 0);
+            assert_eq!(space.mapped_pages(), 0, "what was mapped went again");
+            let used = api.pool().expect("given").used_slots();
+            assert_eq!((api.backend().iovas().live_pages(), used), (pages, slots));
+        }
+    }
+}
+
+#[test]
 fn coherent_memory_is_one_aligned_block_of_whole_pages() {
     let (space, memory) = (Space::default(), memory());
     let api = over(&space, &memory, Invalidation::Strict);

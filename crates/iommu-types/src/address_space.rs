@@ -45,7 +45,7 @@ pub trait AddressSpace {
     ///
     /// # Errors
     /// Overlap with an existing mapping, misalignment, addresses out of reach, memory for tables; nothing is
-    /// mapped then.
+    /// mapped then, but see [`Self::may_be_reachable`].
     fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), Self::Error>;
 
     /// Maps every piece of a block that begins at `base`.
@@ -63,6 +63,15 @@ pub trait AddressSpace {
                 .map_err(|error| (done, error))?;
         }
         Ok(())
+    }
+
+    /// Whether devices may use what [`Self::map`] or [`Self::map_pieces`] was to map although it failed with `error`: the
+    /// hardware did not confirm that it noticed, or that it forgot. Addresses and memory must stay out of use then.
+    ///
+    /// Spaces whose mappings need no confirmation leave this as it is.
+    fn may_be_reachable(error: &Self::Error) -> bool {
+        let _ = error;
+        false
     }
 
     /// Removes the mappings in `range` from the tables. Devices may use them until [`Self::flush`] succeeds.

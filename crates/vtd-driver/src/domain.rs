@@ -207,6 +207,13 @@ pub enum SpaceError {
     Flush(#[from] FlushError),
 }
 
+impl SpaceError {
+    /// Whether a mapping was taken out again without the unit's confirmation that it forgot it.
+    pub(crate) const fn is_unconfirmed_mapping(&self) -> bool {
+        matches!(self, Self::Map(MapError::Unconfirmed(_)))
+    }
+}
+
 /// A domain that was not destroyed.
 #[derive(Debug, Error)]
 #[error("{cause}")]
@@ -510,6 +517,10 @@ impl<R: Registers, P: Host> AddressSpace for Domain<R, P> {
         self.space
             .map_pieces(&self.shared, base, pieces, perms)
             .map_err(|(done, error)| (done, error.into()))
+    }
+
+    fn may_be_reachable(error: &SpaceError) -> bool {
+        error.is_unconfirmed_mapping()
     }
 
     fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<PendingFlush<L>, UnmapRefused<SpaceError, L>> {

@@ -476,6 +476,10 @@ impl<R: Registers, P: Host> AddressSpace for Ioas<R, P> {
         Ok(Self::map(self, iova, phys, len, perms)?)
     }
 
+    fn may_be_reachable(error: &SpaceError) -> bool {
+        error.is_unconfirmed_mapping()
+    }
+
     fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<IoasPending<L>, UnmapRefused<SpaceError, L>> {
         Self::unmap(self, range, lease).map_err(|refused| UnmapRefused {
             error: refused.error.into(),

@@ -8,6 +8,7 @@
 
 mod bring_up;
 mod devices;
+mod dma_api;
 mod interrupts;
 mod mappings;
 mod memory_map;

@@ -29,6 +29,8 @@ struct State {
     /// What devices can reach: the tables, and what no flush has confirmed gone.
     reach: BTreeMap<u64, (u64, Perms)>,
     maps_until_failure: Option<u64>,
+    /// A mapping that fails is not confirmed to be forgotten.
+    loses_maps: bool,
     hang: bool,
     flushes: u64,
 }
@@ -53,6 +55,11 @@ impl Space {
 
     pub fn fail_map_after(&self, n: u64) {
         self.state().maps_until_failure = Some(n);
+    }
+
+    /// From now on devices can use what is not mapped any more because mapping it failed.
+    pub fn lose_maps(&self) {
+        self.state().loses_maps = true;
     }
 
     pub fn hang(&self, on: bool) {
@@ -99,14 +106,21 @@ impl AddressSpace for &Space {
 
     fn map(&self, iova: Iova, phys: HostPhys, len: u64, perms: Perms) -> Result<(), Refused> {
         let mut state = self.state();
+        let range = AddrRange::from_base_len(iova, len).expect("a range");
         if let Some(left) = &mut state.maps_until_failure {
             if *left == 0 {
                 state.maps_until_failure = None;
-                return Err(Refused::OnPurpose);
+                if !state.loses_maps {
+                    return Err(Refused::OnPurpose);
+                }
+                let first = phys.raw() >> 12;
+                state
+                    .reach
+                    .extend(pages(range).zip(first..).map(|(page, to)| (page, (to, perms))));
+                return Err(Refused::Timeout);
             }
             *left -= 1;
         }
-        let range = AddrRange::from_base_len(iova, len).expect("a range");
         assert!(range.is_aligned(iommu_types::PageSize::Size4K) && phys.page_offset() == 0);
         if pages(range).any(|page| state.reach.contains_key(&page)) {
             return Err(Refused::Overlap);
@@ -117,6 +131,10 @@ impl AddressSpace for &Space {
             state.reach.insert(page, (target, perms));
         }
         Ok(())
+    }
+
+    fn may_be_reachable(error: &Refused) -> bool {
+        *error == Refused::Timeout
     }
 
     fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<Pending<L>, UnmapRefused<Refused, L>> {
