@@ -166,11 +166,12 @@ pub(crate) struct Rig {
     _alone: MutexGuard<'static, ()>,
 }
 
-/// Whether functions are behind the unit.
+/// Which way disks have to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     Through,
-    Around,
+    /// The disk has a twin beside the unit, `/dev/vdb` to the guest: for comparison.
+    Both,
 }
 
 impl Rig {
@@ -204,25 +205,35 @@ impl Rig {
         let said = Arc::new(Said::default());
         let options = VirtioBlkOptions {
             require_access_platform: false,
+            indirect: false,
             ..VirtioBlkOptions::default()
         };
-        let file = OpenOptions::new().read(true).write(true).open(&disk).unwrap();
-        let backing = Box::new(FileDisk::new(file, false).unwrap());
+        let back = |disk: &Path| {
+            let file = OpenOptions::new().read(true).write(true).open(disk).unwrap();
+            Box::new(FileDisk::new(file, false).unwrap())
+        };
         // Both have a device-TLB; Linux enables it where the unit can serve one.
         let ats = Ats {
             queue_depth: 32,
             page_aligned: true,
         };
-        let block = VirtioBlk::new(VirtioBlk::describe(options).ats(ats).build().unwrap(), backing, options).unwrap();
+        let block = |disk: &Path| {
+            let config = VirtioBlk::describe(options).ats(ats).build().unwrap();
+            Box::new(VirtioBlk::new(config, back(disk), options).unwrap())
+        };
+        let (first, twin) = (block(&disk), folder.join("twin.img"));
         let options = DmaEngineOptions::default();
         let engine = DmaEngine::new(DmaEngine::describe(options).ats(ats).build().unwrap(), options).unwrap();
-        let machine = Machine::new(config, "00:06.0".parse().unwrap(), Box::new(Ear(Arc::clone(&said)))).unwrap();
-        let add = |machine: Machine, name: &str, at: &str, function| match way {
-            Way::Through => machine.with(name, at.parse().unwrap(), function).unwrap(),
-            Way::Around => machine.with_bypass(name, at.parse().unwrap(), function).unwrap(),
-        };
-        let machine = add(machine, "disk0", "00:07.0", Box::new(block));
-        let machine = add(machine, "engine", "00:08.0", Box::new(engine));
+        let mut machine = Machine::new(config, "00:06.0".parse().unwrap(), Box::new(Ear(Arc::clone(&said))))
+            .and_then(|machine| machine.with("disk0", "00:07.0".parse().unwrap(), first))
+            .and_then(|machine| machine.with("engine", "00:08.0".parse().unwrap(), Box::new(engine)))
+            .unwrap();
+        if way == Way::Both {
+            fs::copy(&disk, &twin).unwrap();
+            machine = machine
+                .with_bypass("disk1", "00:09.0".parse().unwrap(), block(&twin))
+                .unwrap();
+        }
         let server = machine.serve(&sockets, Arc::clone(&said) as Arc<_>).unwrap();
         let launch = Launch {
             program: programs.tools.qemu.clone(),
@@ -283,15 +294,6 @@ impl Rig {
     /// Ends it.
     pub(crate) fn end_trace(&self) {
         self.remapper().set_trace(None).unwrap().finish().unwrap();
-    }
-
-    /// Messages that the disk's and the unit's connections have carried.
-    pub(crate) fn messages(&self) -> u64 {
-        let slots = self.server().machine().slots();
-        slots
-            .iter()
-            .map(|slot| slot.traffic().received() + slot.traffic().sent())
-            .sum()
     }
 
     /// Runs the guest's `task`; `look` sees each line that it says as it comes, and may stop listening by returning false.
