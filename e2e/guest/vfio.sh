@@ -30,6 +30,17 @@ run caps iommu caps --json
 run rehearsal iommu run --backend linux --device $disk --json
 run disk vfio-guest disk $disk
 
+# A user who is not root, and may have half a MiB pinned.
+mkdir -p /etc
+echo "user:x:1000:1000::/:/bin/sh" > /etc/passwd
+echo "user:x:1000:" > /etc/group
+busybox chmod 666 /dev/vfio/*
+limited() (
+  ulimit -l 512
+  exec busybox su -s /bin/sh user -c "vfio-guest churn $engine 1000"
+)
+run pinned limited
+
 # A driver that is killed before each of its steps, until it has none left; then at moments of nobody's choosing.
 echo 1 > /sys/kernel/tracing/events/iommu/map/enable
 echo 1 > /sys/kernel/tracing/events/iommu/unmap/enable

@@ -1,8 +1,9 @@
 //! Linux's own VFIO as judge of `iommu-vfio`.
 //!
 //! In a guest with Intel's IOMMU the static program `vfio-guest` runs the conformance list on `/dev/vfio`, tries with a
-//! device's DMA which addresses are reached, reads and writes QEMU's virtio disk, and is killed at every step of a
-//! driver's life. All of that runs on the software backend in this process as well: answers have to be the same.
+//! device's DMA which addresses are reached, reads and writes QEMU's virtio disk, meets a limit on pinned memory, and is
+//! killed at every step of a driver's life. All of that runs on the software backend in this process as well: answers have
+//! to be the same.
 //!
 //! `PORTCULLIS_QEMU`, `_KERNEL`, `_BUSYBOX`, `_MODULES`, `_IOMMU` and `_VFIO_GUEST` name the programs; without them the
 //! tests say that they compared nothing.
@@ -14,6 +15,7 @@
 )]
 
 mod life;
+mod pins;
 mod platter;
 mod reach;
 mod rules;
@@ -87,10 +89,11 @@ fn a_driver_on_linux_is_told_and_reaches_what_it_would_in_software() {
     let image = fs::read(folder().join("disk")).expect("the disk's image can be read");
     let interrupts = platter::judge(&record, &image, &mut wrong);
     let kills = life::judge(&record, &mut wrong);
+    pins::judge(&record, &mut wrong);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     println!(
-        "compared: {cases} cases on both backends, {probes} probes by DMA, a disk with {interrupts} interrupts, a driver \
-         killed {kills} times; Linux {}",
+        "compared: {cases} cases on both backends, {probes} probes by DMA, a disk with {interrupts} interrupts, a limit on \
+         pinned memory, a driver killed {kills} times; Linux {}",
         record.release
     );
 }

@@ -11,13 +11,13 @@ use soft_platform::{Machine, MachineDescription};
 /// Where the embedded machine has a function that moves data.
 const FUNCTION: &str = "03:00.0";
 
-fn start(change: impl FnOnce(&Machine, Bdf)) -> (Software, Bdf) {
+fn start(options: PlatformOptions, change: impl FnOnce(&Machine, Bdf)) -> (Software, Bdf) {
     let description = MachineDescription::two_socket().expect("the embedded machine is sound");
     let table = description.to_dmar().expect("its table can be built");
     let machine = Machine::build(&description, &table).expect("it can be built");
     let function: Bdf = FUNCTION.parse().expect("an address");
     change(&machine, function);
-    let platform = Platform::bring_up(machine, PlatformOptions::default()).expect("its units start");
+    let platform = Platform::bring_up(machine, options).expect("its units start");
     platform.bind(function, Driver::Vfio).expect("it can be bound");
     let user = platform.user("driver");
     (Software::new(&platform, user), function)
@@ -25,7 +25,16 @@ fn start(change: impl FnOnce(&Machine, Bdf)) -> (Software, Bdf) {
 
 /// A backend, and a function on it with a DMA engine.
 pub(crate) fn engine() -> (Software, Bdf) {
-    start(|_, _| ())
+    start(PlatformOptions::default(), |_, _| ())
+}
+
+/// As [`engine`], for a user who may have so many bytes pinned.
+pub(crate) fn engine_with_limit(bytes: u64) -> (Software, Bdf) {
+    let options = PlatformOptions {
+        pin_limit: Some(bytes),
+        ..PlatformOptions::default()
+    };
+    start(options, |_, _| ())
 }
 
 /// A backend, and a function on it with a virtio disk over an image.
@@ -41,7 +50,7 @@ pub(crate) fn disk(image: &Path) -> (Software, Bdf) {
         .build()
         .expect("its configuration space is sound");
     let disk = VirtioBlk::new(config, Box::new(file), options).expect("it is a disk");
-    start(|machine, function| {
+    start(PlatformOptions::default(), |machine, function| {
         machine.replace(function, Box::new(disk)).expect("it takes the place");
     })
 }
