@@ -13,7 +13,7 @@
 //! * [`oracle`]: what a unit without caches would do with a request, in the specification's order.
 //! * [`MappingModel`]: what an address space should hold.
 //! * [`contract`]: the promises of the traits in `iommu-types`, as tests for every implementor.
-//! * [`strategies`]: inputs for property tests.
+//! * [`strategies`]: inputs for property tests; [`Random`]: numbers for tests that make their own.
 //!
 //! # Place in the stack
 //!
@@ -59,6 +59,7 @@ pub mod contract;
 mod mapping;
 mod memory;
 pub mod oracle;
+mod random;
 pub mod raw;
 mod registers;
 pub mod strategies;
@@ -66,4 +67,5 @@ pub mod strategies;
 pub use clock::TestClock;
 pub use mapping::MappingModel;
 pub use memory::{FrameCounters, HardwareView, POISON, SparseMemory, SparseMemoryBuilder, Violation};
+pub use random::Random;
 pub use registers::{RegisterAccess, RegisterFile, ScriptedRegisters};

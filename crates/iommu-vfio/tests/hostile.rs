@@ -11,6 +11,7 @@
 
 use std::time::{Duration, Instant};
 
+use iommu_testkit::Random;
 use iommu_types::{Bdf, HostPhys, Iova, Perms};
 use iommu_vfio::{Container, Driver, Platform, PlatformOptions};
 use soft_platform::{Machine, MachineDescription, MachineOptions, PageRequest, Zone};
@@ -43,31 +44,6 @@ const ADDRESSES: [u64; 18] = [
     u64::MAX - 0xfff,
     u64::MAX,
 ];
-
-/// Xorshift: the same tables in every run.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// A number below `limit`.
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % limit.max(1) as u64).expect("below a usize")
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[3]
-    }
-}
 
 fn le16(bytes: &[u8], at: usize) -> usize {
     usize::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
@@ -110,26 +86,26 @@ fn fix(table: &mut [u8]) {
 }
 
 /// A structure of a type that has an address at offset 8 (and a limit at 16, if it is long enough).
-fn set_addresses(structure: &mut [u8], dice: &mut Dice) {
+fn set_addresses(structure: &mut [u8], dice: &mut Random) {
     for at in [8, 16] {
         if structure.len() >= at + 8 && (at == 8 || structure[0] == 1) {
-            let base = dice.pick(&ADDRESSES);
+            let base = dice.pick(ADDRESSES);
             structure[at..at + 8].copy_from_slice(&base.to_le_bytes());
         }
     }
 }
 
 /// Scope entries of every kind, many of them impossible.
-fn scope_list(dice: &mut Dice) -> Vec<u8> {
+fn scope_list(dice: &mut Random) -> Vec<u8> {
     let mut list = Vec::new();
-    for _ in 0..dice.pick(&[1_usize, 3, 40, 400, 3000]) {
-        let hops = dice.pick(&[0_u8, 1, 1, 1, 2, 3, 124]);
-        let kind = dice.pick(&[1_u8, 1, 2, 2, 3, 4, 5, 6, 0x77]);
-        let len = dice.pick(&[6 + 2 * hops, 6 + 2 * hops, 6 + 2 * hops, 0, 5, 255]);
-        list.extend([kind, len, 0, 0, dice.byte(), dice.pick(&[0_u8, 0, 0, 1, 0x80, 0xff])]);
+    for _ in 0..dice.pick([1_usize, 3, 40, 400, 3000]) {
+        let hops = dice.pick([0_u8, 1, 1, 1, 2, 3, 124]);
+        let kind = dice.pick([1_u8, 1, 2, 2, 3, 4, 5, 6, 0x77]);
+        let len = dice.pick([6 + 2 * hops, 6 + 2 * hops, 6 + 2 * hops, 0, 5, 255]);
+        list.extend([kind, len, 0, 0, dice.byte(), dice.pick([0_u8, 0, 0, 1, 0x80, 0xff])]);
         for _ in 0..hops {
             let device = dice.byte();
-            list.extend([dice.pick(&[device % 32, device]), dice.pick(&[0, 0, device % 8, 0xff])]);
+            list.extend([dice.pick([device % 32, device]), dice.pick([0, 0, device % 8, 0xff])]);
         }
     }
     list.truncate(60_000);
@@ -137,27 +113,27 @@ fn scope_list(dice: &mut Dice) -> Vec<u8> {
 }
 
 /// One change to a table.
-fn change(table: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
+fn change(table: Vec<u8>, dice: &mut Random) -> Vec<u8> {
     let mut parts = structures(&table);
-    let some = |dice: &mut Dice, parts: &[Vec<u8>]| dice.below(parts.len());
+    let some = |dice: &mut Random, parts: &[Vec<u8>]| dice.index(parts.len());
     let mut table = table;
-    match dice.below(13) {
+    match dice.index(13) {
         // Bits anywhere but in the signature and the length.
         0 | 1 => {
-            for _ in 0..=dice.below(6) {
-                let at = 36 + dice.below(table.len().saturating_sub(36));
+            for _ in 0..=dice.index(6) {
+                let at = 36 + dice.index(table.len().saturating_sub(36));
                 if let Some(byte) = table.get_mut(at) {
-                    *byte ^= 1 << dice.below(8);
+                    *byte ^= 1 << dice.index(8);
                 }
             }
-            if dice.below(4) > 0 {
+            if dice.index(4) > 0 {
                 fix(&mut table);
             }
             table
         }
         2 => {
-            table.truncate(dice.below(table.len()));
-            if dice.below(2) == 0 {
+            table.truncate(dice.index(table.len()));
+            if dice.index(2) == 0 {
                 fix(&mut table);
             }
             table
@@ -165,8 +141,8 @@ fn change(table: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
         // The length of a structure.
         3 => {
             if let Some(last) = parts.len().checked_sub(1) {
-                let at: usize = HEADER + parts.iter().take(dice.below(last + 1)).map(Vec::len).sum::<usize>();
-                let len = dice.pick(&[0_u16, 1, 3, 4, 8, 15, 16, 17, 24, 0x7fff, 0xffff]);
+                let at: usize = HEADER + parts.iter().take(dice.index(last + 1)).map(Vec::len).sum::<usize>();
+                let len = dice.pick([0_u16, 1, 3, 4, 8, 15, 16, 17, 24, 0x7fff, 0xffff]);
                 table[at + 2..at + 4].copy_from_slice(&len.to_le_bytes());
                 fix(&mut table);
             }
@@ -176,29 +152,29 @@ fn change(table: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
             let from = some(dice, &parts);
             if !parts.is_empty() {
                 let part = parts.remove(from);
-                parts.insert(dice.below(parts.len() + 1), part);
+                parts.insert(dice.index(parts.len() + 1), part);
             }
             assemble(&table, &parts)
         }
         5 => {
-            for _ in 0..dice.pick(&[1, 5, 60]) {
+            for _ in 0..dice.pick([1, 5, 60]) {
                 let from = some(dice, &parts);
                 parts.extend(parts.get(from).cloned());
             }
             assemble(&table, &parts)
         }
         6 => {
-            parts.retain(|_| dice.below(3) > 0);
+            parts.retain(|_| dice.index(3) > 0);
             assemble(&table, &parts)
         }
         7 => {
             let kind = dice.byte();
-            parts.insert(dice.below(parts.len() + 1), vec![kind, 1, 8, 0, 1, 2, 3, 4]);
+            parts.insert(dice.index(parts.len() + 1), vec![kind, 1, 8, 0, 1, 2, 3, 4]);
             assemble(&table, &parts)
         }
         8 => {
             let at = 36.min(table.len() - 1);
-            table[at] = dice.pick(&[0_u8, 1, 11, 12, 20, 30, 31, 32, 38, 51, 52, 63, 64, 255]);
+            table[at] = dice.pick([0_u8, 1, 11, 12, 20, 30, 31, 32, 38, 51, 52, 63, 64, 255]);
             fix(&mut table);
             table
         }
@@ -210,7 +186,7 @@ fn change(table: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
         }
         10 => {
             for part in parts.iter_mut().filter(|part| part[0] == 0) {
-                if dice.below(2) == 0 {
+                if dice.index(2) == 0 {
                     set_addresses(part, dice);
                 }
             }
@@ -219,8 +195,8 @@ fn change(table: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
         // Segments.
         11 => {
             for part in parts.iter_mut().filter(|part| part.len() >= 8 && part[0] < 3) {
-                if dice.below(2) == 0 {
-                    part[6..8].copy_from_slice(&dice.pick(&[0_u16, 1, 2, 0xffff]).to_le_bytes());
+                if dice.index(2) == 0 {
+                    part[6..8].copy_from_slice(&dice.pick([0_u16, 1, 2, 0xffff]).to_le_bytes());
                 }
             }
             assemble(&table, &parts)
@@ -228,12 +204,12 @@ fn change(table: Vec<u8>, dice: &mut Dice) -> Vec<u8> {
         // Scopes of units, or of any structure.
         _ => {
             for part in &mut parts {
-                if part.len() >= 16 && part[0] < 2 && dice.below(3) == 0 {
+                if part.len() >= 16 && part[0] < 2 && dice.index(3) == 0 {
                     part.extend(scope_list(dice));
                     part.truncate(60_000);
                     let len = u16::try_from(part.len()).expect("truncated").to_le_bytes();
                     part[2..4].copy_from_slice(&len);
-                    if part[0] == 0 && dice.below(2) == 0 {
+                    if part[0] == 0 && dice.index(2) == 0 {
                         part[4] &= !1;
                     }
                 }
@@ -402,9 +378,9 @@ fn no_table_panics_hangs_or_opens_a_function_that_it_leaves_in_doubt() {
     let sound = description.to_dmar().expect("fits");
     let mut seen = Seen::default();
     for case in 0..CASES {
-        let mut dice = Dice((case + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut dice = Random((case + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let mut table = sound.clone();
-        for _ in 0..dice.pick(&[1, 1, 1, 2, 4]) {
+        for _ in 0..dice.pick([1, 1, 1, 2, 4]) {
             if table.len() > HEADER {
                 table = change(table, &mut dice);
             }

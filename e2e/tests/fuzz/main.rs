@@ -12,35 +12,7 @@ mod unit;
 
 use std::time::{Duration, Instant};
 
-/// A generator with a printed seed (xorshift64).
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-    pub(crate) fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[2]
-    }
-    pub(crate) fn index(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).unwrap_or(0)
-    }
-    /// A number whose interesting values are likely: small, one bit, near the top, anything.
-    pub(crate) fn word(&mut self) -> u64 {
-        match self.below(4) {
-            0 => self.below(16),
-            1 => 1 << self.below(64),
-            2 => u64::MAX - self.below(0x2000),
-            _ => self.next(),
-        }
-    }
-}
+use iommu_testkit::Random;
 
 /// Runs `target` until the time is over; says how often.
 pub(crate) fn fuzz(name: &str, mut target: impl FnMut(&mut Random)) {

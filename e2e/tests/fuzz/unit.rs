@@ -1,12 +1,12 @@
 //! A unit in software: registers, descriptors, tables, saved state.
 
-use iommu_testkit::SparseMemory;
 use iommu_testkit::raw::{self, RawTables};
+use iommu_testkit::{Random, SparseMemory};
 use iommu_types::{Access, HostPhys, Iova, Pasid, SourceId, SystemMemory};
 use vtd_model::{AccessWidth, InterruptRequest, Profile, Request, RequestKind, Unit, UnitConfig};
 use vtd_spec::register::offset;
 
-use crate::{Random, fuzz};
+use crate::fuzz;
 
 const SOURCE: u16 = 0x0018;
 const QUEUE: u64 = 0x20_0000;

@@ -3,7 +3,9 @@
 use e2e::qtest::{EDU_SOURCE, QtestError};
 use vtd_spec::register::offset;
 
-use crate::trio::{QUEUE, Random, STATUS, Tally, Trio};
+use iommu_testkit::Random;
+
+use crate::trio::{QUEUE, STATUS, Tally, Trio, message_data};
 
 const TABLE: u64 = 0x104_0000;
 /// Entries of the table: IRTA.S = 3.
@@ -57,7 +59,7 @@ fn message(trio: &mut Trio, random: &mut Random) -> Result<(), QtestError> {
         data |= 1 << (16 + random.below(16));
     } else if random.once_in(8) {
         // Nothing but fixed delivery, should it pass as it is.
-        data = random.data() & !0x700;
+        data = message_data(random) & !0x700;
     }
     trio.tally.interrupts += 1;
     // Others than the requester may have sent some.

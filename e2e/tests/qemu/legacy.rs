@@ -3,7 +3,9 @@
 use e2e::qtest::{EDU_SOURCE, QtestError};
 use vtd_spec::register::offset;
 
-use crate::trio::{CONTEXT, DATA, DATA_PAGES, DOMAIN, ROOT, Random, TABLES, Tally, Trio, WITNESS, WITNESS_IOVA};
+use iommu_testkit::Random;
+
+use crate::trio::{CONTEXT, DATA, DATA_PAGES, DOMAIN, ROOT, TABLES, Tally, Trio, WITNESS, WITNESS_IOVA, message_data};
 
 const READ_WRITE: u64 = 3;
 
@@ -109,7 +111,7 @@ fn page_selective(trio: &mut Trio, random: &mut Random) -> Result<(), QtestError
     let mask = random.below(5);
     let first = page >> mask << mask;
     trio.invalidate(&[[0xf2 | DOMAIN << 16, first << 12 | mask]])?;
-    for write in [Some(random.data()), None] {
+    for write in [Some(message_data(random)), None] {
         let situation = format!("page {page} changed to permission {permission} and invalidated alone");
         trio.dma(page << 12, write, &situation)?;
     }
@@ -158,7 +160,7 @@ pub(crate) fn run(dmas: u32) -> Result<Option<Tally>, QtestError> {
                 _ => random.pick([1 << 27, 1 << 36]),
             };
             let iova = (page << 12) | (random.below(4) * 8);
-            let write = random.once_in(2).then(|| random.data());
+            let write = random.once_in(2).then(|| message_data(&mut random));
             trio.dma(iova, write, &situation)?;
         }
         trio.compare_memory()?;

@@ -4,7 +4,9 @@ use e2e::differential::Twin;
 use e2e::qtest::QtestError;
 use vtd_spec::register::offset;
 
-use crate::trio::{QUEUE, ROOT, Random, STATUS, Tally, Trio};
+use iommu_testkit::Random;
+
+use crate::trio::{QUEUE, ROOT, STATUS, Tally, Trio};
 
 /// Every register of these units lies below.
 const LAST: u32 = 0x230;

@@ -3,7 +3,9 @@
 use e2e::qtest::{EDU_SOURCE, QtestError};
 use vtd_model::QemuVersion;
 
-use crate::trio::{CONTEXT, DATA, DATA_PAGES, DOMAIN, ROOT, Random, TABLES, Tally, Trio, WITNESS, WITNESS_IOVA};
+use iommu_testkit::Random;
+
+use crate::trio::{CONTEXT, DATA, DATA_PAGES, DOMAIN, ROOT, TABLES, Tally, Trio, WITNESS, WITNESS_IOVA, message_data};
 
 const DIRECTORY: u64 = 0x102_0000;
 const PASID_TABLE: u64 = 0x102_1000;
@@ -190,7 +192,7 @@ fn page_selective(trio: &mut Trio, random: &mut Random, stage: Stage) -> Result<
         Stage::First => 0x36,
     };
     trio.invalidate(&[[first | DOMAIN << 16, second]])?;
-    for write in [Some(random.data()), None] {
+    for write in [Some(message_data(random)), None] {
         let situation = format!("page {page} changed to {bits:#x} and invalidated alone");
         trio.dma(page << 12, write, &situation)?;
     }
@@ -247,7 +249,7 @@ fn run(mut trio: Trio, dmas: u32, stage: Stage) -> Result<Option<Tally>, QtestEr
                 _ => random.pick([1 << 27, 1 << 35, 1 << 36]),
             };
             let iova = (page << 12) | (random.below(4) * 8);
-            let write = random.once_in(2).then(|| random.data());
+            let write = random.once_in(2).then(|| message_data(&mut random));
             trio.dma(iova, write, &situation)?;
         }
         trio.compare_memory()?;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use e2e::differential::{FaultLog, Modelled, Twin, take_faults};
 use e2e::qtest::{self, Qemu, QtestError};
+use iommu_testkit::Random;
 use vtd_model::{Condition, Profile, QemuVersion};
 use vtd_spec::register::offset;
 
@@ -440,31 +441,7 @@ pub(crate) fn is_interrupt(condition: Option<Condition>) -> bool {
     condition.is_some_and(Condition::is_interrupt)
 }
 
-/// A generator with a fixed seed (xorshift64).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
-        // The low bits of one number depend on those of the one before.
-        (self.next() >> 24) % limit
-    }
-    /// One of `choices`.
-    pub(crate) fn pick<T: Copy, const N: usize>(&mut self, choices: [T; N]) -> T {
-        let index = usize::try_from(self.below(u64::try_from(N).expect("small"))).expect("small");
-        choices[index]
-    }
-    /// True once in `n` times.
-    pub(crate) fn once_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-    /// The data of an MSI has 16 bits.
-    pub(crate) fn data(&mut self) -> u32 {
-        u32::try_from(self.below(1 << 16)).expect("16 bits")
-    }
+/// The data of an MSI has 16 bits.
+pub(crate) fn message_data(random: &mut Random) -> u32 {
+    u32::try_from(random.below(1 << 16)).expect("16 bits")
 }

@@ -1,11 +1,12 @@
 //! What a guest can make the unit spend: memory that it holds, and steps that one register write takes.
 
+use iommu_testkit::Random;
 use iommu_testkit::raw::{self, descriptor, translation_type};
 use iommu_types::{Iova, Pasid, SourceId};
 use vtd_model::{CacheSizes, DESCRIPTORS_PER_WRITE, Profile, Request, UnitConfigBuilder};
 use vtd_spec::register::offset;
 
-use crate::hostile_classes::{FS_ALL, Noise, RW, first_stage, full};
+use crate::hostile_classes::{FS_ALL, RW, first_stage, full};
 use crate::rig::{NIC, QUEUE, Rig, STATUS, spec};
 
 /// What a guest may make a unit of the default configuration hold: 8 MiB.
@@ -50,7 +51,7 @@ fn besiege(builder: UnitConfigBuilder) -> Rig {
     rig.command(|c| c.with_ire(true));
     rig.write32(offset::FECTL, 0);
     rig.write32(offset::IECTL, 0);
-    let mut noise = Noise(0x8);
+    let mut noise = Random(0x8);
     let mut answered = 0;
     for turn in 0..20_000u32 {
         let word = noise.next();

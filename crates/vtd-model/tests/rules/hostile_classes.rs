@@ -34,6 +34,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use iommu_testkit::Random;
 use iommu_testkit::raw::{self, descriptor, translation_type};
 use iommu_types::{DomainId, Iova, Pasid, SourceId};
 use vtd_model::cache::{Invalidation, IotlbInvalidation, PageBlock, Stamp};
@@ -50,18 +51,6 @@ pub(crate) const FS_ALL: u64 = raw::FS_PRESENT | raw::FS_WRITE | raw::FS_USER;
 
 pub(crate) fn full() -> UnitConfigBuilder {
     spec().full_scalable_mode().device_tlb(true)
-}
-
-/// Numbers that look random (xorshift), the same in each run.
-pub(crate) struct Noise(pub(crate) u64);
-
-impl Noise {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
 }
 
 /// The NIC in scalable mode with a directory of `2^(pdts + 7)` entries; the rig and the directory.
@@ -198,7 +187,7 @@ fn s04_domain_and_global_flushes_reach_the_embedders_store_in_full() {
 fn s05_no_offset_width_value_or_descriptor_ends_in_a_panic() {
     for profile in [Profile::Spec, Profile::Silicon] {
         let mut rig = Rig::scalable(full().profile(profile).protected_memory(true).caching_mode(true));
-        let mut noise = Noise(0x5EED);
+        let mut noise = Random(0x5EED);
         for at in (0..rig.unit.window_len() + 16).step_by(4) {
             for value in [0, u64::MAX, 1 << 63, 0x8000_0000, noise.next(), noise.next()] {
                 for width in [AccessWidth::Dword, AccessWidth::Qword] {
@@ -217,7 +206,7 @@ fn s05_no_offset_width_value_or_descriptor_ends_in_a_panic() {
         } else {
             Rig::legacy(spec().device_tlb(true))
         };
-        let mut noise = Noise(0xDE5C);
+        let mut noise = Random(0xDE5C);
         for turn in 0..4000u64 {
             let kind = turn & 7 | (turn >> 3 & 1) << 9;
             let [low, high] = [noise.next(), noise.next()];

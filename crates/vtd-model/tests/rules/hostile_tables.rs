@@ -2,14 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 
-use iommu_testkit::SparseMemory;
 use iommu_testkit::raw::{self, descriptor, translation_type};
+use iommu_testkit::{Random, SparseMemory};
 use iommu_types::{BusError, HostPhys, Iova, SourceId, SystemMemory};
 use vtd_model::cache::PageBlock;
 use vtd_model::{AccessWidth, EventSource, InterruptRequest, Profile, Request, Unit};
 use vtd_spec::register::{QueueError, offset};
 
-use crate::hostile_classes::{FS_ALL, Noise, RW, asks, first_stage, full, with_pasids};
+use crate::hostile_classes::{FS_ALL, RW, asks, first_stage, full, with_pasids};
 use crate::rig::{DID, NIC, QUEUE, Rig, STATUS, spec};
 
 /// What tests map; far from every address that a pass-through would give.
@@ -34,7 +34,7 @@ fn malformed<const N: usize>(good: [u64; N], seed: u64) -> impl Iterator<Item = 
         words[bit / 64] ^= 1 << (bit % 64);
         words
     });
-    let mut noise = Noise(seed);
+    let mut noise = Random(seed);
     let random = core::iter::repeat_with(move || {
         let mut words = [0; N].map(|_: u64| noise.next());
         words[0] |= 1;
@@ -242,7 +242,7 @@ fn s18_a_rejected_record_changes_nothing_and_a_repeated_one_stays_rejected() {
 
 #[test]
 fn s19_ranges_up_to_the_end_of_the_number_space_equal_plain_arithmetic() {
-    let mut noise = Noise(0x19);
+    let mut noise = Random(0x19);
     let ends = [0, 0x1000, 1 << 47, (1 << 48) - 0x1000, 1 << 63, !0xFFF, u64::MAX];
     for order in 0..64u8 {
         for turn in 0..200 {
