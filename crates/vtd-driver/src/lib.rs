@@ -68,7 +68,8 @@
 //! | TE of a previous owner | turned off before the new root table is set: with TE on, the old and the new table would have to agree (VT-d §11.4.5) |
 //! | domain identifier 0 | never used, with or without caching mode |
 //! | context entry replaced | not present, flushed, then the new one: requests in between are blocked. No 128-bit store is asked of the host |
-//! | ITE | every batch in flight is submitted again, at most twice |
+//! | ITE | every batch in flight is submitted again, at most twice; after that the call fails, the unit stays good, and the same call can be made again |
+//! | a device did not leave, or get back to, the domain of its reserved regions | it counts as attached; detaching it again repeats what was not confirmed |
 //! | IQE | the refused descriptor becomes a wait without effect, its batch fails, the unit counts as poisoned |
 //! | requests without PASID in scalable mode | go by PASID 0 on every unit |
 //! | first-stage domains | one identifier each, never shared with another (rule D10) |
