@@ -7,6 +7,9 @@ mod bounce;
 mod list;
 mod modes;
 mod slots;
+mod steps;
+mod unit;
+mod whole;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -174,6 +177,24 @@ fn api<M: SystemMemory>(invalidation: Invalidation, memory: M) -> Outcome<DmaApi
     Ok(DmaApi::new(Translated::new(space, iovas, invalidation), memory))
 }
 
+/// Turns of the usual ring on the driver's side, to have their instructions counted.
+pub(crate) fn turns(turns: u64, invalidation: Invalidation) -> Outcome<()> {
+    let memory = SparseMemory::new(1 << 20);
+    let mut ring = modes::plain(invalidation, &memory, 256, modes::usual(256))?;
+    ring.run(turns);
+    ring.judge(modes::found(ring.steps.api.backend().space()))
+}
+
+/// The same with the unit in the thread, and a translation each.
+pub(crate) fn unit_turns(turns: u64) -> Outcome<()> {
+    whole::turns(turns)
+}
+
+/// Turns of a list of 256 pages.
+pub(crate) fn list_turns(turns: u64) -> Outcome<()> {
+    list::turns(turns)
+}
+
 /// Runs the comparisons; says why there are none if something gives out.
 pub(crate) fn rows(quick: bool) -> Vec<Row> {
     measured(
@@ -182,6 +203,7 @@ pub(crate) fn rows(quick: bool) -> Vec<Row> {
             ("B10", ring_rows),
             ("B10", linux_rows),
             ("B10", modes::rows),
+            ("B10", whole::rows),
             ("B12", bounce::rows),
             ("B13", list::rows),
         ],
@@ -308,6 +330,11 @@ impl LinuxShaped {
         self.tables.unmap(Self::address(range));
         self.cache.retain(|&page, _| page != range.0);
         self.iovas.free(&self.processor, range);
+    }
+
+    /// The device uses the first page of a range once more.
+    fn look_up(&self, range: Range) -> Option<u64> {
+        self.cache.get(&range.0).copied()
     }
 
     /// A list as one range of addresses: each page is walked for. A full cache is dropped whole.

@@ -6,10 +6,12 @@
 use std::hint::black_box;
 use std::process::Command;
 
+use iommu_dma::Invalidation;
 use iommu_iova::{IovaAllocator, IovaRequest, Lease};
 use iommu_pagetable::{Config, Levels, PageTable, SecondStage, UnmapRules};
 use iommu_types::{AddrRange, HostPhys, Iova, Perms};
 
+use crate::dma;
 use crate::iova::sides;
 use crate::pagetable::Arena;
 use crate::peers::PAGE;
@@ -18,11 +20,19 @@ use crate::row::Row;
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 /// A kernel by name, and how many instructions a turn may take: what was counted, and two in a hundred more.
-const KERNELS: [(&str, &str, f64); 4] = [
+const KERNELS: [(&str, &str, f64); 8] = [
     ("iova-ring", "free + alloc, 1 page", 82.0),
     ("map-unmap-1", "map + unmap, 1 x 4K", 308.0),
     ("map-unmap-1-kept", "map + unmap, 1 x 4K, position kept", 262.0),
     ("map-unmap-256", "map + unmap, 256 x 4K", 2770.0),
+    ("dma-strict", "DMA unmap + map, strict, driver side", 686.0),
+    ("dma-deferred", "DMA unmap + map, deferred 256, driver side", 715.0),
+    ("dma-list-256", "map_sg + unmap_sg, 256 pages, strict", 35_312.0),
+    (
+        "dma-unit",
+        "DMA unmap + map + translation, strict, with the unit",
+        9999.0,
+    ),
 ];
 /// Turns of the two runs.
 const TURNS: [u64; 2] = [2_000, 12_000];
@@ -35,6 +45,10 @@ pub(crate) fn run(kernel: &str, turns: u64) -> Outcome<()> {
         "map-unmap-1" => tables(turns, 1, false),
         "map-unmap-1-kept" => tables(turns, 1, true),
         "map-unmap-256" => tables(turns, 256, false),
+        "dma-strict" => dma::turns(turns, Invalidation::Strict),
+        "dma-deferred" => dma::turns(turns, Invalidation::Deferred { entries: 256 }),
+        "dma-list-256" => dma::list_turns(turns),
+        "dma-unit" => dma::unit_turns(turns),
         other => Err(format!("there is no kernel {other}").into()),
     }
 }
@@ -95,7 +109,11 @@ pub(crate) fn rows() -> Outcome<Vec<Row>> {
         let [few, many] = [count(kernel, TURNS[0])?, count(kernel, TURNS[1])?];
         #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
         let each = (many.saturating_sub(few)) as f64 / (TURNS[1] - TURNS[0]) as f64;
-        rows.push(Row::counted("Ir", case.to_owned(), [each, most], "the limit", most));
+        rows.push(if most.is_finite() {
+            Row::counted("Ir", case.to_owned(), [each, most], "the limit", most)
+        } else {
+            Row::figure("Ir", case.to_owned(), each, "")
+        });
     }
     Ok(rows)
 }

@@ -2,6 +2,7 @@
 //!
 //! Every trace runs once against a naive account of what is live before anything is timed.
 
+mod fragments;
 pub(crate) mod linux;
 mod mixes;
 pub(crate) mod sides;
@@ -15,6 +16,7 @@ use iommu_iova::{CachedAllocator, CoreCache, IovaAllocator, IovaRequest, IovaSpa
 use iommu_types::{AddrRange, Iova};
 use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 
+use crate::floors::Magazine;
 use crate::pair::{Random, compare};
 use crate::peers::PAGE;
 use crate::row::{Row, measured};
@@ -25,10 +27,10 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 const RINGS: [usize; 5] = [64, 256, 1024, 4096, 16_384];
 /// Live ranges of the mix.
 const MIX_LIVE: usize = 1024;
+/// Long-lived mappings beside short-lived ones.
+const LONG: [usize; 5] = [64, 256, 1024, 4096, 16_384];
 /// Draws of sizes, taken before the timed loop.
 const DRAWS: usize = 4096;
-/// Single pages of the fragmented space.
-const FRAGMENTS: [usize; 2] = [10_000, 500_000];
 /// Pages of the peers' space.
 const PEER_PAGES: usize = 1 << 24;
 
@@ -38,12 +40,13 @@ pub(crate) fn rows(quick: bool) -> Vec<Row> {
         quick,
         &[
             ("B1", ring_rows),
+            ("B1", mixes::peer_rows),
             ("B1", mixes::ring_rows),
             ("B2", mix_rows),
             ("B2", mixes::mix_rows),
             ("B3", mixes::uncached_rows),
             ("B3", long_and_short_rows),
-            ("B4", fragment_rows),
+            ("B4", fragments::rows),
             ("B5", threads::rows),
         ],
     )
@@ -243,6 +246,7 @@ impl VmAllocator {
 fn ring_rows(quick: bool) -> Outcome<Vec<Row>> {
     let page = IovaRequest::pages(1);
     let mut rows = Vec::new();
+    let mut times: Vec<f64> = Vec::new();
     for ring in RINGS {
         let mut ours = Ours::new()?;
         let mut buddy = Buddy::new();
@@ -265,7 +269,17 @@ fn ring_rows(quick: bool) -> Outcome<Vec<Row>> {
         let name = "buddy_system_allocator";
         rows.push(Row::at_most("B1", case.clone(), &against_buddy, name, 8.0));
         rows.push(Row::at_least("B1", case.clone(), &against_buddy, name, 3.0));
-        if ring == 256 {
+        times.push(against_buddy.ours_ns);
+        let mut floor = Magazine::new(ring);
+        let least = compare(quick, &mut run, &mut |turns| {
+            for _ in 0..turns {
+                black_box(floor.turn());
+            }
+        });
+        let limit = format!("{case}, limit");
+        rows.push(Row::within("B1", limit, &least, "an array of one thread", 3.0));
+        // The peer looks at every range: to fill a long ring takes it seconds.
+        if ring <= 1024 || (!quick && ring <= 4096) {
             let mut peer = VmAllocator::new()?;
             for _ in 0..ring {
                 peer.add(1);
@@ -279,6 +293,10 @@ fn ring_rows(quick: bool) -> Outcome<Vec<Row>> {
         }
         ours.done()?;
     }
+    let most = times.iter().copied().fold(0.0, f64::max);
+    let least = times.iter().copied().fold(f64::INFINITY, f64::min);
+    let case = "free + alloc, most over least of all rings".to_owned();
+    rows.push(Row::figure("B1", case, most / least, ""));
     Ok(rows)
 }
 
@@ -325,7 +343,11 @@ fn mix_rows(quick: bool) -> Outcome<Vec<Row>> {
     ours.check(2 * DRAWS, |turn| draws[turn % DRAWS])?;
     let reserved: u64 = ours.ring.live().map(Lease::reserved_pages).sum();
     let asked: u64 = ours.ring.live().map(Lease::pages).sum();
-    let waste = (reserved - asked) * 100 / asked;
+    let doubled: u64 = ours.ring.live().map(|lease| lease.pages().next_power_of_two()).sum();
+    let percent = |pages: u64| {
+        f64::from(u32::try_from(pages - asked).unwrap_or(0)) * 100.0 / f64::from(u32::try_from(asked).unwrap_or(1))
+    };
+    let (waste, doubled) = (percent(reserved), percent(doubled));
     let (mut our_turn, mut peer_turn) = (0, 0);
     let comparison = compare(
         quick,
@@ -343,9 +365,56 @@ fn mix_rows(quick: bool) -> Outcome<Vec<Row>> {
         },
     );
     ours.done()?;
-    let case = format!("free + alloc, 1..256 pages, waste {waste} %");
+    let mut other = VmAllocator::new()?;
+    for &pages in draws.iter().take(MIX_LIVE) {
+        other.add(pages.page_count());
+    }
+    let (mut our_turn, mut peer_turn) = (our_turn, MIX_LIVE);
+    let against_vm = compare(
+        quick,
+        &mut |turns| {
+            for _ in 0..turns {
+                ours.turn(draws[our_turn % DRAWS]);
+                our_turn += 1;
+            }
+        },
+        &mut |turns| {
+            for _ in 0..turns {
+                other.turn(draws[peer_turn % DRAWS].page_count());
+                peer_turn += 1;
+            }
+        },
+    );
+    let mut floor = Magazine::new(MIX_LIVE);
+    let least = compare(
+        quick,
+        &mut |turns| {
+            for _ in 0..turns {
+                ours.turn(draws[our_turn % DRAWS]);
+                our_turn += 1;
+            }
+        },
+        &mut |turns| {
+            for _ in 0..turns {
+                black_box(floor.turn());
+            }
+        },
+    );
+    ours.done()?;
+    let case = || "free + alloc, 1..256 pages".to_owned();
+    let limit = format!("{}, limit", case());
+    let most = doubled.min(25.0);
     Ok(vec![
-        Row::at_most("B2", case, &comparison, "buddy_system_allocator", 20.0).and_at_least(&comparison, 1.5),
+        Row::at_most("B2", case(), &comparison, "buddy_system_allocator", 20.0).and_at_least(&comparison, 1.5),
+        Row::reported("B2", case(), &against_vm, "vm-allocator"),
+        Row::within("B2", limit, &least, "an array of one thread", 4.0),
+        Row::counted(
+            "B2",
+            "waste in percent, 1..256 pages".into(),
+            [waste, doubled],
+            "rounded to powers of two",
+            most,
+        ),
     ])
 }
 
@@ -356,7 +425,7 @@ fn long_and_short_rows(quick: bool) -> Outcome<Vec<Row>> {
         _ => IovaRequest::pages(64).naturally_aligned(),
     };
     let mut rows = Vec::new();
-    for long in [64, 16_384] {
+    for long in LONG {
         let mut ours = Ours::new()?;
         let mut buddy = Buddy::new();
         for _ in 0..long {
@@ -399,116 +468,4 @@ fn long_and_short_rows(quick: bool) -> Outcome<Vec<Row>> {
         rows.push(Row::at_most("B3", case, &comparison, "buddy_system_allocator", 25.0).and_at_least(&comparison, 1.7));
     }
     Ok(rows)
-}
-
-/// A map of gaps searched from the top: what allocators without a summary of their gaps do.
-struct GapScan(BTreeMap<u64, u64>);
-
-impl GapScan {
-    /// Takes the highest gap of at least `pages` pages apart and puts it back.
-    fn allocate_free(&mut self, pages: u64) -> bool {
-        let found = self.0.iter().rev().find(|&(_, &len)| len >= pages);
-        let Some((&first, &len)) = found else { return false };
-        self.0.insert(first, len - pages);
-        self.0.insert(first, len);
-        true
-    }
-}
-
-/// B4: requests that no gap between the fragments can serve, and one that nothing can serve.
-fn fragment_rows(quick: bool) -> Outcome<Vec<Row>> {
-    let mut rows = Vec::new();
-    for fragments in FRAGMENTS {
-        let mut ours = Ours::new()?;
-        // Above the fragments nothing is free; below them everything. No class holds what is claimed singly.
-        let top = (1_u64 << 36) - 1;
-        let mut leases = Vec::new();
-        for number in 0..fragments as u64 {
-            let page = top - number;
-            let range = AddrRange::page_around(Iova::new(page * PAGE), iommu_types::PageSize::Size4K);
-            leases.push(ours.iovas.claim(&mut ours.core, range)?);
-        }
-        let mut gaps = BTreeMap::from([(1, top - fragments as u64)]);
-        for (number, lease) in leases.drain(..).enumerate() {
-            if number % 2 == 1 {
-                gaps.insert(lease.iova().raw() / PAGE, 1);
-                ours.iovas.free(&mut ours.core, lease);
-            } else {
-                ours.ring.add(Some(lease));
-            }
-        }
-        let mut scan = GapScan(gaps);
-        // Longer than what is kept in stock, so that every turn asks the tree; then the reference's own lengths.
-        for (pages, align) in [(513, false), (2, false), (16, true)] {
-            let request = IovaRequest::pages(pages);
-            let request = if align { request.naturally_aligned() } else { request };
-            let lease = ours.iovas.allocate(&mut ours.core, request)?;
-            // The last fragment was given back, and touches what is free below.
-            let below = top - fragments as u64 + 1;
-            if lease.range().last().raw() / PAGE > below {
-                return Err(format!("{:?} overlaps the fragments", lease.range()).into());
-            }
-            ours.iovas.free(&mut ours.core, lease);
-            let comparison = compare(
-                quick,
-                &mut |turns| {
-                    for _ in 0..turns {
-                        match ours.iovas.allocate(&mut ours.core, black_box(request)) {
-                            Ok(lease) => ours.iovas.free(&mut ours.core, lease),
-                            Err(_) => ours.failed += 1,
-                        }
-                    }
-                },
-                &mut |turns| {
-                    for _ in 0..turns {
-                        black_box(scan.allocate_free(black_box(pages)));
-                    }
-                },
-            );
-            let case = format!("alloc + free, {pages} pages, {fragments} fragments");
-            rows.push(Row::at_most("B4", case, &comparison, "BTreeMap gap scan", 1000.0));
-        }
-        ours.done()?;
-        if fragments == 500_000 {
-            rows.push(failing_row(quick, ours, top - fragments as u64)?);
-        }
-    }
-    Ok(rows)
-}
-
-/// A request whose limit lies above fragments of one page and nothing else.
-fn failing_row(quick: bool, mut ours: Ours, last: u64) -> Outcome<Row> {
-    // Everything below the fragments is taken as well.
-    loop {
-        let all = [1 << 18, 1 << 9, 2].into_iter().find_map(|pages| {
-            let request = IovaRequest::pages(pages);
-            ours.iovas.allocate(&mut ours.core, request).ok()
-        });
-        let Some(lease) = all else { break };
-        if lease.range().last().raw() / PAGE > last + 1 {
-            return Err("a lease reaches into the fragments".into());
-        }
-        ours.ring.add(Some(lease));
-    }
-    let mut scan = GapScan((0..500_000 / 2).map(|page| (2 * page, 1)).collect());
-    let mut served = 0_u64;
-    let comparison = compare(
-        quick,
-        &mut |turns| {
-            for _ in 0..turns {
-                let request = black_box(IovaRequest::pages(2));
-                served += u64::from(ours.iovas.allocate(&mut ours.core, request).is_ok());
-            }
-        },
-        &mut |turns| {
-            for _ in 0..turns {
-                black_box(scan.allocate_free(black_box(2)));
-            }
-        },
-    );
-    if served > 0 {
-        return Err(format!("{served} requests were served from a full space").into());
-    }
-    let case = "failing request, 2 pages, 250000 gaps of one".to_owned();
-    Ok(Row::at_most("B4", case, &comparison, "BTreeMap gap scan", 300.0))
 }

@@ -6,6 +6,7 @@
 mod device_reads;
 mod dma;
 mod driver;
+mod floors;
 mod gates;
 mod host;
 mod instructions;
@@ -33,7 +34,7 @@ const BENCHMARKS: [(&[&str], Rows); 10] = [
     (&["B1", "B2", "B3", "B4", "B5"], iova::rows),
     (&["B6", "B7"], pagetable::rows),
     (&["B10", "B12", "B13"], dma::rows),
-    (&["B11"], |_| device_reads::rows()),
+    (&["B11"], device_reads::rows),
     (&["Ir"], |_| counted()),
     (&["B14"], vfio::rows),
     (&["H1", "H2", "H3"], host::rows),
@@ -86,8 +87,10 @@ fn main() -> ExitCode {
         arguments.only.is_empty() || ids.iter().any(named)
     };
     let chosen = BENCHMARKS.iter().filter(|(ids, _)| wanted(ids));
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    peers::pin(0);
     let rows: Vec<row::Row> = chosen.flat_map(|(_, rows)| rows(arguments.quick)).collect();
-    row::print(&rows);
+    row::print(&rows, processors);
     if let Some(file) = &arguments.json
         && let Err(why) = std::fs::write(
             file,

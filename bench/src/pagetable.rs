@@ -27,9 +27,22 @@ const BASE: u64 = 0x40_0000_0000;
 /// Host pages are asked for from here.
 const PHYS: u64 = 0x1_0000_0000;
 
+/// A table on a page of its own, as hardware has it: its lines and pages are whole.
+#[repr(align(4096))]
+pub(crate) struct Page(Table);
+
+impl Page {
+    /// So many of them, touched once.
+    fn several(count: usize) -> Vec<Self> {
+        (0..count)
+            .map(|_| Self([const { iommu_types::sync::AtomicU64::new(0) }; 512]))
+            .collect()
+    }
+}
+
 /// Table pages in one block; the address of a page is its number.
 pub(crate) struct Arena {
-    tables: Vec<Table>,
+    tables: Vec<Page>,
     unused: RefCell<Vec<u64>>,
     fresh: Cell<u64>,
 }
@@ -39,9 +52,7 @@ impl Arena {
     pub(crate) fn new(pages: usize) -> Self {
         Self {
             // No table lies at address 0.
-            tables: (0..=pages)
-                .map(|_| [const { iommu_types::sync::AtomicU64::new(0) }; 512])
-                .collect(),
+            tables: Page::several(pages + 1),
             unused: RefCell::new(Vec::with_capacity(pages)),
             fresh: Cell::new(1),
         }
@@ -81,7 +92,8 @@ impl TableMemory for Arena {
         if at.page_offset() != 0 {
             return None;
         }
-        self.tables.get(usize::try_from(at.raw() / PAGE).ok()?)
+        let page = self.tables.get(usize::try_from(at.raw() / PAGE).ok()?)?;
+        Some(&page.0)
     }
 }
 
@@ -95,16 +107,21 @@ pub(crate) fn rows(quick: bool) -> Vec<Row> {
 }
 
 /// Tables with the memory they lie in, and a count of what was refused.
-struct Ours {
+struct Ours<M = Arena> {
     table: PageTable<SecondStage>,
-    memory: Arena,
+    memory: M,
     failed: u64,
 }
 
 impl Ours {
     fn new(pages: usize, sizes: LeafSizes) -> Outcome<Self> {
-        let memory = Arena::new(pages);
         let config = Config::new(Levels::Four).leaf_sizes(sizes);
+        Self::over(Arena::new(pages), config)
+    }
+}
+
+impl<M: TableMemory + Coherence> Ours<M> {
+    fn over(memory: M, config: Config) -> Outcome<Self> {
         let table = PageTable::new(SecondStage::default(), config, &memory).map_err(|error| error.to_string())?;
         Ok(Self {
             table,
@@ -134,18 +151,25 @@ impl Ours {
         }
     }
 
-    /// Every page of `account` translates as it says, and the page after each run does not.
-    fn agrees(&self, account: &BTreeMap<u64, u64>) -> Outcome<()> {
-        for (&iova, &phys) in account {
-            let found = self
-                .table
-                .lookup(&self.memory, Iova::new(iova))
-                .map(|found| found.phys.raw());
-            if found != Some(phys) {
-                return Err(format!("{iova:#x} translates to {found:x?}, not {phys:#x}").into());
+    /// Every run of `account` (where it is mapped to, and its length) translates, and the page after it does not unless
+    /// another begins there. Of long runs pages are looked at in every place of their tables, not all of them.
+    fn agrees(&self, account: &BTreeMap<u64, (u64, u64)>) -> Outcome<()> {
+        let find = |iova: u64| {
+            let found = self.table.lookup(&self.memory, Iova::new(iova));
+            found.map(|found| found.phys.raw())
+        };
+        for (&iova, &(phys, len)) in account {
+            let pages = len / PAGE;
+            let step = if pages > 1024 { 509 } else { 1 };
+            for page in (0..pages).step_by(step).chain([pages - 1]) {
+                let (at, wanted) = (iova + page * PAGE, phys + page * PAGE);
+                let found = find(at);
+                if found != Some(wanted) {
+                    return Err(format!("{at:#x} translates to {found:x?}, not {wanted:#x}").into());
+                }
             }
-            let next = iova + PAGE;
-            if !account.contains_key(&next) && self.table.lookup(&self.memory, Iova::new(next)).is_some() {
+            let next = iova + len;
+            if !account.contains_key(&next) && find(next).is_some() {
                 return Err(format!("{next:#x} translates").into());
             }
         }
@@ -259,11 +283,45 @@ fn small_rows(quick: bool) -> Outcome<Vec<Row>> {
     Ok(rows)
 }
 
-fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
-    let mut ours = Ours::new(1024, shape.sizes)?;
-    let first = BASE + if shape.len == 1000 * PAGE { 300 * PAGE } else { 0 };
-    let iova = |range: u64| first + range * shape.stride;
-    let phys = |range: u64| PHYS + range * shape.len;
+impl Shape {
+    /// Where the first range begins.
+    const fn first(&self) -> u64 {
+        BASE + if self.len == 1000 * PAGE { 300 * PAGE } else { 0 }
+    }
+
+    const fn iova(&self, range: u64) -> u64 {
+        self.first() + range * self.stride
+    }
+
+    const fn phys(&self, range: u64) -> u64 {
+        PHYS + range * self.len
+    }
+
+    /// Maps or unmaps all ranges, each in a call.
+    fn turn<M: TableMemory + Coherence>(&self, ours: &mut Ours<M>, map: bool) {
+        for range in 0..self.ranges {
+            if map {
+                ours.map(black_box(self.iova(range)), self.phys(range), self.len);
+            } else {
+                ours.unmap(black_box(self.iova(range)), self.len);
+            }
+        }
+    }
+
+    /// Leaves of one call.
+    const fn leaves(&self) -> u64 {
+        let leaf = match (self.sizes.size_1g, self.len) {
+            (false, _) => PAGE,
+            (true, 0x4000_0000) => self.len,
+            (true, _) => 512 * PAGE,
+        };
+        self.len / leaf
+    }
+}
+
+/// Maps what stays, then everything else once, and judges it; then everything else is unmapped.
+fn prepare<M: TableMemory + Coherence>(ours: &mut Ours<M>, shape: &Shape) -> Outcome<()> {
+    let (iova, phys) = (|range| shape.iova(range), |range| shape.phys(range));
     // What stays: the last page of each span, or a leaf above all ranges. It keeps the tables.
     let kept: Vec<(u64, u64)> = if shape.sizes == LeafSizes::ALL {
         vec![(BASE + (shape.ranges + 8) * shape.stride, shape.stride)]
@@ -280,43 +338,54 @@ fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
     let runs = runs.chain(kept.into_iter().map(|(at, len)| (at, PHYS, len)));
     for (at, phys, len) in runs {
         ours.map(at, phys, len);
-        account.extend((0..len / PAGE).map(|page| (at + page * PAGE, phys + page * PAGE)));
+        account.insert(at, (phys, len));
     }
     ours.agrees(&account)?;
-    for range in 0..shape.ranges {
-        ours.unmap(iova(range), shape.len);
-    }
-    ours.done()?;
+    shape.turn(ours, false);
+    ours.done()
+}
 
-    let calls = shape.ranges;
-    let timed = halves(quick, &mut |map| {
-        for range in 0..calls {
-            if map {
-                ours.map(black_box(iova(range)), phys(range), shape.len);
-            } else {
-                ours.unmap(black_box(iova(range)), shape.len);
-            }
+/// Times of both halves, for a call and for each leaf of it.
+fn half_rows(shape: &Shape, timed: &Halves, what: &str, targets: Option<[f64; 2]>) -> Vec<Row> {
+    let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let mut rows = Vec::new();
+    for (index, (half, total)) in [("map", timed.map), ("unmap", timed.unmap)].into_iter().enumerate() {
+        let ns = total / number(shape.ranges);
+        let case = format!("{half}, {}{what}", shape.name);
+        let target = targets.and_then(|targets| targets.get(index).copied());
+        rows.push(Row::alone("B6", case.clone(), ns, target));
+        if shape.leaves() > 1 {
+            rows.push(Row::alone(
+                "B6",
+                format!("{case}, a page"),
+                ns / number(shape.leaves()),
+                None,
+            ));
         }
-    });
+    }
+    rows
+}
+
+fn small_row(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
+    let mut ours = Ours::new(1024, shape.sizes)?;
+    prepare(&mut ours, shape)?;
+    let before = ours.memory.in_use();
+    let timed = halves(quick, &mut |map| shape.turn(&mut ours, map));
     ours.done()?;
-    let per_call = |total: f64| total / f64::from(u32::try_from(calls).unwrap_or(u32::MAX));
+    let bytes = |tables: u64| f64::from(u32::try_from(tables * PAGE).unwrap_or(u32::MAX));
+    let tables = [ours.memory.in_use(), before].map(bytes);
     let mut rows = Vec::new();
     // The peer maps pages of 4 KiB, one a call.
     if shape.sizes == LeafSizes::SMALL {
-        rows.push(against_crate(quick, shape, &mut ours, first));
+        rows.push(against_crate(quick, shape, &mut ours, shape.first()));
     }
     ours.done()?;
-    for (index, (what, ns)) in [("map", per_call(timed.map)), ("unmap", per_call(timed.unmap))]
-        .into_iter()
-        .enumerate()
-    {
-        let case = format!("{what}, {}", shape.name);
-        let target = shape.targets.and_then(|targets| targets.get(index).copied());
-        rows.push(Row::alone("B6", case, ns, target));
-    }
+    rows.extend(half_rows(shape, &timed, "", shape.targets));
+    let case = format!("table bytes after unmap, {}", shape.name);
+    rows.push(Row::counted("B6", case, tables, "what stays mapped", bytes(before)));
+    rows.extend(kernels::not_snooped(quick, shape)?);
     Ok(rows)
 }
-
 /// A map and an unmap of each range in turn, against the peer's loop over the pages.
 fn against_crate(quick: bool, shape: &Shape, ours: &mut Ours, first: u64) -> Row {
     let pages = shape.len / PAGE;

@@ -4,6 +4,8 @@
 //! the same clock frequency and the same neighbours. What is reported is the median of the ratios of pairs with
 //! a bootstrap interval, never a ratio of two separate runs and never a minimum.
 
+use std::hint::black_box;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// One side of a comparison: runs `operations` operations.
@@ -17,6 +19,15 @@ const BATCH: Duration = Duration::from_micros(80);
 const PAIRS: (usize, usize) = (300, 20);
 /// Resamples of the bootstrap.
 const RESAMPLES: usize = 1000;
+/// Multiplications of one look at the core's clock, each of which waits for the one before: about 5 µs.
+const CLOCK_STEPS: u32 = 4000;
+/// Cycles of one of them.
+const CLOCK_CYCLES: f64 = 3.0;
+/// How far the clock may differ before and after a pair; the pair is measured again if it differs more.
+const CLOCK_DRIFT: f64 = 1.1;
+
+/// The core's clock at all pairs so far in GHz, and how many pairs were dropped because it changed.
+static CLOCK: Mutex<(Vec<f64>, u64)> = Mutex::new((Vec::new(), 0));
 
 /// What one comparison came to.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +40,8 @@ pub(crate) struct Comparison {
     pub(crate) ratio: f64,
     /// Lower end of the 95 % bootstrap interval of the ratio.
     pub(crate) ratio_low: f64,
+    /// The time of one operation of the subject that all but one batch in a thousand stay within.
+    pub(crate) ours_p999: f64,
 }
 
 /// Compares `ours` with `peer`.
@@ -52,7 +65,9 @@ pub(crate) fn compare_timed(quick: bool, ours: TimedBatch<'_>, peer: TimedBatch<
     let pairs = if quick { PAIRS.1 } else { PAIRS.0 };
     let mut random = Random::new(0x5eed);
     let (mut our_times, mut peer_times) = (Vec::new(), Vec::new());
-    for _ in 0..pairs {
+    let mut again = pairs;
+    while our_times.len() < pairs {
+        let before = core_clock();
         let (a, b) = if random.next() & 1 == 0 {
             let a = per_operation(ours, our_operations);
             (a, per_operation(peer, peer_operations))
@@ -60,10 +75,69 @@ pub(crate) fn compare_timed(quick: bool, ours: TimedBatch<'_>, peer: TimedBatch<
             let b = per_operation(peer, peer_operations);
             (per_operation(ours, our_operations), b)
         };
-        our_times.push(a);
-        peer_times.push(b);
+        // On a machine whose clock never rests, pairs are taken as they come after as many again.
+        if steady(before, core_clock()) || again == 0 {
+            our_times.push(a);
+            peer_times.push(b);
+        } else {
+            again -= 1;
+        }
     }
     summary(&mut our_times, &mut peer_times, &mut random)
+}
+
+/// Medians of several sides that take turns, in nanoseconds for one operation.
+pub(crate) fn medians(quick: bool, sides: &mut [TimedBatch<'_>]) -> Vec<f64> {
+    let operations: Vec<u64> = sides.iter_mut().map(|side| calibrate(side)).collect();
+    let mut times = vec![Vec::new(); sides.len()];
+    let mut random = Random::new(0x5eed);
+    let rounds = if quick { PAIRS.1 } else { PAIRS.0 };
+    for _ in 0..rounds {
+        // Another one begins each time.
+        let first = usize::try_from(random.next() % sides.len().max(1) as u64).unwrap_or(0);
+        for turn in 0..sides.len() {
+            let at = (first + turn) % sides.len();
+            times[at].push(per_operation(sides[at], operations[at]));
+        }
+    }
+    times.iter_mut().map(|times| median(times)).collect()
+}
+
+/// The core's clock in GHz: a chain of squares, three cycles each, which neither compilers nor processors shorten. (An
+/// addition between them would be folded into its neighbour.)
+fn core_clock() -> f64 {
+    let start = Instant::now();
+    let mut value = black_box(3_u64);
+    for _ in 0..CLOCK_STEPS {
+        value = value.wrapping_mul(value);
+    }
+    black_box(value);
+    f64::from(CLOCK_STEPS) * CLOCK_CYCLES / (start.elapsed().as_secs_f64() * 1e9)
+}
+
+/// Whether two looks at the clock agree; notes them down.
+fn steady(before: f64, after: f64) -> bool {
+    let steady = before.max(after) <= before.min(after) * CLOCK_DRIFT;
+    if let Ok(mut clock) = CLOCK.lock() {
+        clock.0.push(before);
+        clock.1 += u64::from(!steady);
+    }
+    steady
+}
+
+/// What the core's clock was, in words.
+pub(crate) fn clock() -> String {
+    let Ok(mut clock) = CLOCK.lock() else {
+        return String::new();
+    };
+    let (looks, dropped) = (clock.0.len(), clock.1);
+    let middle = median(&mut clock.0);
+    let at = |part: usize| clock.0.get(looks * part / 100).copied().unwrap_or(f64::NAN);
+    format!(
+        "core clock {middle:.2} GHz ({:.2} to {:.2} in nine of ten pairs); {dropped} of {looks} pairs dropped because it changed",
+        at(5),
+        at(95)
+    )
 }
 
 /// What pairs of times, in nanoseconds for one operation, come to. Both lists are as long.
@@ -74,6 +148,7 @@ pub(crate) fn summary(ours: &mut [f64], peer: &mut [f64], random: &mut Random) -
         ratio: median(&mut ratios),
         ours_ns: median(ours),
         peer_ns: median(peer),
+        ours_p999: ours.get(ours.len() * 999 / 1000).copied().unwrap_or(f64::NAN),
     }
 }
 
@@ -156,7 +231,7 @@ mod tests {
         let spin = |turns: u64| {
             let mut random = Random::new(7);
             for _ in 0..turns {
-                std::hint::black_box(random.next());
+                black_box(random.next());
             }
         };
         let result = compare(true, &mut |n| spin(n * 100), &mut |n| spin(n * 200));

@@ -2,12 +2,12 @@
 
 use std::cell::UnsafeCell;
 use std::collections::BTreeMap;
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
-use iommu_types::sync::AtomicU64;
-use iommu_types::{BusError, HostPhys, SystemMemory};
+use iommu_types::sync::{AtomicU64, Ordering};
+use iommu_types::{BusError, HostPhys, SystemMemory, Table};
 use vm_memory::iommu::Iotlb;
-use vm_memory::{GuestAddress, Permissions};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Permissions};
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageTable, PageTableFlags, PhysFrame, Size4KiB,
 };
@@ -162,6 +162,167 @@ pub(crate) fn flush_lines(entries: &[AtomicU64]) -> u64 {
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn flush_lines(entries: &[AtomicU64]) -> u64 {
     entries.len().div_ceil(8) as u64
+}
+
+/// Keeps the calling thread on one of the processors that the program may use: the same one for the same number. Left
+/// out where there is none of that number.
+#[cfg(target_os = "linux")]
+pub(crate) fn pin(number: usize) {
+    use std::sync::OnceLock;
+    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
+    let allowed = ALLOWED.get_or_init(|| {
+        // SAFETY: a set of processors is plain bits, of which zero is the empty set.
+        #[expect(unsafe_code, reason = "the type has no constructor")]
+        let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the pointer is to a set of the length that is given, ours to write.
+        #[expect(unsafe_code, reason = "a system call")]
+        let done = unsafe { libc::sched_getaffinity(0, size_of_val(&set), &raw mut set) };
+        let all = 0..usize::try_from(libc::CPU_SETSIZE).unwrap_or(0);
+        let holds = |cpu: &usize| {
+            // SAFETY: the number is below the size of the set.
+            #[expect(unsafe_code, reason = "a macro of C")]
+            let holds = unsafe { libc::CPU_ISSET(*cpu, &set) };
+            holds
+        };
+        all.filter(|cpu| done == 0 && holds(cpu)).collect()
+    });
+    let Some(&cpu) = allowed.get(number) else { return };
+    // SAFETY: as above.
+    #[expect(unsafe_code, reason = "the type has no constructor")]
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the number was in a set of the same size.
+    #[expect(unsafe_code, reason = "a macro of C")]
+    let () = unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: the pointer is to a set of the length that is given.
+    #[expect(unsafe_code, reason = "a system call")]
+    let _stays_where_it_is = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
+}
+
+/// Elsewhere threads run where they are put.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn pin(_number: usize) {}
+
+/// The pages of guest memory as tables are seen: words that the processor and a unit share.
+pub(crate) struct GuestTables {
+    first: std::ptr::NonNull<Table>,
+    pages: usize,
+    /// Keeps the mapping.
+    _memory: Arc<GuestMemoryMmap>,
+}
+
+impl GuestTables {
+    /// The first `len` bytes of `memory`, which lie in one region.
+    pub(crate) fn new(memory: &Arc<GuestMemoryMmap>, len: usize) -> Option<Self> {
+        let slice = memory.get_slice(GuestAddress(0), len).ok()?;
+        Some(Self {
+            first: std::ptr::NonNull::new(slice.ptr_guard_mut().as_ptr())?.cast(),
+            pages: len / size_of::<Table>(),
+            _memory: Arc::clone(memory),
+        })
+    }
+
+    /// The page at `at`.
+    #[inline]
+    pub(crate) fn get(&self, at: HostPhys) -> Option<&Table> {
+        let page = usize::try_from(at.raw() / PAGE).ok()?;
+        if at.page_offset() != 0 || page >= self.pages {
+            return None;
+        }
+        // SAFETY: the page is one of those in the mapping.
+        #[expect(unsafe_code, reason = "the memory of a guest is a raw mapping")]
+        let table = unsafe { self.first.add(page) };
+        // SAFETY: the mapping lives as long as `self`, the page begins on a page boundary, and it is only reached as
+        // atomic words, here and by the unit's walker; device data never lies in it.
+        #[expect(unsafe_code, reason = "the memory of a guest is a raw mapping")]
+        let table = unsafe { table.as_ref() };
+        Some(table)
+    }
+}
+
+/// A ring of slots between one thread that fills it and one that empties it.
+pub(crate) struct Channel<T> {
+    slots: Box<[UnsafeCell<Option<T>>]>,
+    /// Slots filled so far, and emptied so far.
+    filled: AtomicU64,
+    emptied: AtomicU64,
+}
+
+// SAFETY: a slot is written by the one sender before `filled` passes it and read by the one receiver after, and the other
+// way round with `emptied`; so no slot is reached by two threads at once.
+#[expect(unsafe_code, reason = "a ring without locks, as the reference has it")]
+unsafe impl<T: Send> Sync for Channel<T> {}
+
+/// The end of a [`Channel`] that fills.
+pub(crate) struct Sender<'a, T>(&'a Channel<T>);
+/// The end of a [`Channel`] that empties.
+pub(crate) struct Receiver<'a, T>(&'a Channel<T>);
+
+impl<T> Channel<T> {
+    pub(crate) fn new(slots: usize) -> Self {
+        Self {
+            slots: (0..slots).map(|_| UnsafeCell::new(None)).collect(),
+            filled: AtomicU64::new(0),
+            emptied: AtomicU64::new(0),
+        }
+    }
+
+    /// Its two ends: there are no others, since the ring is borrowed for as long as they live.
+    pub(crate) const fn ends(&mut self) -> (Sender<'_, T>, Receiver<'_, T>) {
+        (Sender(self), Receiver(self))
+    }
+
+    fn slot(&self, number: u64) -> Option<*mut Option<T>> {
+        let at = usize::try_from(number).ok()?.checked_rem(self.slots.len())?;
+        self.slots.get(at).map(UnsafeCell::get)
+    }
+}
+
+/// Lets other threads of the processor run now and then while one waits.
+fn wait(turns: &mut u32) {
+    *turns += 1;
+    if turns.is_multiple_of(4096) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
+impl<T> Sender<'_, T> {
+    /// Sends a value; waits for a free slot.
+    #[inline]
+    pub(crate) fn send(&mut self, value: T) {
+        let number = self.0.filled.load(Ordering::Relaxed);
+        let mut turns = 0;
+        while number - self.0.emptied.load(Ordering::Acquire) >= self.0.slots.len() as u64 {
+            wait(&mut turns);
+        }
+        if let Some(slot) = self.0.slot(number) {
+            // SAFETY: the slot is empty, and the receiver does not look at it before `filled` passes it.
+            #[expect(unsafe_code, reason = "see the type")]
+            unsafe {
+                *slot = Some(value);
+            }
+        }
+        self.0.filled.store(number + 1, Ordering::Release);
+    }
+}
+
+impl<T> Receiver<'_, T> {
+    /// Waits for a value.
+    #[inline]
+    pub(crate) fn receive(&mut self) -> Option<T> {
+        let number = self.0.emptied.load(Ordering::Relaxed);
+        let mut turns = 0;
+        while self.0.filled.load(Ordering::Acquire) == number {
+            wait(&mut turns);
+        }
+        let slot = self.0.slot(number)?;
+        // SAFETY: the slot is filled, and the sender does not touch it before `emptied` passes it.
+        #[expect(unsafe_code, reason = "see the type")]
+        let value = unsafe { (*slot).take() };
+        self.0.emptied.store(number + 1, Ordering::Release);
+        value
+    }
 }
 
 /// Bytes that several threads reach at once, as memory is: host address 0 is its first byte.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::gates;
-use crate::pair::Comparison;
+use crate::pair::{self, Comparison};
 
 /// One measured comparison with its target.
 #[derive(Clone, Debug, Serialize)]
@@ -26,6 +26,9 @@ pub(crate) struct Row {
     pub(crate) target: String,
     /// Whether it was reached; nothing where the row is only reported.
     pub(crate) met: Option<bool>,
+    /// What all but one batch in a thousand stay within, in the unit of our figure; nothing where it is no median of
+    /// batches.
+    pub(crate) p999: Option<f64>,
 }
 
 impl Row {
@@ -83,6 +86,7 @@ impl Row {
             ratio: target.unwrap_or(ns) / ns,
             target: target.map_or_else(|| "reported".to_owned(), |target| format!("<= {target} ns")),
             met: target.map(|target| ns <= target),
+            p999: None,
         }
     }
 
@@ -113,6 +117,39 @@ impl Row {
             ratio: factor,
             target: format!(">= {least}x"),
             met: Some(factor >= least),
+            p999: None,
+        }
+    }
+
+    /// A figure in another unit than time, without a peer: only reported.
+    pub(crate) fn figure(id: &'static str, case: String, ours: f64, unit: &'static str) -> Self {
+        Self {
+            unit,
+            ..Self::alone(id, case, ours, None)
+        }
+    }
+
+    /// What a part of an operation takes, of the whole.
+    pub(crate) fn share(id: &'static str, case: String, ns: f64, whole: f64) -> Self {
+        Self {
+            peer: whole,
+            peer_name: "the whole pair",
+            // A stage that is lost in the noise comes out near zero, on either side of it.
+            ratio: whole / ns.max(0.1),
+            ..Self::alone(id, case, ns, None)
+        }
+    }
+
+    /// A figure that has to lie within a factor of a known one, above or below: a peer that stands in for something
+    /// else must first cost what that costs.
+    pub(crate) fn stands_in(id: &'static str, case: String, ns: f64, [low, high]: [f64; 2]) -> Self {
+        Self {
+            peer: f64::midpoint(low, high),
+            peer_name: "the original, as it was measured",
+            ratio: f64::midpoint(low, high) / ns,
+            target: format!("within half of {low} to {high} ns"),
+            met: Some(ns >= low * 0.5 && ns <= high * 1.5),
+            ..Self::alone(id, case, ns, None)
         }
     }
 
@@ -134,6 +171,7 @@ impl Row {
             ratio: peer / ours,
             target: format!("<= {most}"),
             met: Some(ours <= most),
+            p999: None,
         }
     }
 
@@ -149,6 +187,7 @@ impl Row {
             ratio: comparison.ratio,
             target: "reported".to_owned(),
             met: None,
+            p999: Some(comparison.ours_p999),
         }
     }
 }
@@ -188,11 +227,36 @@ pub(crate) fn to_json(rows: &[Row]) -> Vec<Written<'_>> {
     rows.iter().map(written).collect()
 }
 
+/// What the program was built for and on: figures of other builds are other figures.
+fn conditions(processors: usize) -> String {
+    let features = [
+        ("avx2", cfg!(target_feature = "avx2")),
+        ("avx512f", cfg!(target_feature = "avx512f")),
+        ("bmi2", cfg!(target_feature = "bmi2")),
+    ];
+    let on: Vec<&str> = features.iter().filter(|(_, on)| *on).map(|&(name, _)| name).collect();
+    let features = if on.is_empty() {
+        "baseline".to_owned()
+    } else {
+        on.join(" ")
+    };
+    format!(
+        "{} for {}, {features} target features, {processors} processors; {}",
+        if cfg!(debug_assertions) {
+            "NOT OPTIMISED"
+        } else {
+            "optimised"
+        },
+        std::env::consts::ARCH,
+        pair::clock()
+    )
+}
+
 /// Prints the rows as a table, then what gates and what was missed, with the reason.
-pub(crate) fn print(rows: &[Row]) {
+pub(crate) fn print(rows: &[Row], processors: usize) {
     println!(
-        "{:<4} {:<54} {:>10} {:>12} {:<34} {:>10}  {:<4} {:<4} target",
-        "id", "case", "ours", "peer", "peer's name", "ratio", "met", "gate"
+        "{:<4} {:<66} {:>10} {:>9} {:>12} {:<34} {:>10}  {:<4} {:<4} target",
+        "id", "case", "ours", "p99.9", "peer", "peer's name", "ratio", "met", "gate"
     );
     for row in rows {
         let met = match row.met {
@@ -201,11 +265,12 @@ pub(crate) fn print(rows: &[Row]) {
             None => "–",
         };
         println!(
-            "{:<4} {:<54} {:>8} {:<2} {:>10} {:<2} {:<34} {:>9.2}x  {:<4} {:<4} {}",
+            "{:<4} {:<66} {:>8} {:<4} {:>7} {:>10} {:<4} {:<34} {:>9.2}x  {:<4} {:<4} {}",
             row.id,
             row.case,
             figure(row.ours, row.unit),
             row.unit,
+            row.p999.map_or_else(|| "–".to_owned(), |p999| figure(p999, row.unit)),
             figure(row.peer, row.unit),
             row.unit,
             row.peer_name,
@@ -217,7 +282,8 @@ pub(crate) fn print(rows: &[Row]) {
     }
     let gated: Vec<&Row> = rows.iter().filter(|row| gates::is_gate(row)).collect();
     let met = gated.iter().filter(|row| row.met == Some(true)).count();
-    println!("\n{met} of {} gates met", gated.len());
+    println!("\n{}", conditions(processors));
+    println!("{met} of {} gates met", gated.len());
     for row in rows {
         if let Some(limit) = gates::limit(row) {
             let what = if gates::is_gate(row) { "MISSED GATE" } else { "missed" };

@@ -2,6 +2,13 @@
 //!
 //! Everything is counted and nothing timed, so the figures are the same on every machine. A test includes this file
 //! to hold the driver to its target.
+//!
+//! Counted twice: by the model, whose caches are sets of four ways and which keeps pointers to tables of all levels in one
+//! cache, and by the caches that the reference describes, which follow the same requests and the same invalidations.
+
+// Named, because a test includes this file from elsewhere.
+#[path = "caches.rs"]
+mod caches;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -16,14 +23,23 @@ use iommu_types::{
 use vtd_driver::{DomainOptions, Requester, Unit, UnitOptions};
 use vtd_model::{AccessWidth, CacheSizes, Counters, Request, UnitConfig};
 use vtd_spec::descriptor::IotlbInvalidation;
+use vtd_spec::encoding::IotlbGranularity;
 use vtd_spec::register::{InvalidationQueueAddress, offset};
+
+use caches::Caches;
 
 /// Pages of a receive descriptor.
 pub(crate) const PAGES: u64 = 64;
-/// Descriptors of a flow that the device holds.
-const RING: usize = 4;
-/// Descriptors of a flow that are consumed before counting starts.
-const WARM_UP: usize = RING;
+/// Pages of a flow that the device holds, by default.
+const RING: usize = 256;
+/// One page in so many is dropped, where pages are.
+const DROPPED: u64 = 33;
+/// Turns until a dropped page is sent again: as long as a descriptor takes.
+const ROUND_TRIP: usize = 64;
+/// The static pool: 256 MiB, of which 128 fit the IOTLB as 2 MiB pages.
+const POOL: u64 = 1 << 28;
+/// Where its memory is.
+const POOL_AT: u64 = 8 << 30;
 /// Memory below which buffers lie; table pages come from above.
 const MEMORY: u64 = 1 << 36;
 
@@ -47,6 +63,34 @@ pub(crate) enum Policy {
     /// The same, each page as soon as the device is done with it, and each invalidation also drops the unit's pointers
     /// to tables: the hint that only leaves changed is never given. What Linux does.
     Unhinted,
+    /// Buffers are pieces of a pool that is mapped once, in 2 MiB pages.
+    Pool,
+}
+
+/// A run: who streams, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    pub(crate) flows: usize,
+    /// Descriptors of each flow that are counted.
+    pub(crate) descriptors: usize,
+    /// Pages of each flow that the device holds, whole descriptors.
+    pub(crate) ring: usize,
+    /// Three pages in a hundred are dropped, and sent again a round trip later.
+    pub(crate) drops: bool,
+    pub(crate) policy: Policy,
+}
+
+impl Setup {
+    /// The usual ring, nothing dropped.
+    pub(crate) const fn new(flows: usize, descriptors: usize, policy: Policy) -> Self {
+        Self {
+            flows,
+            descriptors,
+            ring: RING,
+            drops: false,
+            policy,
+        }
+    }
 }
 
 /// What a run came to.
@@ -56,6 +100,10 @@ pub(crate) struct Outcome {
     pub(crate) pages: u64,
     /// Structures that the unit read from memory for them.
     pub(crate) reads: u64,
+    /// As many as the caches of the reference would have needed.
+    pub(crate) reference_reads: u64,
+    /// Requests that its IOTLB did not answer.
+    pub(crate) misses: u64,
     /// IOTLB invalidations.
     pub(crate) invalidations: u64,
     /// Requests of the device that were blocked, or went to another page than the one that was mapped.
@@ -68,6 +116,23 @@ impl Outcome {
     pub(crate) fn reads_per_page(&self) -> f64 {
         self.reads as f64 / self.pages as f64
     }
+
+    /// The same with the caches of the reference.
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    pub(crate) fn reference_reads_per_page(&self) -> f64 {
+        self.reference_reads as f64 / self.pages as f64
+    }
+
+    /// IOTLB misses for each MiB that is streamed.
+    #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
+    pub(crate) fn misses_per_mib(&self) -> f64 {
+        self.misses as f64 * 256.0 / self.pages as f64
+    }
+
+    /// What a device of 65 ns a page and 197 ns a read could stream, in Gb/s.
+    pub(crate) fn gigabits(&self) -> f64 {
+        32_768.0 / (65.0 + 197.0 * self.reference_reads_per_page())
+    }
 }
 
 /// One unit of the model, as the driver's hardware and host.
@@ -76,13 +141,15 @@ struct Machine {
     unit: RefCell<vtd_model::Unit>,
     now: Cell<u64>,
     unhinted: bool,
+    caches: RefCell<Caches>,
     /// Where the queue ended when it was last looked at.
     tail: Cell<u64>,
 }
 
 impl Machine {
-    /// Clears the hint in all invalidations up to `tail` before the unit sees them.
-    fn take_hints_away(&self, tail: u64) {
+    /// Looks at all invalidations up to `tail` before the unit sees them: tells the caches of the reference, and clears
+    /// the hint where there is to be none.
+    fn look_at_queue(&self, tail: u64) {
         let queue =
             InvalidationQueueAddress::new_with_raw_value(self.unit.borrow_mut().read(offset::IQA, AccessWidth::Qword));
         let (memory, step) = (self.memory.hardware(), queue.dw().bytes());
@@ -91,10 +158,20 @@ impl Machine {
         while at != tail {
             let place = queue.base().checked_add(at).unwrap_or(queue.base());
             if let Ok([low, high]) = memory.read_words::<2>(place) {
-                let seen = IotlbInvalidation::from_words([low, high]);
-                if seen.kind() == IotlbInvalidation::DEFAULT.kind() && seen.ih() {
-                    let [_, unhinted] = seen.with_ih(false).to_words();
-                    let _ = memory.write_u64(place.checked_add(8).unwrap_or(place), unhinted);
+                let mut seen = IotlbInvalidation::from_words([low, high]);
+                if seen.kind() == IotlbInvalidation::DEFAULT.kind() {
+                    if self.unhinted && seen.ih() {
+                        seen = seen.with_ih(false);
+                        let [_, unhinted] = seen.to_words();
+                        let _ = memory.write_u64(place.checked_add(8).unwrap_or(place), unhinted);
+                    }
+                    let (first, last) = if seen.g() == IotlbGranularity::Page {
+                        let first = seen.address().raw() >> 12;
+                        (first, first + (1 << u64::from(seen.am().value())) - 1)
+                    } else {
+                        (0, u64::MAX >> 12)
+                    };
+                    self.caches.borrow_mut().invalidate(first, last, seen.ih());
                 }
             }
             at = (at + step) % queue.byte_len();
@@ -114,8 +191,8 @@ impl Registers for &Machine {
         unit.write(&self.memory.hardware(), at, AccessWidth::Dword, value.into());
     }
     fn write64(&self, at: u32, value: u64) {
-        if at == offset::IQT && self.unhinted {
-            self.take_hints_away(value);
+        if at == offset::IQT {
+            self.look_at_queue(value);
         }
         let mut unit = self.unit.borrow_mut();
         unit.write(&self.memory.hardware(), at, AccessWidth::Qword, value);
@@ -158,6 +235,8 @@ struct Descriptor<B: Backend> {
     host: Vec<HostPhys>,
     mappings: Vec<Option<Mapping<B>>>,
     addresses: Vec<Iova>,
+    /// Pages that the device has not used.
+    left: usize,
 }
 
 /// A driver of a network card with some flows.
@@ -168,6 +247,9 @@ struct Nic<'a, B: Backend, M> {
     policy: Policy,
     device: Device,
     next_page: u64,
+    /// Where the device finds the pool, and its pieces that are not in use, by their place in it.
+    pool: Iova,
+    unused: Vec<u64>,
     outcome: Outcome,
 }
 
@@ -184,10 +266,13 @@ where
     }
 
     fn post(&mut self, pages: u64, direction: Direction) -> Result<Descriptor<B>, Box<dyn std::error::Error>> {
+        if self.policy == Policy::Pool {
+            return self.piece(pages);
+        }
         let host: Vec<HostPhys> = (0..pages).map(|_| self.page()).collect();
         let buffers: Vec<Buffer> = host.iter().map(|&at| Buffer::new(at, PAGE_SIZE)).collect();
         let lists: Vec<&[Buffer]> = match self.policy {
-            Policy::Descriptor => vec![&buffers],
+            Policy::Descriptor | Policy::Pool => vec![&buffers],
             Policy::Page | Policy::Unhinted => buffers.chunks(1).collect(),
         };
         let (mut mappings, mut addresses) = (Vec::new(), Vec::new());
@@ -204,14 +289,28 @@ where
             mappings.push(Some(mapping));
         }
         Ok(Descriptor {
+            left: host.len(),
             host,
             mappings,
             addresses,
         })
     }
 
+    /// A piece of the pool, as long as a descriptor whatever is asked for.
+    fn piece(&mut self, pages: u64) -> Result<Descriptor<B>, Box<dyn std::error::Error>> {
+        let place = self.unused.pop().ok_or("the pool is used up")?;
+        let pages = || (0..pages).map(|page| place + page * PAGE_SIZE);
+        let host: Vec<HostPhys> = pages().map(|at| HostPhys::new(POOL_AT + at)).collect();
+        Ok(Descriptor {
+            left: host.len(),
+            addresses: pages().filter_map(|at| self.pool.checked_add(at)).collect(),
+            host,
+            mappings: Vec::new(),
+        })
+    }
+
     /// The device uses one page of a descriptor: its first and its last line.
-    fn stream(&mut self, descriptor: &Descriptor<B>, page: usize, access: Access) {
+    fn stream(&mut self, descriptor: &mut Descriptor<B>, page: usize, access: Access) {
         let (Some(&at), Some(&host)) = (descriptor.addresses.get(page), descriptor.host.get(page)) else {
             self.outcome.wrong += 1;
             return;
@@ -224,10 +323,27 @@ where
                 .unit
                 .borrow_mut()
                 .dma(&self.machine.memory.hardware(), &request);
+            if let Ok(found) = &answer {
+                let large = found.page.len().is_some_and(|len| len > PAGE_SIZE);
+                self.machine
+                    .caches
+                    .borrow_mut()
+                    .access(found.page.first().raw() >> 12, large);
+            }
             let right = answer.is_ok_and(|found| Some(found.phys) == host.checked_add(offset));
             self.outcome.wrong += u64::from(!right);
         }
+        descriptor.left = descriptor.left.saturating_sub(1);
         self.outcome.pages += 1;
+    }
+
+    /// The device uses one page of a received descriptor.
+    fn receive(&mut self, descriptor: &mut Descriptor<B>, page: usize) -> Done {
+        self.stream(descriptor, page, Access::Write);
+        if self.policy == Policy::Unhinted {
+            self.complete_page(descriptor, page)?;
+        }
+        Ok(())
     }
 
     /// Gives one page of a descriptor back before the others, where each has a mapping of its own.
@@ -240,6 +356,11 @@ where
     }
 
     fn complete(&mut self, descriptor: Descriptor<B>) -> Done {
+        if self.policy == Policy::Pool
+            && let Some(first) = descriptor.host.first()
+        {
+            self.unused.push(first.raw() - POOL_AT);
+        }
         for mapping in descriptor.mappings.into_iter().flatten() {
             let done = self.api.unmap(&mut self.core, mapping);
             done.map_err(|error| format!("{error:?}"))?;
@@ -255,11 +376,62 @@ where
 /// The requests of all flows carry the name of one card.
 const SOURCE: SourceId = SourceId::from_raw(0x0100);
 
-/// Streams `descriptors` descriptors of every flow, one page of each flow in turn, and counts what the unit read.
+/// A flow: its descriptors, where it is in them, and what was dropped.
+struct Flow<B: Backend> {
+    ring: VecDeque<Descriptor<B>>,
+    /// Descriptors that were completed before the first of the ring.
+    done: usize,
+    /// Descriptor, counted from the beginning, and page that come next.
+    next: (usize, usize),
+    /// Pages that come again: descriptor, page, and in which turn.
+    dropped: VecDeque<(usize, usize, usize)>,
+}
+
+impl<B: Backend> Flow<B> {
+    /// The page that the device uses in this turn, if it has one: one that was dropped a round trip ago, or the next.
+    fn page(&mut self, turn: usize, drop: bool) -> Option<(usize, usize)> {
+        if let Some(&(descriptor, page, due)) = self.dropped.front()
+            && due <= turn
+        {
+            self.dropped.pop_front();
+            return Some((descriptor, page));
+        }
+        let (descriptor, page) = self.next;
+        if descriptor >= self.done + self.ring.len() {
+            // Every descriptor waits for a page that was dropped.
+            return None;
+        }
+        let last = page + 1 == usize::try_from(PAGES).unwrap_or(usize::MAX);
+        self.next = if last {
+            (descriptor + 1, 0)
+        } else {
+            (descriptor, page + 1)
+        };
+        if drop {
+            self.dropped.push_back((descriptor, page, turn + ROUND_TRIP));
+            return None;
+        }
+        Some((descriptor, page))
+    }
+}
+
+/// A run with the usual ring, as [`run_setup`].
+pub(crate) fn run(flows: usize, descriptors: usize, policy: Policy) -> Result<Outcome, Box<dyn std::error::Error>> {
+    run_setup(Setup::new(flows, descriptors, policy))
+}
+
+/// Streams some descriptors of every flow, one page of each flow in turn, and counts what the unit read.
 ///
 /// Each descriptor is followed by an acknowledgement of one page, which the device reads. Flows are staggered, so that
 /// descriptors are completed and posted while others are in use. Unmaps are strict.
-pub(crate) fn run(flows: usize, descriptors: usize, policy: Policy) -> Result<Outcome, Box<dyn std::error::Error>> {
+pub(crate) fn run_setup(setup: Setup) -> Result<Outcome, Box<dyn std::error::Error>> {
+    let Setup {
+        flows,
+        descriptors,
+        ring,
+        drops,
+        policy,
+    } = setup;
     let machine = Machine {
         memory: SparseMemory::new(MEMORY),
         unit: RefCell::new(vtd_model::Unit::new(
@@ -267,6 +439,7 @@ pub(crate) fn run(flows: usize, descriptors: usize, policy: Policy) -> Result<Ou
         )),
         now: Cell::new(0),
         unhinted: policy == Policy::Unhinted,
+        caches: RefCell::new(Caches::new()),
         tail: Cell::new(0),
     };
     let options = UnitOptions {
@@ -286,53 +459,107 @@ pub(crate) fn run(flows: usize, descriptors: usize, policy: Policy) -> Result<Ou
         Translated::new(domain, iovas, Invalidation::Strict),
         machine.memory.hardware(),
     );
+    let mut core = api.new_core();
+    let device = Device::with_address_bits(64);
+    let mut pool = None;
+    if policy == Policy::Pool {
+        let all = Buffer::new(HostPhys::new(POOL_AT), POOL);
+        let mapping = api.map_coherent(&mut core, &device, &[all]);
+        pool = Some(mapping.map_err(|error| error.to_string())?);
+    }
+    let base = pool
+        .as_ref()
+        .and_then(Mapping::segment)
+        .map_or(Iova::ZERO, |all| all.address);
     let mut nic = Nic {
-        core: api.new_core(),
+        core,
         api: &api,
         machine: &machine,
         policy,
-        device: Device::with_address_bits(64),
+        device,
         next_page: 0,
+        pool: base,
+        unused: (0..POOL / (PAGES * PAGE_SIZE))
+            .map(|piece| piece * PAGES * PAGE_SIZE)
+            .collect(),
         outcome: Outcome {
             pages: 0,
             reads: 0,
+            reference_reads: 0,
+            misses: 0,
             invalidations: 0,
             wrong: 0,
         },
     };
-    let mut rings = Vec::new();
-    for _ in 0..flows {
-        let ring: Result<VecDeque<_>, _> = (0..RING).map(|_| nic.post(PAGES, Direction::FromDevice)).collect();
-        rings.push(ring?);
-    }
     let per_descriptor = usize::try_from(PAGES)?;
-    let mut before = nic.counters();
-    for turn in 0..(WARM_UP + descriptors) * per_descriptor {
-        if turn == WARM_UP * per_descriptor {
-            before = nic.counters();
+    let held = ring / per_descriptor;
+    let mut all = Vec::new();
+    for _ in 0..flows {
+        let ring: Result<VecDeque<_>, _> = (0..held).map(|_| nic.post(PAGES, Direction::FromDevice)).collect();
+        all.push(Flow {
+            ring: ring?,
+            done: 0,
+            next: (0, 0),
+            dropped: VecDeque::new(),
+        });
+    }
+    let mut draws = 0x5eed_u64;
+    let mut before = (nic.counters(), 0, 0);
+    // The ring goes round once before counting starts.
+    for turn in 0..(held + descriptors) * per_descriptor {
+        if turn == held * per_descriptor {
+            let caches = machine.caches.borrow();
+            before = (nic.counters(), caches.reads, caches.misses);
             nic.outcome.pages = 0;
         }
-        for (flow, ring) in rings.iter_mut().enumerate() {
-            let page = (turn + flow * per_descriptor / flows) % per_descriptor;
-            let first = ring.front_mut().ok_or("a flow without descriptors")?;
-            nic.stream(first, page, Access::Write);
-            if policy == Policy::Unhinted {
-                nic.complete_page(first, page)?;
+        for (number, flow) in all.iter_mut().enumerate() {
+            if turn == 0 {
+                // Flows are at different places of their descriptors.
+                let skipped = number * per_descriptor / flows;
+                for page in 0..skipped {
+                    let first = flow.ring.front_mut().ok_or("a flow without descriptors")?;
+                    nic.receive(first, page)?;
+                }
+                flow.next = (0, skipped);
             }
-            if page + 1 == per_descriptor {
-                let acknowledgement = nic.post(1, Direction::ToDevice)?;
-                nic.stream(&acknowledgement, 0, Access::Read);
+            draws = draws
+                .wrapping_mul(0x5851_f42d_4c95_7f2d)
+                .wrapping_add(0x1405_7b7e_f767_814f);
+            let drop = drops && (draws >> 33).is_multiple_of(DROPPED);
+            let Some((descriptor, page)) = flow.page(turn, drop) else {
+                continue;
+            };
+            let at = descriptor
+                .checked_sub(flow.done)
+                .ok_or("a page of a descriptor that is done")?;
+            let descriptor = flow.ring.get_mut(at).ok_or("a page of no descriptor")?;
+            nic.receive(descriptor, page)?;
+            // Completed in order, each with an acknowledgement.
+            while flow.ring.front().is_some_and(|first| first.left == 0) {
+                let mut acknowledgement = nic.post(1, Direction::ToDevice)?;
+                nic.stream(&mut acknowledgement, 0, Access::Read);
                 nic.complete(acknowledgement)?;
-                let done = ring.pop_front().ok_or("a flow without descriptors")?;
+                let done = flow.ring.pop_front().ok_or("a flow without descriptors")?;
                 nic.complete(done)?;
-                ring.push_back(nic.post(PAGES, Direction::FromDevice)?);
+                flow.done += 1;
+                flow.ring.push_back(nic.post(PAGES, Direction::FromDevice)?);
             }
         }
     }
     let after = nic.counters();
-    Ok(Outcome {
-        reads: after.walks.reads.total() - before.walks.reads.total(),
-        invalidations: after.invalidations.iotlb - before.invalidations.iotlb,
-        ..nic.outcome
-    })
+    let outcome = {
+        let caches = machine.caches.borrow();
+        Outcome {
+            reads: after.walks.reads.total() - before.0.walks.reads.total(),
+            reference_reads: caches.reads - before.1,
+            misses: caches.misses - before.2,
+            invalidations: after.invalidations.iotlb - before.0.invalidations.iotlb,
+            ..nic.outcome
+        }
+    };
+    if let Some(pool) = pool {
+        let done = api.unmap(&mut nic.core, pool);
+        done.map_err(|error| format!("{error:?}"))?;
+    }
+    Ok(outcome)
 }

@@ -1,16 +1,18 @@
 //! B12: copies through bounce buffers, against copying the same bytes and against pools behind one lock.
 
+mod crossover;
+
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use iommu_dma::{BouncePool, Buffer, Device, Direct, Direction, DmaApi, Invalidation, Trust};
+use iommu_dma::{BouncePool, Buffer, Device, Direct, Direction, DmaApi, DmaCore, Invalidation, Mapping, Trust};
 use iommu_types::{AddrRange, HostPhys, Iova, SystemMemory};
 
 use super::Outcome;
 use super::slots::RunLengths;
-use crate::pair::{Random, compare, median, summary};
-use crate::peers::{FlatMemory, PAGE};
+use crate::pair::{Comparison, Random, compare, median, summary};
+use crate::peers::{FlatMemory, PAGE, pin};
 use crate::row::Row;
 
 /// The pool lies low, where the device reaches it.
@@ -72,21 +74,59 @@ pub(super) fn rows(quick: bool) -> Outcome<Vec<Row>> {
                 return Err(format!("{failed} operations failed").into());
             }
             let case = format!("{len} bytes {name}, {copies} copies, hot");
-            let most = comparison.peer_ns + BESIDES;
-            rows.push(Row {
-                target: format!("<= the copies + {BESIDES} ns"),
-                ..Row::at_most("B12", case, &comparison, "the copies alone", most)
-            });
+            rows.push(besides(case, &comparison));
+            let copied = copied(&api, buffer, direction)?;
+            let case = format!("bytes copied, {len} bytes {name}");
+            rows.push(Row::counted(
+                "B12",
+                case,
+                [copied, len].map(number),
+                "the buffer",
+                number(copies * len),
+            ));
+            rows.push(cold(quick, &memory, len, direction, name)?);
         }
     }
-    rows.push(partial(quick, &memory)?);
-    for len in LENS {
-        rows.push(cold(quick, &memory, len)?);
+    for from_device in [true, false] {
+        rows.push(partial(quick, &memory, from_device)?);
+        rows.push(cold_partial(quick, &memory, from_device)?);
+    }
+    for hot in [true, false] {
+        rows.extend(crossover::rows(quick, &memory, hot)?);
     }
     rows.extend(against_pools(quick, &memory)?);
-    rows.extend(two_threads(quick, &memory)?);
+    for len in LENS {
+        rows.extend(two_threads(quick, &memory, len)?);
+    }
     rows.extend(head_and_tail(quick, &memory)?);
     Ok(rows)
+}
+
+/// A row of what a mapping costs besides its copies.
+fn besides(case: String, comparison: &Comparison) -> Row {
+    let more = comparison.ours_ns - comparison.peer_ns;
+    Row {
+        target: format!("<= the copies + {BESIDES} ns (takes {more:.1} ns more)"),
+        ..Row::at_most(
+            "B12",
+            case,
+            comparison,
+            "the copies alone",
+            comparison.peer_ns + BESIDES,
+        )
+    }
+}
+
+fn number(count: u64) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
+/// Bytes that one mapping copies, there and back.
+fn copied(api: &Api<'_>, buffer: Buffer, direction: Direction) -> Outcome<u64> {
+    let mut core = api.new_core();
+    let mapping = api.map(&mut core, &narrow(), buffer, direction)?;
+    api.unmap(&mut core, mapping).map_err(|error| format!("{error:?}"))?;
+    Ok(api.counters(&core).bounced_bytes)
 }
 
 /// What the device finds is what the buffer holds, and what it writes arrives.
@@ -112,15 +152,33 @@ fn judge(api: &Api<'_>, memory: &FlatMemory, buffer: Buffer) -> Outcome<()> {
     Ok(())
 }
 
-/// A part of a buffer is brought back while the device keeps it.
-fn partial(quick: bool, memory: &FlatMemory) -> Outcome<Row> {
+/// The part of a buffer that is synced: where it begins, and its length.
+const PART: (u64, u64) = (1024, 256);
+
+/// Syncs that part of a mapping.
+fn sync(
+    api: &Api<'_>,
+    core: &mut DmaCore<()>,
+    mapping: &Mapping<Direct>,
+    from_device: bool,
+) -> Result<(), iommu_types::BusError> {
+    let (from, len) = PART;
+    if from_device {
+        api.sync_for_cpu(core, mapping, from, len)
+    } else {
+        api.sync_for_device(core, mapping, from, len)
+    }
+}
+
+/// A part of a buffer is copied while the device keeps it.
+fn partial(quick: bool, memory: &FlatMemory, from_device: bool) -> Outcome<Row> {
     let api = api(memory)?;
     let mut core = api.new_core();
     let buffer = Buffer::new(HostPhys::new(BUFFERS), 4096);
-    let mapping = api.map(&mut core, &narrow(), buffer, Direction::FromDevice)?;
-    let (from, len) = (1024, 256);
+    let mapping = api.map(&mut core, &narrow(), buffer, Direction::Bidirectional)?;
+    let (_, len) = PART;
     let before = api.counters(&core).bounced_bytes;
-    api.sync_for_cpu(&mut core, &mapping, from, len)?;
+    sync(&api, &mut core, &mapping, from_device)?;
     let copied = api.counters(&core).bounced_bytes - before;
     if copied != len {
         return Err(format!("{copied} bytes were copied for {len}").into());
@@ -130,7 +188,7 @@ fn partial(quick: bool, memory: &FlatMemory) -> Outcome<Row> {
         quick,
         &mut |turns| {
             for _ in 0..turns {
-                let done = api.sync_for_cpu(&mut core, black_box(&mapping), from, len);
+                let done = sync(&api, &mut core, black_box(&mapping), from_device);
                 failed += u64::from(done.is_err());
             }
         },
@@ -144,16 +202,60 @@ fn partial(quick: bool, memory: &FlatMemory) -> Outcome<Row> {
     if failed > 0 {
         return Err(format!("{failed} operations failed").into());
     }
-    let case = format!("{len} of 4096 bytes synced from the device, hot");
-    let most = comparison.peer_ns + BESIDES;
-    Ok(Row {
-        target: format!("<= the copy + {BESIDES} ns"),
-        ..Row::at_most("B12", case, &comparison, "the copy alone", most)
-    })
+    let way = if from_device { "from" } else { "to" };
+    let case = format!("{len} of 4096 bytes synced {way} the device, hot");
+    Ok(besides(case, &comparison))
+}
+
+/// The same of many buffers, none of which is in the cache when its turn comes.
+fn cold_partial(quick: bool, memory: &FlatMemory, from_device: bool) -> Outcome<Row> {
+    const COUNT: u64 = 12_288;
+    let api = api(memory)?;
+    let mut core = api.new_core();
+    let buffer = |turn: u64| HostPhys::new(BUFFERS + turn * 7919 % COUNT * PAGE);
+    let mut mappings = Vec::new();
+    for number in 0..COUNT {
+        let at = HostPhys::new(BUFFERS + number * PAGE);
+        mappings.push(api.map(&mut core, &narrow(), Buffer::new(at, 4096), Direction::Bidirectional)?);
+    }
+    let (from, len) = PART;
+    let (mut turn, mut other, mut failed) = (0_u64, COUNT / 2, 0_u64);
+    let comparison = compare(
+        quick,
+        &mut |turns| {
+            for _ in 0..turns {
+                turn += 1;
+                let mapping = usize::try_from(turn * 7919 % COUNT)
+                    .ok()
+                    .and_then(|at| mappings.get(at));
+                let done = mapping.map(|mapping| sync(&api, &mut core, mapping, from_device));
+                failed += u64::from(!matches!(done, Some(Ok(()))));
+            }
+        },
+        &mut |turns| {
+            for _ in 0..turns {
+                other += 1;
+                // Between the same pages, in the same direction.
+                let near = HostPhys::new(buffer(other).raw() + from);
+                let far = HostPhys::new(near.raw() - BUFFERS);
+                let (source, target) = if from_device { (far, near) } else { (near, far) };
+                let _ = black_box(memory.copy(source, target, len));
+            }
+        },
+    );
+    for mapping in mappings {
+        api.unmap(&mut core, mapping).map_err(|error| format!("{error:?}"))?;
+    }
+    if failed > 0 {
+        return Err(format!("{failed} operations failed").into());
+    }
+    let way = if from_device { "from" } else { "to" };
+    let case = format!("{len} of 4096 bytes synced {way} the device, cold");
+    Ok(Row::within("B12", case, &comparison, "the copy alone", 1.1))
 }
 
 /// Buffers that are not in the cache.
-fn cold(quick: bool, memory: &FlatMemory, len: u64) -> Outcome<Row> {
+fn cold(quick: bool, memory: &FlatMemory, len: u64, direction: Direction, name: &str) -> Outcome<Row> {
     let api = api(memory)?;
     let device = narrow();
     let mut core = api.new_core();
@@ -168,7 +270,7 @@ fn cold(quick: bool, memory: &FlatMemory, len: u64) -> Outcome<Row> {
         &mut |turns| {
             for _ in 0..turns {
                 turn += 1;
-                let mapping = api.map(&mut core, &device, Buffer::new(place(turn), len), Direction::ToDevice);
+                let mapping = api.map(&mut core, &device, Buffer::new(place(turn), len), direction);
                 failed += u64::from(!mapping.is_ok_and(|mapping| api.unmap(&mut core, mapping).is_ok()));
             }
         },
@@ -176,14 +278,17 @@ fn cold(quick: bool, memory: &FlatMemory, len: u64) -> Outcome<Row> {
             for _ in 0..turns {
                 other += 1;
                 let _ = black_box(memory.copy(place(other), HostPhys::ZERO, len));
+                if direction != Direction::ToDevice {
+                    let _ = black_box(memory.copy(HostPhys::ZERO, place(other), len));
+                }
             }
         },
     );
     if failed > 0 {
         return Err(format!("{failed} operations failed").into());
     }
-    let case = format!("{len} bytes to the device, cold");
-    Ok(Row::within("B12", case, &comparison, "the copy alone", 1.1))
+    let case = format!("{len} bytes {name}, cold");
+    Ok(Row::within("B12", case, &comparison, "the copies alone", 1.1))
 }
 
 /// One thread, against the pools behind one lock.
@@ -230,6 +335,7 @@ fn together(threads: u64, operations: u32, work: &(dyn Fn(u64, u32) -> Option<()
             .map(|thread| {
                 let barrier = &barrier;
                 scope.spawn(move || {
+                    pin(usize::try_from(thread).unwrap_or(0));
                     barrier.wait();
                     let start = Instant::now();
                     work(thread, operations)?;
@@ -247,9 +353,9 @@ fn together(threads: u64, operations: u32, work: &(dyn Fn(u64, u32) -> Option<()
 }
 
 /// Two threads, each with buffers of its own: areas of their own here, one lock for both at the peer.
-fn two_threads(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
+fn two_threads(quick: bool, memory: &FlatMemory, len: u64) -> Outcome<Vec<Row>> {
     let (api, peer) = (api(memory)?, RunLengths::new(POOL, false));
-    let buffer = |thread: u64| Buffer::new(HostPhys::new(BUFFERS + thread * (1 << 20)), 1500);
+    let buffer = |thread: u64| Buffer::new(HostPhys::new(BUFFERS + thread * (1 << 20)), len);
     let ours = |thread: u64, operations: u32| {
         let mut core = api.new_core();
         let device = narrow();
@@ -268,6 +374,7 @@ fn two_threads(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
         Some(())
     };
     let (runs, operations) = if quick { (3, 2000) } else { (31, 20_000) };
+    let operations = if len > 4096 { operations / 20 } else { operations };
     let (mut one, mut two, mut peer_two) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..runs {
         one.push(together(1, operations, &ours)?);
@@ -276,7 +383,7 @@ fn two_threads(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
     }
     let factor = 2.0 * median(&mut one) / median(&mut two.clone());
     let comparison = summary(&mut two, &mut peer_two, &mut Random::new(0x5eed));
-    let case = "1500 bytes from the device, 2 threads".to_owned();
+    let case = format!("{len} bytes from the device, 2 threads");
     Ok(vec![
         Row::speed_up("B12", case.clone(), factor, 1.9),
         Row::reported("B12", case, &comparison, "one lock, run lengths"),

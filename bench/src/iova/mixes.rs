@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use super::linux::Linux;
 use super::sides::{LockedBuddy, Side, disjoint, ours};
-use super::{Outcome, Ring, mix};
-use crate::pair::compare;
+use super::{LONG, Outcome, Ring, VmAllocator, mix};
+use crate::pair::{compare, medians, timed};
 use crate::row::Row;
 
 /// A ring of live ranges on one allocator.
@@ -73,7 +73,7 @@ impl<'a, S: Side> Turning<'a, S> {
 pub(super) fn ring_rows(quick: bool) -> Outcome<Vec<Row>> {
     let (side, linux) = (ours()?, Linux::new(true));
     let mut rows = Vec::new();
-    for live in [256, 4096] {
+    for live in super::RINGS {
         let mut ours = Turning::new(&side, live, |_| 1)?;
         let mut peer = Turning::new(&linux, live, |_| 1)?;
         let comparison = compare(
@@ -121,7 +121,9 @@ pub(super) fn mix_rows(quick: bool) -> Outcome<Vec<Row>> {
 pub(super) fn uncached_rows(quick: bool) -> Outcome<Vec<Row>> {
     let mut rows = Vec::new();
     let mut flat = Vec::new();
-    for (long, size) in [(64, 64), (1024, 64), (16_384, 16), (16_384, 64)] {
+    let all = [16, 64].into_iter().flat_map(|size| LONG.map(|long| (long, size)));
+    // The ends show it.
+    for (long, size) in all.filter(|(long, _)| !quick || [64, 16_384].contains(long)) {
         let side = ours()?.without_stock();
         let (linux, buddy) = (Linux::new(false), LockedBuddy::new());
         let mut subject = two_rings(&side, long, size)?;
@@ -144,13 +146,93 @@ pub(super) fn uncached_rows(quick: bool) -> Outcome<Vec<Row>> {
             &against_buddy,
             "buddy_system_allocator, locked",
         ));
-        if size == 64 {
-            flat.push(against_linux.ours_ns);
+        // The peer looks at every range, also to fill the space.
+        if long == 256 || (!quick && long <= 4096) {
+            let mut vm = vm_rings(long, size)?;
+            let against_vm = compare(quick, &mut |n| subject.pairs(n, size), &mut |n| {
+                vm_pairs(&mut vm, n, size)
+            });
+            let case = format!("(a) no caches, two pairs, {long} long-lived, S {size}");
+            rows.push(Row::reported("B3", case, &against_vm, "vm-allocator"));
+        }
+        flat.push((long, against_linux.ours_ns));
+        if long == 16_384 {
+            if let Some(&(_, first)) = flat.first() {
+                let case = format!("(a) slope, 16384 against 64 long-lived, S {size}");
+                let slope = against_linux.ours_ns / first;
+                rows.push(Row::counted("B3", case, [slope, 1.5], "the target", 1.5));
+            }
+            flat.clear();
         }
     }
-    if let (Some(&first), Some(&last)) = (flat.first(), flat.last()) {
-        let case = "(a) slope, 16384 against 64 long-lived".to_owned();
-        rows.push(Row::counted("B3", case, [last / first, 1.5], "the target", 1.5));
+    Ok(rows)
+}
+
+/// The same two rings of rust-vmm's allocator.
+fn vm_rings(long: usize, size: u64) -> Outcome<[VmAllocator; 2]> {
+    let mut vm = VmAllocator::new()?;
+    for _ in 0..long {
+        vm.add(1);
+    }
+    // The short-lived ring shares the space: only its slots are its own.
+    let mut short = VmAllocator::new()?;
+    std::mem::swap(&mut vm.addresses, &mut short.addresses);
+    for turn in 0..64 {
+        short.add(if turn % 2 == 0 { 1 } else { size });
+    }
+    std::mem::swap(&mut vm.addresses, &mut short.addresses);
+    Ok([vm, short])
+}
+
+fn vm_pairs([vm, short]: &mut [VmAllocator; 2], turns: u64, size: u64) {
+    for turn in 0..turns {
+        vm.turn(1);
+        std::mem::swap(&mut vm.addresses, &mut short.addresses);
+        short.turn(if turn % 2 == 0 { 1 } else { size });
+        std::mem::swap(&mut vm.addresses, &mut short.addresses);
+    }
+}
+
+/// Whether the Linux-shaped peer costs what the original costs, before ratios to it mean anything: the table of the
+/// reference, from a quiet to a loaded machine.
+pub(super) fn peer_rows(quick: bool) -> Outcome<Vec<Row>> {
+    let mut rows = Vec::new();
+    let cases: [(&str, bool, u64, usize, [f64; 2]); 7] = [
+        ("cached", true, 1, 256, [19.9, 25.0]),
+        ("cached", true, 1, 4096, [20.0, 28.0]),
+        ("64 pages", true, 64, 256, [33.0, 94.0]),
+        ("64 pages", true, 64, 4096, [84.0, 192.0]),
+        ("tree only", false, 1, 256, [31.0, 79.0]),
+        ("tree only", false, 1, 4096, [84.0, 176.0]),
+        ("tree only", false, 1, 65_536, [96.0, 216.0]),
+    ];
+    for (name, cached, pages, live, known) in cases {
+        let linux = Linux::new(cached);
+        let mut peer = Turning::new(&linux, live, |_| pages)?;
+        let times = medians(
+            quick,
+            &mut [&mut |turns| timed(|| (0..turns).for_each(|_| peer.replace(black_box(pages))))],
+        );
+        peer.judge()?;
+        let ns = times.first().copied().unwrap_or(f64::NAN);
+        let case = format!("the Linux-shaped peer itself, {name}, {live} live");
+        rows.push(Row::stands_in("B1", case, ns, known));
+    }
+    let mixes: [(usize, [f64; 2]); 5] = [
+        (64, [480.0, 860.0]),
+        (256, [880.0, 2200.0]),
+        (1024, [2700.0, 5700.0]),
+        (4096, [11_300.0, 23_900.0]),
+        (16_384, [65_800.0, 97_600.0]),
+    ];
+    for (long, known) in mixes {
+        let linux = Linux::new(false);
+        let mut peer = two_rings(&linux, long, 64)?;
+        let times = medians(quick, &mut [&mut |turns| timed(|| peer.pairs(turns, 64))]);
+        peer.judge()?;
+        let ns = times.first().copied().unwrap_or(f64::NAN);
+        let case = format!("the Linux-shaped peer itself, two pairs, {long} long-lived");
+        rows.push(Row::stands_in("B3", case, ns, known));
     }
     Ok(rows)
 }

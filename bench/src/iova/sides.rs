@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use buddy_system_allocator::FrameAllocator;
 use iommu_iova::{CachedAllocator, CoreCache, IovaAllocator, IovaRequest, IovaSpace, Lease};
+use iommu_types::sync::{AtomicU64, Ordering};
 use iommu_types::{AddrRange, Iova};
+use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 
 use super::linux::{Linux, Processor, Range};
+use crate::peers::PAGE;
 
 /// An allocator that several threads use.
 pub(crate) trait Side: Sync {
@@ -95,6 +98,63 @@ impl Side for LockedBuddy {
     }
     fn pages(&(first, pages): &(usize, usize)) -> (u64, u64) {
         (first as u64, pages as u64)
+    }
+}
+
+/// rust-vmm's allocator under a lock.
+pub(crate) struct LockedFirstMatch(std::sync::Mutex<AddressAllocator>);
+
+impl LockedFirstMatch {
+    pub(crate) fn new() -> Result<Self, Box<dyn std::error::Error>> {
+        let addresses = AddressAllocator::new(PAGE, PAGE << 24).map_err(|error| format!("{error:?}"))?;
+        Ok(Self(std::sync::Mutex::new(addresses)))
+    }
+}
+
+impl Side for LockedFirstMatch {
+    type Core = ();
+    type Range = RangeInclusive;
+
+    fn core(&self) {}
+    fn take(&self, (): &mut (), pages: u64) -> Option<RangeInclusive> {
+        let len = pages * PAGE;
+        self.0.lock().ok()?.allocate(len, PAGE, AllocPolicy::FirstMatch).ok()
+    }
+    fn give(&self, (): &mut (), range: RangeInclusive) {
+        if let Ok(mut addresses) = self.0.lock() {
+            // What was allocated can be freed.
+            let _done = addresses.free(&range);
+        }
+    }
+    fn pages(range: &RangeInclusive) -> (u64, u64) {
+        (range.start() / PAGE, range.len() / PAGE)
+    }
+}
+
+/// No allocator at all: an array of each thread's own, the least that hands pages out.
+pub(crate) struct Private;
+
+/// The first page that the next thread's array begins with.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+impl Side for Private {
+    type Core = Vec<u64>;
+    type Range = u64;
+
+    fn core(&self) -> Vec<u64> {
+        let first = NEXT.fetch_add(1 << 20, Ordering::Relaxed);
+        (first..first + 8192).collect()
+    }
+    #[inline]
+    fn take(&self, core: &mut Vec<u64>, _pages: u64) -> Option<u64> {
+        core.pop()
+    }
+    #[inline]
+    fn give(&self, core: &mut Vec<u64>, page: u64) {
+        core.push(page);
+    }
+    fn pages(&page: &u64) -> (u64, u64) {
+        (page, 1)
     }
 }
 

@@ -4,13 +4,13 @@
 //! second processor to spare at that moment, so medians of many short runs are taken, alternating with the peer's.
 
 use std::sync::Barrier;
-use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use super::Outcome;
 use super::linux::Linux;
-use super::sides::{LockedBuddy, Side, disjoint, ours};
+use super::sides::{LockedBuddy, LockedFirstMatch, Private, Side, disjoint, ours};
 use crate::pair::{Comparison, Random, summary};
+use crate::peers::{Channel, pin};
 use crate::row::Row;
 
 /// Operations of each thread in one run.
@@ -29,6 +29,7 @@ fn together<S: Side>(
             .map(|thread| {
                 let (barrier, work) = (&barrier, &work);
                 scope.spawn(move || {
+                    pin(thread);
                     let mut core = side.core();
                     let mut start = Instant::now();
                     let live = work(side, &mut core, thread, &mut || {
@@ -78,30 +79,31 @@ fn rings<S: Side>(side: &S, threads: usize, live: usize, pages: u64, operations:
     })
 }
 
-/// One thread allocates, the other frees what it is sent. The cost of sending alone is taken off.
+/// One thread allocates, the other frees what it is sent through a ring of 1,024 slots. The cost of the ring alone is
+/// taken off.
 fn handed_over<S: Side>(side: &S, operations: u64) -> Outcome<f64> {
     let run = |allocate: bool| -> Outcome<f64> {
-        let (send, receive) = sync_channel::<Option<S::Range>>(1024);
+        let mut ring: Channel<Option<S::Range>> = Channel::new(1024);
+        let (mut send, mut receive) = ring.ends();
         let wait = Barrier::new(2);
         let took = std::thread::scope(|scope| {
             let wait = &wait;
             let other = scope.spawn(move || {
+                pin(1);
                 let mut core = side.core();
                 wait.wait();
-                for range in receive.into_iter().flatten() {
-                    side.give(&mut core, range);
+                for _ in 0..operations {
+                    if let Some(Some(range)) = receive.receive() {
+                        side.give(&mut core, range);
+                    }
                 }
             });
             let mut core = side.core();
             wait.wait();
             let start = Instant::now();
             for _ in 0..operations {
-                let range = if allocate { side.take(&mut core, 1) } else { None };
-                if send.send(range).is_err() {
-                    break;
-                }
+                send.send(if allocate { side.take(&mut core, 1) } else { None });
             }
-            drop(send);
             other.join().map(|()| start.elapsed()).map_err(|_| "a thread died")
         })?;
         #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
@@ -171,15 +173,38 @@ pub(super) fn rows(quick: bool) -> Outcome<Vec<Row>> {
         let case = format!("(a) speed-up of 2 threads, {live} live each");
         rows.push(Row::speed_up("B5", case, speed_up, 1.9));
     }
-    let buddy = LockedBuddy::new();
-    let side = ours()?;
-    let comparison = alternate(
-        runs,
-        || rings(&side, 2, 512, 1, operations),
-        || rings(&buddy, 2, 512, 1, operations),
-    )?;
-    let case = "(a) 2 threads, 1 page, 512 live each".to_owned();
-    rows.push(Row::reported("B5", case, &comparison, "buddy_system_allocator, locked"));
+    for live in [64, 512, 4096] {
+        let (side, buddy) = (ours()?, LockedBuddy::new());
+        let comparison = alternate(
+            runs,
+            || rings(&side, 2, live, 1, operations),
+            || rings(&buddy, 2, live, 1, operations),
+        )?;
+        let case = format!("(a) 2 threads, 1 page, {live} live each");
+        rows.push(Row::reported(
+            "B5",
+            case.clone(),
+            &comparison,
+            "buddy_system_allocator, locked",
+        ));
+        let floor = alternate(
+            runs,
+            || rings(&side, 2, live, 1, operations),
+            || rings(&Private, 2, live, 1, operations),
+        )?;
+        let limit = format!("{case}, limit");
+        rows.push(Row::within("B5", limit, &floor, "an array of each thread", 3.0));
+        if live == 64 {
+            // It looks at every range under its lock: a tenth of the operations shows it.
+            let first = LockedFirstMatch::new()?;
+            let comparison = alternate(
+                runs,
+                || rings(&side, 2, live, 1, operations),
+                || rings(&first, 2, live, 1, operations / 10),
+            )?;
+            rows.push(Row::reported("B5", case, &comparison, "vm-allocator, locked"));
+        }
+    }
     for live in [64, 512, 4096] {
         let (side, linux) = (ours()?, Linux::new(true));
         // The peer scans under its lock: a tenth of the operations shows it.

@@ -9,9 +9,9 @@ use iommu_types::{
     AddrRange, Coherence, FrameRequest, HostPhys, Iova, OutOfFrames, Perms, Table, TableFrame, TableMemory,
 };
 
-use super::{Arena, BASE, Ours, Outcome, PHYS};
+use super::{Arena, BASE, Ours, Outcome, PHYS, Shape, half_rows, halves, prepare};
 use crate::pair::{compare, compare_timed, timed};
-use crate::peers::{PAGE, flush_lines};
+use crate::peers::{PAGE, X86Tables, flush_lines};
 use crate::row::Row;
 
 /// Leaf tables that are worked on in turn.
@@ -52,6 +52,7 @@ fn unmap_kernel(table: &Table) -> bool {
 /// B6 against kernels, and with kept positions.
 pub(super) fn rows(quick: bool) -> Outcome<Vec<Row>> {
     let mut rows = runs(quick)?;
+    rows.extend(loops(quick)?);
     rows.push(kept_position(quick)?);
     rows.extend(non_coherent(quick)?);
     Ok(rows)
@@ -84,27 +85,12 @@ fn runs(quick: bool) -> Outcome<Vec<Row>> {
         let comparison = compare_timed(
             quick,
             &mut |turns| {
-                let turns = turns.next_multiple_of(TABLES);
-                let mut took = std::time::Duration::ZERO;
-                for round in 0..turns / TABLES {
-                    let turns = round * TABLES..(round + 1) * TABLES;
-                    let map = timed(|| turns.clone().for_each(|turn| ours.map(iova(turn), PHYS, RUN * PAGE)));
-                    let unmap = timed(|| turns.for_each(|turn| ours.unmap(iova(turn), RUN * PAGE)));
-                    took += if timed_map { map } else { unmap };
-                }
-                took
+                half(turns, timed_map, |turn, map| match map {
+                    true => ours.map(iova(turn), PHYS, RUN * PAGE),
+                    false => ours.unmap(iova(turn), RUN * PAGE),
+                })
             },
-            &mut |turns| {
-                let turns = turns.next_multiple_of(TABLES);
-                let mut took = std::time::Duration::ZERO;
-                for round in 0..turns / TABLES {
-                    let turns = round * TABLES..(round + 1) * TABLES;
-                    let map = timed(|| turns.clone().for_each(|turn| kernel(turn, true)));
-                    let unmap = timed(|| turns.for_each(|turn| kernel(turn, false)));
-                    took += if timed_map { map } else { unmap };
-                }
-                took
-            },
+            &mut |turns| half(turns, timed_map, &kernel),
         );
         let (what, name) = match timed_map {
             true => ("map", "check pass + store pass"),
@@ -199,6 +185,204 @@ impl Coherence for Flushing {
             self.lines.set(self.lines.get() + flush_lines(entries));
         }
     }
+}
+
+/// A shape where walkers do not snoop: what a call costs then, and how many lines it flushes.
+pub(super) fn not_snooped(quick: bool, shape: &Shape) -> Outcome<Vec<Row>> {
+    let memory = Flushing {
+        arena: Arena::new(1024),
+        lines: Cell::new(0),
+    };
+    let config = Config::new(Levels::Four).leaf_sizes(shape.sizes).non_coherent();
+    let mut ours = Ours::over(memory, config)?;
+    prepare(&mut ours, shape)?;
+    let lines = |ours: &mut Ours<Flushing>, map: bool| {
+        let before = ours.memory.lines.get();
+        match map {
+            true => ours.map(shape.iova(0), shape.phys(0), shape.len),
+            false => ours.unmap(shape.iova(0), shape.len),
+        }
+        ours.memory.lines.get() - before
+    };
+    let counted = [lines(&mut ours, true), lines(&mut ours, false)];
+    // Flushes take long: a tenth of the rounds shows it.
+    let timed = halves(true, &mut |map| shape.turn(&mut ours, map));
+    ours.done()?;
+    let mut rows = half_rows(shape, &timed, ", not snooped", None);
+    let number = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    for (half, counted) in ["map", "unmap"].into_iter().zip(counted) {
+        let case = format!("lines flushed by {half}, {}", shape.name);
+        rows.push(match shape.leaves() {
+            // Eight entries a line, where nothing but one table is written.
+            256 if shape.sizes == LeafSizes::SMALL => {
+                Row::counted("B6", case, [counted, 256].map(number), "one an entry", 32.0)
+            }
+            1 if shape.sizes == LeafSizes::SMALL => {
+                Row::counted("B6", case, [counted, 1].map(number), "one an entry", 1.0)
+            }
+            _ => Row::figure("B6", case, number(counted), ""),
+        });
+    }
+    if shape.leaves() == 256 && shape.sizes == LeafSizes::SMALL {
+        // Not from the beginning of a line.
+        let (iova, phys) = (shape.iova(0) + 3 * PAGE, shape.phys(0));
+        let before = ours.memory.lines.get();
+        ours.map(iova, phys, shape.len);
+        let counted = ours.memory.lines.get() - before;
+        ours.unmap(iova, shape.len);
+        ours.done()?;
+        let case = "lines flushed by map, 256 x 4K across lines".to_owned();
+        rows.push(Row::counted(
+            "B6",
+            case,
+            [counted, 256].map(number),
+            "one an entry",
+            33.0,
+        ));
+    }
+    if quick {
+        rows.retain(|row| !row.case.ends_with("a page"));
+    }
+    Ok(rows)
+}
+
+/// Tables that are walked anew for each page, with a look and a store each: what a loop over single pages does.
+struct Naive {
+    memory: Arena,
+    root: HostPhys,
+}
+
+impl Naive {
+    fn new() -> Outcome<Self> {
+        let memory = Arena::new(256);
+        let root = memory.allocate(FrameRequest::page(None, HostPhys::MAX))?.base();
+        Ok(Self { memory, root })
+    }
+
+    #[inline]
+    fn entry(&self, page: u64, make: bool) -> Option<&iommu_types::sync::AtomicU64> {
+        let mut table = self.root;
+        for level in [27, 18, 9] {
+            let index = usize::try_from(page >> level & 511).ok()?;
+            let entry = self.memory.table(table)?.get(index)?;
+            let mut word = entry.load(Ordering::Acquire);
+            if word & 3 == 0 {
+                if !make {
+                    return None;
+                }
+                let frame = self.memory.allocate(FrameRequest::page(None, HostPhys::MAX)).ok()?;
+                word = frame.base().raw() | 3;
+                entry.store(word, Ordering::Release);
+            }
+            table = HostPhys::new(word & !(PAGE - 1));
+        }
+        self.memory.table(table)?.get(usize::try_from(page & 511).ok()?)
+    }
+
+    fn map(&self, iova: u64, phys: u64, pages: u64) -> bool {
+        (0..pages).all(|page| {
+            let Some(entry) = self.entry(black_box(iova / PAGE + page), true) else {
+                return false;
+            };
+            let free = entry.load(Ordering::Relaxed) & 3 == 0;
+            entry.store((phys + page * PAGE) | 3, Ordering::Release);
+            free
+        })
+    }
+
+    fn unmap(&self, iova: u64, pages: u64) -> bool {
+        (0..pages).all(|page| {
+            let Some(entry) = self.entry(black_box(iova / PAGE + page), false) else {
+                return false;
+            };
+            let mapped = entry.load(Ordering::Relaxed) & 3 != 0;
+            entry.store(0, Ordering::Release);
+            mapped
+        })
+    }
+}
+
+/// One half of mapping and unmapping runs of 256 pages in turn, each timed apart from the other.
+fn half(turns: u64, timed_map: bool, mut work: impl FnMut(u64, bool)) -> std::time::Duration {
+    let mut took = std::time::Duration::ZERO;
+    for round in 0..turns.div_ceil(TABLES) {
+        let turns = round * TABLES..(round + 1) * TABLES;
+        let map = timed(|| turns.clone().for_each(|turn| work(turn, true)));
+        let unmap = timed(|| turns.for_each(|turn| work(turn, false)));
+        took += if timed_map { map } else { unmap };
+    }
+    // Whole rounds were run: the time of as many turns as were asked for.
+    let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+    std::time::Duration::from_nanos(nanoseconds.saturating_mul(turns) / turns.next_multiple_of(TABLES).max(1))
+}
+
+/// Runs of 256 pages against peers that take them page by page.
+fn loops(quick: bool) -> Outcome<Vec<Row>> {
+    let mut ours = Ours::new(1024, LeafSizes::SMALL)?;
+    let iova = |turn: u64| BASE + (turn % TABLES) * 512 * PAGE;
+    for turn in 0..TABLES {
+        ours.map(iova(turn) + 511 * PAGE, PHYS, PAGE);
+    }
+    let (naive, mut foreign) = (Naive::new()?, X86Tables::new());
+    let mut wrong = 0_u64;
+    let mut rows = Vec::new();
+    for timed_map in [true, false] {
+        let what = if timed_map { "map" } else { "unmap" };
+        let case = || format!("{what}, 256 x 4K, against a loop");
+        let against_naive = compare_timed(
+            quick,
+            &mut |turns| {
+                half(turns, timed_map, |turn, map| match map {
+                    true => ours.map(iova(turn), PHYS, RUN * PAGE),
+                    false => ours.unmap(iova(turn), RUN * PAGE),
+                })
+            },
+            &mut |turns| {
+                half(turns, timed_map, |turn, map| {
+                    let done = match map {
+                        true => naive.map(iova(turn), PHYS, RUN),
+                        false => naive.unmap(iova(turn), RUN),
+                    };
+                    wrong += u64::from(!done);
+                })
+            },
+        );
+        let against_crate = compare_timed(
+            quick,
+            &mut |turns| {
+                half(turns, timed_map, |turn, map| match map {
+                    true => ours.map(iova(turn), PHYS, RUN * PAGE),
+                    false => ours.unmap(iova(turn), RUN * PAGE),
+                })
+            },
+            &mut |turns| {
+                half(turns, timed_map, |turn, map| {
+                    for page in 0..RUN {
+                        match map {
+                            true => foreign.map(black_box(iova(turn) + page * PAGE), PHYS + page * PAGE),
+                            false => foreign.unmap(black_box(iova(turn) + page * PAGE)),
+                        }
+                    }
+                })
+            },
+        );
+        let (naive_name, crate_name) = ("own walk for each page", "x86_64 crate");
+        rows.extend(match timed_map {
+            true => [
+                Row::at_least("B6", case(), &against_naive, naive_name, 5.0),
+                Row::at_least("B6", case(), &against_crate, crate_name, 10.0),
+            ],
+            false => [
+                Row::reported("B6", case(), &against_naive, naive_name),
+                Row::reported("B6", case(), &against_crate, crate_name),
+            ],
+        });
+    }
+    ours.done()?;
+    if wrong > 0 {
+        return Err(format!("the naive tables were wrong {wrong} times").into());
+    }
+    Ok(rows)
 }
 
 fn non_coherent(quick: bool) -> Outcome<Vec<Row>> {
