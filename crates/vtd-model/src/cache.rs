@@ -214,7 +214,7 @@ impl CachedPage {
     }
 }
 
-/// A pointer to a lower table with the rights collected on the way to it (paging-structure caches, VT-d §6.2.4).
+/// A pointer to a lower table with the rights collected on the way to it (paging-structure caches, VT-d §6.2.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CachedTable {
     /// Level of the table that `table` points to; level 1 holds the 4 KiB leaves.
@@ -332,7 +332,7 @@ impl PageBlock {
     }
 }
 
-/// Interrupt entry cache invalidation (VT-d §6.5.2.7).
+/// Interrupt entry cache invalidation (VT-d §6.5.2.8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InterruptInvalidation {
     /// Every entry.

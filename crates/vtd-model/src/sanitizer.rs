@@ -47,7 +47,7 @@ rules! {
     IreWithoutTable "ire-without-table",
     /// After SRTP without ESRTPS, context, PASID and IOTLB caches are invalidated globally before TE (VT-d §6.6).
     RootNotInvalidated "root-not-invalidated",
-    /// After SIRTP without ESIRTPS, the interrupt entry cache is invalidated globally before IRE (VT-d §6.6).
+    /// After SIRTP without ESIRTPS, the interrupt entry cache is invalidated globally before IRE (VT-d §6.7).
     TableNotInvalidated "interrupt-table-not-invalidated",
     /// The table mode changes under TES only with ESRTPS (VT-d §11.4.5).
     ModeWhileEnabled "table-mode-while-enabled",

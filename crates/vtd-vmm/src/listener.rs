@@ -12,7 +12,7 @@ pub trait Listener: Send + Sync {
     /// the form of [`vtd_model::EventMessage`]. It is not remapped (VT-d §5.1.6).
     fn event(&self, message: EventMessage);
 
-    /// Software dropped cached interrupt entries (VT-d §6.5.2.7): interrupts that were remapped in advance (KVM routes,
+    /// Software dropped cached interrupt entries (VT-d §6.5.2.8): interrupts that were remapped in advance (KVM routes,
     /// irqfds) have to be remapped again. The wait that follows the command does not complete before this returns.
     fn interrupt_entries_changed(&self, what: InterruptInvalidation);
 

@@ -200,7 +200,7 @@ impl<S: GuestAddressSpace<M: GuestMemoryBackend>, L: Listener> VmmUnit<S, L> {
     }
 
     /// The device `source` did not answer the invalidation `tag`: the queue stops with an invalidation time-out error
-    /// (VT-d §6.5.2.10).
+    /// (VT-d §6.5.2.11).
     pub fn time_out_device_invalidation(&self, source: SourceId, tag: u8) {
         let mut core = self.lock();
         core.unit.time_out_device_invalidation(source, tag);

@@ -1,4 +1,4 @@
-//! The unit's own interrupts (VT-d §5.1.6, §7.3, §6.5.2.9): one state machine for all sources.
+//! The unit's own interrupts (VT-d §5.1.6, §7.3, §6.5.2.10): one state machine for all sources.
 
 use vtd_spec::register::{EventAddress, EventControl, EventData, InvalidationCompletionStatus, offset};
 

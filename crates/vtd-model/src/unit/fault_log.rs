@@ -74,7 +74,7 @@ impl<C: TranslationCache> Unit<C> {
         }
     }
 
-    /// Software wrote FSTS: cleared errors let the queue go on (VT-d §6.5.2.10).
+    /// Software wrote FSTS: cleared errors let the queue go on (VT-d §6.5.2.11).
     pub(super) fn fault_status_written<M: SystemMemory>(&mut self, memory: &M) {
         self.event_status_written(EventSource::Fault);
         // D-15: QEMU's queue waits for the next IQT write.

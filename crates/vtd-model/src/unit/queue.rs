@@ -387,7 +387,7 @@ impl<C: TranslationCache> Unit<C> {
         Ok(true)
     }
 
-    /// VT-d §6.5.2.10, §11.4.9.9 (IQERCD_REG): the head stays at the descriptor, an event is raised.
+    /// VT-d §6.5.2.11, §11.4.9.9 (IQERCD_REG): the head stays at the descriptor, an event is raised.
     fn stop_queue(&mut self, error: QueueError) {
         // D-17: QEMU has no such register.
         if self.config.qemu().is_none() {
