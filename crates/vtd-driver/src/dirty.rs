@@ -44,7 +44,7 @@ impl<R: Registers, P: Host> Domain<R, P> {
         let Some(range) = cleared.range() else {
             return Ok(());
         };
-        // A cached leaf is dirty already, and is not noted a second time (VT-d §3.7.3, accessed and dirty flags).
+        // A cached leaf is dirty already, and is not noted a second time (VT-d §3.7.2, accessed and dirty flags).
         let leaf_only = true;
         self.space
             .invalidate(&self.shared, &[Stale { range, leaf_only }])

@@ -31,7 +31,7 @@ pub enum HardwareError {
         /// How long the driver waited, in nanoseconds.
         waited_ns: u64,
     },
-    /// The unit refused a descriptor (`VT-d §6.5.2.10 (IQE)`); the others of its batch were processed.
+    /// The unit refused a descriptor (`VT-d §6.5.2.11 (IQE)`); the others of its batch were processed.
     #[error("the unit refused an invalidation descriptor with error information {info}: {words:x?}")]
     DescriptorRefused {
         /// `IQERCD_REG.IQEI`: why.

@@ -8,7 +8,7 @@ use iommu_types::omission::{Step, kept};
 
 /// Which domain identifiers are in use.
 ///
-/// `VT-d §10.4.2 (CAP_REG.ND)` gives the count. Identifier 0 is never handed out: units in caching mode tag
+/// `VT-d §11.4.2 (CAP_REG.ND)` gives the count. Identifier 0 is never handed out: units in caching mode tag
 /// what they cache about faulting entries with it (`VT-d §6.1`, rule D10), and never using it costs nothing.
 ///
 /// An identifier comes back only through [`Self::release`], which callers reach after the invalidation of

@@ -103,7 +103,7 @@
 //! | [`Domain`] | §3.7, §6.1 (Caching Mode), §6.2.3.1 (domain identifiers), §6.8 (Write Buffer Flushing) |
 //! | the queue behind all of it | §6.5.2 |
 //! | [`Unit::attach_with_ats`] | §4 (Support For Device-TLBs), §6.5.2.5, §6.5.2.6, §8.5 (ATSR), §8.8 (SATC) |
-//! | [`Domain::read_dirty`] | §3.7.3 (accessed and dirty flags), §9.6 (SSADE) |
+//! | [`Domain::read_dirty`] | §3.7.2 (accessed and dirty flags), §9.6 (SSADE) |
 //! | [`Unit::drain_faults`] | §7.2.1, §11.4.7 |
 //! | [`Unit::start_interrupt_remapping`] | §5.1, §9.9 (IRTE) |
 #![no_std]

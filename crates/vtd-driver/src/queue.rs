@@ -95,7 +95,7 @@ enum Slot {
     Retired {
         sequence: u32,
     },
-    /// The unit said that it aborted the wait. It writes nothing then (`VT-d §6.5.2.10`), at the latest not when a
+    /// The unit said that it aborted the wait. It writes nothing then (`VT-d §6.5.2.11`), at the latest not when a
     /// younger wait was written: then the slot is free again.
     Aborted {
         sequence: u32,
@@ -397,7 +397,7 @@ impl<L: Guarded<State>> Queue<L> {
         self.status(host, ticket.slot) == Some(ticket.sequence)
     }
 
-    /// Looks for queue errors and repairs what can be repaired (`VT-d §6.5.2.10`).
+    /// Looks for queue errors and repairs what can be repaired (`VT-d §6.5.2.11`).
     fn repair<R: Registers, P: TableMemory>(
         &self,
         registers: &R,
