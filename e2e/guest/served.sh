@@ -64,6 +64,19 @@ file_system() {
   umount /mnt
 }
 
+# Blocks one after the other, each said once it is on the disk.
+blocks() {
+  i=0
+  while test $i -lt 4096; do
+    if printf 'block %010d' $i | dd of=/dev/vda bs=4096 seek=$i conv=sync,fsync 2> /dev/null; then
+      say wrote $i
+    else
+      say error $i
+    fi
+    i=$((i + 1))
+  done
+}
+
 # A DMA that nothing maps.
 stray() {
   say interrupts "$(grep DMAR-MSI /proc/interrupts | tr -s ' ')"
@@ -118,13 +131,15 @@ case $task in
     dd if=/dev/vda of=/dev/null bs=256k count=16 iflag=direct 2> /dev/null &
     sleep 3
     ;;
-  write)
-    # Blocks one after the other, each said once it is on the disk.
-    i=0
-    while test $i -lt 4096; do
-      printf 'block %010d' $i | dd of=/dev/vda bs=4096 seek=$i conv=sync,fsync 2> /dev/null || say error $i
-      say wrote $i
-      i=$((i + 1))
+  write) blocks ;;
+  sockets)
+    # The disk is written and the engine does what it may not, each by a process of its own: one may lose its device.
+    engine_on
+    blocks &
+    while true; do
+      engine_write 0x12345000
+      say engine "$(devmem "$base" 32)"
+      usleep 200000
     done
     ;;
   speed)

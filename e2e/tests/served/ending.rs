@@ -6,14 +6,19 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use iommu_serve::trace::{Story, replay};
+
 use crate::programs;
 use crate::rig::{DISK, Programs, Rig, unit};
 
 /// Acknowledged blocks after which the guest's machine is taken away.
 const ENOUGH: [u64; 3] = [3, 40, 111];
 
+/// The trace of a server that is a process of its own.
+const TRACE: &str = "own.trace";
+
 /// Every block that the guest said is on the disk is on the disk.
-fn are_there(numbers: &BTreeSet<u64>, block: impl Fn(u64) -> Vec<u8>) {
+pub(crate) fn are_there(numbers: &BTreeSet<u64>, block: impl Fn(u64) -> Vec<u8>) {
     for number in numbers {
         let bytes = block(*number);
         assert!(
@@ -62,6 +67,9 @@ fn serve(programs: &Programs, rig: &Rig) -> (std::process::Child, PathBuf) {
         .arg("--disk")
         .arg(&disk)
         .arg("--engine")
+        .arg("--sanitize")
+        .arg("--trace")
+        .arg(rig.folder().join(TRACE))
         .arg("--boot")
         .arg(&programs.tools.kernel)
         .arg("--initrd")
@@ -122,8 +130,14 @@ fn a_server_that_is_killed_loses_no_acknowledged_write_and_its_qemu_says_so() {
     }
     // The process that was killed cannot end its child; the test does.
     end_all(&rig.folder().join("initramfs").display().to_string());
+    // Its trace ends where it did, and can be done again as far as it goes.
+    let trace = fs::read_to_string(rig.folder().join(TRACE)).unwrap();
+    let outcome = replay(&Story::parse(&trace).unwrap(), true).unwrap();
+    assert_eq!((outcome.differences, outcome.broken), (vec![], vec![]));
+    assert!(outcome.operations > 100, "{}", outcome.operations);
     println!(
-        "also: the server killed after {} acknowledged writes: none is lost",
-        acknowledged.len()
+        "also: the server killed after {} acknowledged writes: none is lost, and {} operations of its trace replay",
+        acknowledged.len(),
+        outcome.operations
     );
 }

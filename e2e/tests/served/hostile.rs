@@ -97,18 +97,24 @@ fn a_hostile_guest_leaves_the_server_up_and_its_memory_bounded() {
     );
     assert!(faults > 0 && broken > 0, "{faults} faults, {broken} broken rules");
 
-    // And a guest that behaves is served.
+    // And a guest that behaves is served: its firmware finds everything in its place, and Linux does where there is time for it.
     rig.said.faults.lock().unwrap().clear();
     rig.said.broken.lock().unwrap().clear();
     rig.boot(usual);
-    let talk = rig.run("disk", "iommu.strict=1", |_, _| true);
-    for step in ["made", "mounted", "same", "end"] {
-        assert!(talk.says(step), "{step}\n{}", talk.console);
-    }
-    assert_eq!(talk.trouble(), Vec::<&str>::new(), "{}", talk.console);
+    let then = if crate::is_full() {
+        let talk = rig.run("disk", "iommu.strict=1", |_, _| true);
+        for step in ["made", "mounted", "same", "end"] {
+            assert!(talk.says(step), "{step}\n{}", talk.console);
+        }
+        assert_eq!(talk.trouble(), Vec::<&str>::new(), "{}", talk.console);
+        "Linux"
+    } else {
+        rig.dry_start();
+        "firmware"
+    };
     assert_eq!(rig.said.rules(), Vec::<&str>::new(), "{:?}", rig.said.broken);
     println!(
-        "also: a hostile guest: {seconds} s, {rounds} rounds, {boots} boots, {} KiB more memory; then Linux was served",
+        "also: a hostile guest: {seconds} s, {rounds} rounds, {boots} boots, {} KiB more memory; then {then} was served",
         (most - before) >> 10
     );
 }

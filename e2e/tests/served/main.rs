@@ -21,15 +21,22 @@ mod hostile;
 mod messages;
 mod modes;
 mod rig;
+mod sockets;
+mod tool;
 
 use std::io::Write;
 use std::process::Stdio;
 
 use rig::{Programs, Rig, contents, unit};
 
+/// Whether everything is asked for.
+fn is_full() -> bool {
+    std::env::var("PORTCULLIS_SERVED").as_deref() == Ok("full")
+}
+
 /// The programs, if this test is to run: `full` ones only when everything is asked for.
 fn programs(full: bool) -> Option<Programs> {
-    if full && std::env::var("PORTCULLIS_SERVED").as_deref() != Ok("full") {
+    if full && !is_full() {
         return None;
     }
     let found = Programs::find();

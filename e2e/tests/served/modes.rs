@@ -26,24 +26,46 @@ fn works(unit: UnitConfigBuilder, words: &str) {
     println!("also: {words}: no message of trouble, no broken rule, the file system is whole");
 }
 
-#[test]
-fn legacy_mode_with_device_tlbs() {
+/// Boots with device-TLBs and checks that they were used, and the file system.
+fn works_with_device_tlbs(unit: UnitConfigBuilder, words: &str) {
     let Some(programs) = programs(true) else { return };
-    let mut rig = Rig::new(&programs, unit().device_tlb(true));
+    let mut rig = Rig::new(&programs, unit.device_tlb(true));
     let trace = rig.trace();
-    let talk = rig.run("disk", "iommu.strict=1", |_, _| true);
-    assert!(talk.says("same"), "{}", talk.console);
-    assert_eq!(talk.trouble(), Vec::<&str>::new(), "{}", talk.console);
-    assert_eq!(rig.said.rules(), Vec::<&str>::new(), "{:?}", rig.said.broken);
+    let talk = rig.run("disk", words, |_, _| true);
+    assert!(talk.says("same"), "{words}\n{}", talk.console);
+    assert_eq!(talk.trouble(), Vec::<&str>::new(), "{words}\n{}", talk.console);
+    assert_eq!(rig.said.rules(), Vec::<&str>::new(), "{words}: {:?}", rig.said.broken);
     rig.end_trace();
     // Linux enabled ATS: the disk asked for translations, and used them.
     let text = std::fs::read_to_string(&trace).unwrap();
     let count = |start: &str| text.lines().filter(|line| line.starts_with(start)).count();
     let (asked, hits) = (count("ask 00:07.0"), count("hit 00:07.0"));
-    assert!(asked > 0 && hits > 0, "{asked} {hits}");
+    assert!(asked > 0 && hits > 0, "{words}: {asked} {hits}");
     rig.finish();
     check_disk(&programs, &rig);
-    println!("also: device-TLBs: {asked} translation requests, {hits} translated ones, the file system is whole");
+    println!(
+        "also: device-TLBs, {words}: {asked} translation requests, {hits} translated ones, the file system is whole"
+    );
+}
+
+#[test]
+fn legacy_mode_with_device_tlbs() {
+    works_with_device_tlbs(unit(), "iommu.strict=1");
+}
+
+#[test]
+fn scalable_mode_with_device_tlbs() {
+    works_with_device_tlbs(scalable(), "intel_iommu=sm_on iommu.strict=1");
+}
+
+#[test]
+fn legacy_mode_with_lazy_invalidation() {
+    works(unit(), "iommu.strict=0");
+}
+
+#[test]
+fn legacy_mode_with_five_levels() {
+    works(unit().five_levels(true), "iommu.strict=1");
 }
 
 #[test]

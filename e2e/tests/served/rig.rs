@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -163,6 +163,8 @@ pub(crate) struct Rig {
     pub(crate) said: Arc<Said>,
     folder: PathBuf,
     launch: Launch,
+    /// The process that runs, or ran last.
+    qemu: u32,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -205,7 +207,7 @@ impl Rig {
         let said = Arc::new(Said::default());
         let options = VirtioBlkOptions {
             require_access_platform: false,
-            indirect: false,
+            indirect: true,
             ..VirtioBlkOptions::default()
         };
         let back = |disk: &Path| {
@@ -236,7 +238,7 @@ impl Rig {
         }
         let server = machine.serve(&sockets, Arc::clone(&said) as Arc<_>).unwrap();
         let launch = Launch {
-            program: programs.tools.qemu.clone(),
+            program: listening(&programs.tools.qemu, &folder),
             guest: Guest {
                 kernel: Some(programs.tools.kernel.display().to_string()),
                 initrd: Some(initrd.display().to_string()),
@@ -249,6 +251,7 @@ impl Rig {
             said,
             folder,
             launch,
+            qemu: 0,
             _alone: alone,
         }
     }
@@ -296,12 +299,18 @@ impl Rig {
         self.remapper().set_trace(None).unwrap().finish().unwrap();
     }
 
+    /// Starts the guest until its firmware has placed the unit's registers, and writes the table with their address.
+    pub(crate) fn dry_start(&self) {
+        self.launch.learn(self.server()).unwrap();
+    }
+
     /// Runs the guest's `task`; `look` sees each line that it says as it comes, and may stop listening by returning false.
     pub(crate) fn run(&mut self, task: &str, words: &str, mut look: impl FnMut(&Self, &str) -> bool) -> Talk {
         self.launch.guest.append = format!("quiet served={task} {words}");
-        self.launch.learn(self.server()).unwrap();
+        self.dry_start();
         self.said.notices.lock().unwrap().clear();
         let mut running = self.launch.start(self.server(), Stdio::piped()).unwrap();
+        self.qemu = running.child().id();
         let lines = listen(&mut running);
         let begun = Instant::now();
         let mut talk = Talk::default();
@@ -324,7 +333,28 @@ impl Rig {
             }
         }
         drop(running);
+        // For whoever reads why a test failed.
+        talk.console.push_str(&self.complaints());
         talk
+    }
+
+    /// The process of the QEMU that runs.
+    pub(crate) const fn qemu(&self) -> u32 {
+        self.qemu
+    }
+
+    /// What QEMU said on standard error, all runs of this machine together.
+    pub(crate) fn complaints(&self) -> String {
+        fs::read(self.folder.join(COMPLAINTS))
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The socket of a function.
+    pub(crate) fn socket(&self, name: &str) -> PathBuf {
+        let mut sockets = self.server().sockets();
+        let file = format!("{name}.sock");
+        sockets.find(|path| path.ends_with(&file)).unwrap().to_path_buf()
     }
 
     /// Ends the server; what was served is on the disk.
@@ -355,6 +385,19 @@ impl Drop for Rig {
             let _ = fs::remove_dir(folder);
         }
     }
+}
+
+/// The file that QEMU's standard error goes to.
+const COMPLAINTS: &str = "qemu.err";
+
+/// A script that runs `qemu` and keeps what it says on standard error.
+fn listening(qemu: &Path, folder: &Path) -> PathBuf {
+    let script = folder.join("qemu");
+    let (qemu, complaints) = (qemu.display(), folder.join(COMPLAINTS));
+    let text = format!("#!/bin/sh\nexec '{qemu}' \"$@\" 2>> '{}'\n", complaints.display());
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
 }
 
 /// Lines of the console, as they come.

@@ -1,0 +1,97 @@
+//! `iommu serve` and `iommu trace` as a person uses them.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use crate::rig::{Rig, unit};
+use crate::{check_disk, programs};
+
+/// Seconds after which a guest that does not end is ended.
+const PATIENCE: &str = "300";
+
+#[test]
+fn the_command_that_the_tool_prints_boots_linux_and_the_trace_of_it_replays() {
+    let Some(programs) = programs(true) else { return };
+    // For its guest and its disk; the server is the tool.
+    let mut rig = Rig::new(&programs, unit());
+    rig.finish();
+    let file = |name: &str| rig.folder().join(name);
+    let (trace, table, errors) = (file("tool.trace"), file("tool-dmar.bin"), file("tool.err"));
+    let sockets = std::env::temp_dir().join(format!("served-tool-{}", std::process::id()));
+    // Without the engine, firmware places the unit elsewhere than usual.
+    let mut server = Command::new(&programs.tools.iommu)
+        .args(["serve", "--sanitize", "--print-qemu", "--disk"])
+        .arg(rig.disk())
+        .arg("--sockets")
+        .arg(&sockets)
+        .arg("--write-dmar")
+        .arg(&table)
+        .arg("--trace")
+        .arg(&trace)
+        .arg("--qemu")
+        .arg(&programs.tools.qemu)
+        .stdout(Stdio::piped())
+        .stderr(File::create(&errors).unwrap())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stdout.take().unwrap()).lines();
+    let command = lines
+        .find_map(|line| line.ok().filter(|line| line.contains("-acpitable")))
+        .expect("a command is printed");
+    assert!(command.contains(&table.display().to_string()), "{command}");
+
+    // Only what to boot is added.
+    let guest = format!(
+        "{command} -kernel '{}' -initrd '{}' -append 'console=ttyS0 quiet panic=-1 intel_iommu=on intremap=off \
+         served=disk iommu.strict=1'",
+        programs.tools.kernel.display(),
+        file("initramfs").display()
+    );
+    let run = Command::new("timeout")
+        .args([PATIENCE, "sh", "-c", &guest])
+        .stdin(Stdio::null())
+        .output();
+    // However it ends: the trace has to be whole.
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let console = String::from_utf8_lossy(&run.unwrap().stdout).into_owned();
+    let said = std::fs::read_to_string(&errors).unwrap();
+    let all = format!("{said}\n{console}");
+    assert!(console.contains("@ same") && console.contains("@ end"), "{all}");
+    assert!(console.contains("0000:00:07.0"), "{all}");
+    assert!(
+        !said.contains("rule broken") && !said.contains("cannot find it"),
+        "{all}"
+    );
+    check_disk(&programs, &rig);
+
+    let ask = |words: &[&str]| {
+        let output = Command::new(&programs.tools.iommu)
+            .arg("trace")
+            .arg(&trace)
+            .args(words)
+            .output();
+        let output = output.unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), text)
+    };
+    let (code, shown) = ask(&[]);
+    assert_eq!(code, Some(0));
+    assert!(
+        shown.contains("RTADDR") && shown.contains("GCMD"),
+        "{}",
+        &shown[..shown.len().min(2000)]
+    );
+    let (code, replayed) = ask(&["--replay", "--sanitize", "--json"]);
+    assert_eq!(code, Some(0), "{replayed}");
+    let replayed: serde_json::Value = serde_json::from_str(&replayed).unwrap();
+    let operations = replayed["operations"].as_u64().unwrap();
+    assert!(operations > 1000, "{replayed}");
+    let none = serde_json::json!([]);
+    assert!(
+        replayed["differences"] == none && replayed["broken"] == none,
+        "{replayed}"
+    );
+    println!("also: the printed command boots Linux; {operations} operations of its trace replay without a difference");
+}
