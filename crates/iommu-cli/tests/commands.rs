@@ -407,6 +407,33 @@ fn names_of_drivers_never_become_commands() {
 }
 
 #[test]
+fn programs_get_the_way_up_in_parts() {
+    let machine = Fixture::new("path");
+    let path = |command: &[&str]| json(&machine.run(command, &["--json"]))["path"].clone();
+    let way = path(&["explain", "01:00.0"]);
+    assert_eq!(way[1]["address"], "0000:00:01.0");
+    assert_eq!(
+        (&way[1]["isolates"], &way[1]["lacks"]),
+        (&Value::from(false), &Value::from("no-capability"))
+    );
+    let way = path(&["explain", "eth0"]);
+    assert_eq!(
+        (&way[1]["isolates"], &way[1]["acs_control"]),
+        (&Value::from(true), &Value::from("SV RR CR UF"))
+    );
+    // What nobody could read is neither yes nor no, also where the group does not hang on it.
+    let device = "sys/devices/pci0000:00/0000:00:1c.0/0000:03:00.0/config";
+    let bytes = std::fs::read(machine.at(device)).expect("there");
+    machine.put(device, &bytes[..64]);
+    assert_eq!(path(&["explain", "eth0"])[0]["isolates"], Value::Null);
+    let text = machine.said(&["explain", "eth0"], &[]);
+    assert!(
+        text.contains("changes nothing about the group; root can read it"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_machine_that_hides_parts_is_unknown_and_never_absent() {
     let machine = Fixture::new("hidden");
     // As an unprivileged reader sees it: 64 bytes of configuration space.

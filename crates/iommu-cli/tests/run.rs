@@ -123,6 +123,12 @@ fn a_machine_without_units_is_rehearsed_on_its_own() {
         assert_eq!(stopped.len(), blocked);
         assert!(stopped.iter().all(|cell| cell["target"] == "unmapped-again"));
         assert_eq!(cell(&report, "0000:03:00.0", "host-memory")["seen"], "allowed");
+        // The table covers every function, and is not asked.
+        let shown = text(&short_run(&["--iommu", kind]).stdout);
+        let unused = format!("with --iommu {kind} the units of the table are not used");
+        assert!(shown.contains(&unused), "{shown}");
+        assert!(!shown.contains("covers it"), "{shown}");
+        assert!(shown.contains("\n    0000:00:14.0 root port A\n"), "{shown}");
     }
 }
 
@@ -323,11 +329,31 @@ fn a_kept_matrix_is_a_gate() {
     std::fs::write(&kept, changed).expect("writable");
     let run = short_run(&["--expect", path(&kept)]);
     assert_eq!(run.status.code(), Some(1));
-    assert!(
-        text(&run.stdout).contains("host-memory: kept allowed, now blocked"),
-        "{}",
-        text(&run.stdout)
+    let shown = text(&run.stdout);
+    assert!(shown.contains("host-memory: kept allowed, now blocked"), "{shown}");
+    // The rehearsal itself is as predicted: the two answers stand apart.
+    assert!(shown.contains("\nas groups and mappings predict: "), "{shown}");
+    let cell = matrix.lines().find(|line| line.contains("host-memory")).expect("there");
+    let requester = cell.split(' ').next().expect("a word");
+    let last = format!("\nNOT as the kept matrix has it: 1 cell differs: {requester} host-memory.\n");
+    assert!(shown.ends_with(&last), "{shown}");
+    let report: Value = serde_json::from_slice(&short_run(&["--json", "--expect", path(&kept)]).stdout).expect("JSON");
+    assert_eq!(
+        (&report["summary"]["ok"], &report["summary"]["as_predicted"]),
+        (&Value::from(false), &Value::from(true))
     );
+    assert_eq!(report["differences"][0]["requester"], requester);
+
+    // Of many cells the last line names some.
+    std::fs::write(&kept, matrix.lines().take(8).collect::<Vec<_>>().join("\n")).expect("writable");
+    let shown = text(&short_run(&["--expect", path(&kept)]).stdout);
+    let last = shown.rsplit("NOT as the kept matrix has it: ").next().expect("words");
+    let words: Vec<&str> = last.split_whitespace().collect();
+    let changed = shown.lines().filter(|line| line.starts_with("    CHANGED ")).count();
+    assert_eq!(words[0], changed.to_string(), "{shown}");
+    let named = words.iter().filter(|word| word.starts_with("0000:")).count();
+    assert!(named < changed, "{shown}");
+    assert!(words.join(" ").ends_with(&format!(" and {} more, marked CHANGED above.", changed - named)), "{shown}");
 
     std::fs::write(&kept, "0000:03:00.0 host-memory perhaps\n").expect("writable");
     let run = short_run(&["--expect", path(&kept)]);
@@ -475,6 +501,47 @@ fn not_a_table_at_all_is_a_clear_message() {
         iommu(&["dmar", "show", path(&scratch("missing"))]).status.code(),
         Some(3)
     );
+}
+
+#[test]
+fn verdicts_have_colours_where_they_are_asked_for() {
+    let coloured = text(&short_run(&["--color", "always"]).stdout);
+    for part in [
+        "\u{1b}[32mblocked\u{1b}[0m",
+        "\u{1b}[32mallowed\u{1b}[0m",
+        // The functions that reach each other past the unit.
+        "\u{1b}[33mallowed\u{1b}[0m",
+        "\u{1b}[32mas groups and mappings predict\u{1b}[0m: ",
+    ] {
+        assert!(coloured.contains(part), "{part:?}: {coloured:?}");
+    }
+    let plain = text(&short_run(&[]).stdout);
+    assert!(!plain.contains('\u{1b}'), "{plain:?}");
+    // The columns stay where they are.
+    let row = |text: &str| text.lines().find(|line| line.contains("NVMe disk (guest A)")).map(str::to_owned);
+    let stripped = anstream::adapter::strip_str(&coloured).to_string();
+    assert_eq!(row(&stripped), row(&plain));
+    assert!(row(&plain).is_some_and(|row| row.ends_with("blocked  –")), "{plain}");
+}
+
+#[test]
+fn what_was_not_worked_with_has_no_figures() {
+    // Every function of this machine is assigned, so that the host has none to show the DMA API with.
+    let file = table("one-function.bin", |bytes| {
+        // The header and the unit of root port A, which names one function then.
+        bytes.truncate(72);
+        bytes[4..8].copy_from_slice(&72_u32.to_le_bytes());
+        fix_checksum(bytes);
+    });
+    let run = short_run(&["--dmar", path(&file)]);
+    let shown = text(&run.stdout);
+    let figures = |what: &str| {
+        let line = shown.lines().find_map(|line| line.trim_start().strip_prefix(what));
+        line.map(|rest| rest.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    };
+    for what in ["segments of a list of 8 pages", "bytes bounced for a 32-bit function"] {
+        assert_eq!(figures(what).as_deref(), Some(&["–", "–", "–"].map(str::to_owned)[..]), "{shown}");
+    }
 }
 
 /// A function that no machine of tests has: nothing is touched, however they are run.

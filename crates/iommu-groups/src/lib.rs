@@ -66,7 +66,8 @@
 //! vectors (partial isolation) count as off. It does not see the PASID rules of switches, functions behind a
 //! non-transparent bridge, or requester IDs that only a device's own registers tell: those are supplied as
 //! [`Facts`]. Linux's grouping series of 2025 is not among the rules. PCI-X specifics beyond the requester ID are
-//! not modelled, and no independent judge for them exists.
+//! not modelled, and no independent judge for them exists; nor does one for domains behind a VMD, which no emulator at hand
+//! has. Fixtures judge both.
 //!
 //! # Source map
 //!

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use acpi_dmar::{Applies, Dmar, Owner};
-use iommu_groups::{Groups, Presence, Topology, pci};
+use iommu_groups::{Groups, Topology, pci};
 use iommu_types::{Bdf, HostPhys};
 
 use crate::buses::Buses;
@@ -382,10 +382,23 @@ fn reset(machine: &Machine, topology: &Topology, chosen: &[Bdf]) -> Item {
                     unknown.push(*bdf);
                     continue;
                 };
-                let own = [f.resets.flr, f.resets.advanced, f.resets.power];
-                if own.iter().any(Presence::is_present) || topology.bus_reset_is_private(*bdf) {
-                    ways.push(format!("{bdf} by configuration space"));
-                } else if own.iter().any(Presence::is_unknown) {
+                // As the kernel calls them.
+                let own = [
+                    ("flr", f.resets.flr),
+                    ("af_flr", f.resets.advanced),
+                    ("pm", f.resets.power),
+                ];
+                let mut names: Vec<&str> = own
+                    .iter()
+                    .filter(|(_, way)| way.is_present())
+                    .map(|(name, _)| *name)
+                    .collect();
+                if topology.bus_reset_is_private(*bdf) {
+                    names.push("bus");
+                }
+                if !names.is_empty() {
+                    ways.push(format!("{bdf} {}", names.join(" ")));
+                } else if own.iter().any(|(_, way)| way.is_unknown()) {
                     unknown.push(*bdf);
                 } else {
                     cannot.push(*bdf);

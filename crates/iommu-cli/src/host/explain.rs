@@ -3,7 +3,7 @@
 use acpi_dmar::{Dmar, Owner};
 use clap::Args;
 use iommu_groups::pci::acs;
-use iommu_groups::{AcsBits, Explanation, Function, Groups, Isolation, Presence, Rules, Topology, group};
+use iommu_groups::{AcsBits, Explanation, Function, Groups, Isolation, Lack, Presence, Rules, Topology, group};
 use iommu_host::{Buses, Knowledge, Machine};
 use iommu_types::Bdf;
 use serde_json::{Value, json};
@@ -80,6 +80,31 @@ fn step(topology: &Topology, f: &Function, rules: Rules) -> String {
         Isolation::Lacking(lack) => text.push_str(&format!(": {}, {lack}", style::doubt("does not isolate"))),
     }
     text
+}
+
+/// The same for programs: yes, no, or null for not known.
+fn step_json(topology: &Topology, f: &Function, rules: Rules) -> Value {
+    let isolation = topology.isolation(f, rules);
+    let lack = isolation.lack();
+    let acs = f.acs.present();
+    let bits = |bits: u16| AcsBits(bits & acs::BASIC).to_string();
+    json!({
+        "address": f.bdf.to_string(),
+        "kind": f.describe(),
+        "isolates": match isolation {
+            Isolation::Isolated(_) => json!(true),
+            Isolation::Lacking(Lack::Unknown) => Value::Null,
+            Isolation::Lacking(_) => json!(false),
+        },
+        "because": match isolation {
+            Isolation::Isolated(grounds) => grounds.to_string(),
+            Isolation::Lacking(lack) => lack.to_string(),
+        },
+        "lacks": lack.map(|lack| lack.code()),
+        "missing_controls": lack.and_then(|lack| lack.missing()).map(|bits| bits.to_string()),
+        "acs_capability": acs.map(|acs| bits(acs.capability)),
+        "acs_control": acs.map(|acs| bits(acs.control)),
+    })
 }
 
 pub(crate) fn one(
@@ -165,6 +190,13 @@ pub(crate) fn one(
             style::doubt("unknown:")
         ));
     }
+    let unread = |f: &Function| matches!(topology.isolation(f, rules), Isolation::Lacking(Lack::Unknown));
+    if !uncertain && own.into_iter().chain(topology.bridges_above(bdf)).any(unread) {
+        out.push_str(&format!(
+            "\n{} what could not be read changes nothing about the group; root can read it\n",
+            style::doubt("unknown:")
+        ));
+    }
     let holes: Vec<Bdf> = strict
         .of(bdf)
         .map(|group| {
@@ -201,6 +233,7 @@ pub(crate) fn one(
             })).collect::<Vec<_>>(),
             "unit": unit(machine, topology, bdf),
             "way_up": path.iter().map(|step| anstream::adapter::strip_str(step).to_string()).collect::<Vec<_>>(),
+            "path": own.into_iter().chain(topology.bridges_above(bdf)).map(|f| step_json(topology, f, rules)).collect::<Vec<_>>(),
             "together_with": chains.iter().map(|(other, chain)| json!({
                 "function": function_json(machine, names, *other), "because": hops_json(chain),
             })).collect::<Vec<_>>(),

@@ -107,7 +107,12 @@ pub(crate) fn answer(machine: &Machine, names: &Names, source: &Source) -> Answe
         .collect();
     let devices = worth_assigning(machine, &topology);
     let groups = groups_text(machine, &linux, &topology);
-    let next = next(diagnosis.state, &devices, &source.again());
+    let next = next(
+        diagnosis.state,
+        machine.dmar.known().is_some(),
+        &devices,
+        &source.again(),
+    );
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
         text.push_str(&format!("{:10}{value}\n", style::title(label)));
@@ -237,7 +242,7 @@ fn device_text(
     format!("{} {}  {group}", short(bdf), names.label(machine, bdf))
 }
 
-fn next(state: State, devices: &[Bdf], root: &str) -> Vec<(String, &'static str)> {
+fn next(state: State, has_table: bool, devices: &[Bdf], root: &str) -> Vec<(String, &'static str)> {
     let mut next = Vec::new();
     let mut put = |command: String, why| next.push((format!("iommu {command}{root}"), why));
     match state {
@@ -252,8 +257,14 @@ fn next(state: State, devices: &[Bdf], root: &str) -> Vec<(String, &'static str)
             "whether it can be given to a guest, and what stands in the way",
         );
     }
+    // With a table this machine can be rehearsed, else the embedded one.
+    let rehearsed = match (has_table, root) {
+        (false, _) => "",
+        (true, "") => " --root /",
+        (true, root) => root,
+    };
     next.push((
-        "iommu run".to_owned(),
+        format!("iommu run{rehearsed}"),
         "rehearse an assignment in software, without touching the machine",
     ));
     next

@@ -1,4 +1,6 @@
+use acpi_dmar::{OwnedDmar, OwnedDrhd, OwnedScope};
 use iommu_groups::group;
+use iommu_types::Segment;
 
 use super::*;
 use crate::item::overall;
@@ -38,6 +40,57 @@ fn a_sibling_on_a_host_driver_makes_the_group_not_viable() {
     // Both together leave only the bridge, which stays.
     let items = ask(|_| {}, &["01:00.0", "01:00.1"], Plan::default());
     assert_eq!((answer(&items, "viable"), overall(&items)), (Answer::Yes, Answer::Yes));
+}
+
+#[test]
+fn ways_to_reset_have_the_kernels_names() {
+    let detail = |chosen: &[&str]| {
+        let items = ask(|_| {}, chosen, Plan::default());
+        let item = items.iter().find(|item| item.id == "reset").expect("asked");
+        (item.answer, item.detail.clone())
+    };
+    assert_eq!(detail(&["01:00.0"]), (Answer::Yes, "0000:01:00.0 flr".to_owned()));
+    let (answer, words) = detail(&["01:00.1"]);
+    assert_eq!(answer, Answer::No);
+    assert!(words.contains("hits 0000:01:00.0 too"), "{words}");
+}
+
+#[test]
+fn the_width_is_that_of_the_unit_that_serves_the_function() {
+    // The unit of graphics reaches 39 bits, the other 48.
+    let table = OwnedDmar::new(48)
+        .with(
+            OwnedDrhd::new(Segment(0), HostPhys::new(0xfed9_0000))
+                .scope(OwnedScope::endpoint("00:02.0".parse().expect("valid"))),
+        )
+        .with(OwnedDrhd::new(Segment(0), HostPhys::new(0xfed9_1000)).include_pci_all());
+    let units = |machine: &mut Machine| {
+        let log = "DMAR: dmar0: reg_base_addr fed90000 ver 1:0 cap 1c0000c40660462 ecap 7e3ff0505e\n\
+            DMAR: dmar1: reg_base_addr fed91000 ver 1:0 cap 8d2078c106f0466 ecap f020de\n";
+        machine.units = Machine::from_listing(log.as_bytes()).units;
+        assert_eq!(machine.units.known().map(Vec::len), Some(2));
+    };
+    let big = Plan {
+        memory: Some(1 << 40),
+        lockable: None,
+    };
+    let bytes = table.build().expect("fits");
+    let served = |machine: &mut Machine| {
+        units(machine);
+        machine.dmar = Knowledge::Known(bytes.clone());
+    };
+    assert_eq!(answer(&ask(served, &["01:00.0"], big), "width"), Answer::Yes);
+    // Where the table is not known, the narrowest unit counts.
+    assert_eq!(answer(&ask(units, &["01:00.0"], big), "width"), Answer::No);
+    let none = ask(
+        |machine| machine.units = Knowledge::Known(Vec::new()),
+        &["01:00.0"],
+        big,
+    );
+    assert!(
+        none.iter().all(|item| item.id != "width"),
+        "that there is no unit is said already"
+    );
 }
 
 #[test]
