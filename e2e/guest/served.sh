@@ -104,14 +104,24 @@ assigned() {
   while read -r line; do say "$line"; done < /tmp/probe
 }
 
-# bursts NAME SLICES: reads of the disk behind the unit and of its twin beside it, in turn. The reader's memory is one piece
+# links: the two disks by name.
+links() {
+  for name in behind:7 beside:9; do
+    for disk in /sys/bus/pci/devices/0000:00:0${name#*:}.0/virtio*/block/*; do
+      ln -sf "/dev/${disk##*/}" "/tmp/${name%:*}"
+    done
+  done
+}
+# domain TYPE: what the driver does with the buffers of the disk behind the unit.
+domain() { echo "$1" > /sys/bus/pci/devices/0000:00:07.0/iommu_group/type; }
+# bursts SLICES: reads of the disk behind the unit and of its twin beside it, in turn. The reader's memory is one piece
 # for the devices, so that a request has the same few mappings each time.
 bursts() {
-  say domain "$1" "$(cat /sys/bus/pci/devices/0000:00:07.0/iommu_group/type)"
+  say domain "$(cat /sys/bus/pci/devices/0000:00:07.0/iommu_group/type)"
   for order in sequential random; do
     for size in 4096:50 262144:16; do
-      say burst $order ${size%:*} ${size#*:} "$2"
-      vfio-guest blocks $order ${size%:*} ${size#*:} "$2" /tmp/behind /tmp/beside || say failed
+      say burst $order ${size%:*} ${size#*:} "$1"
+      vfio-guest blocks $order ${size%:*} ${size#*:} "$1" /tmp/behind /tmp/beside || say failed
     done
   done
 }
@@ -145,14 +155,16 @@ case $task in
   speed)
     # Small guests do without large pages unless told.
     echo always > /sys/kernel/mm/transparent_hugepage/enabled
-    for name in behind:7 beside:9; do
-      for disk in /sys/bus/pci/devices/0000:00:0${name#*:}.0/virtio*/block/*; do
-        ln -s "/dev/${disk##*/}" "/tmp/${name%:*}"
-      done
-    done
-    bursts strict 100
-    echo DMA-FQ > /sys/bus/pci/devices/0000:00:07.0/iommu_group/type
-    bursts lazy 300
+    links
+    bursts 100
+    domain DMA-FQ
+    bursts 300
+    # Anything else needs a disk without a driver.
+    echo 0000:00:07.0 > /sys/bus/pci/drivers/virtio-pci/unbind
+    domain identity
+    echo 0000:00:07.0 > /sys/bus/pci/drivers/virtio-pci/bind
+    links
+    bursts 200
     ;;
 esac
 dmesg | grep -e DMAR -e IOMMU -e iommu > /tmp/log
