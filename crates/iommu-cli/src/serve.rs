@@ -10,9 +10,9 @@ use std::sync::Arc;
 use clap::{Args, ValueEnum};
 use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
 use iommu_devices::{Ats, DmaEngine, DmaEngineOptions, Function};
-use iommu_serve::Machine;
-use iommu_serve::qemu::{self, Guest, Launch, USUAL_BASE};
+use iommu_serve::qemu::{self, BootError, Guest, Launch, USUAL_BASE};
 use iommu_serve::trace::TraceFile;
+use iommu_serve::{Machine, Server};
 use iommu_types::{DevFn, SourceId};
 use vtd_model::UnitConfig;
 use vtd_model::cache::CacheSizes;
@@ -87,7 +87,7 @@ pub(crate) struct Options {
     /// Write the DMAR table that goes with the unit
     #[arg(long, value_name = "FILE")]
     write_dmar: Option<PathBuf>,
-    /// Where the guest's firmware will place the unit's registers, for --write-dmar
+    /// Where the guest's firmware will place the unit's registers; without it, a short start of QEMU shows it
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     unit_base: Option<u64>,
     /// Print the QEMU command line that goes with the sockets, and serve
@@ -152,9 +152,8 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
         }
         return verdict;
     }
-    launch
-        .write_table(&server, options.unit_base.unwrap_or(USUAL_BASE))
-        .map_err(|why| Failure::Measure(why.to_string()))?;
+    let base = place_unit(options, &server, &launch)?;
+    voice.expect(base);
     let mut text = String::new();
     for (slot, socket) in server.machine().slots().iter().zip(server.sockets()) {
         text.push_str(&format!("{} at {}: {}\n", slot.name(), slot.source(), socket.display()));
@@ -167,6 +166,23 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     exit::print(&text)?;
     server.wait();
     Ok(Verdict::Yes)
+}
+
+/// Writes the table, with the unit where it will be: as told, or as a short start of QEMU shows. Returns the address.
+fn place_unit(options: &Options, server: &Server, launch: &Launch) -> Result<u64, Failure> {
+    let failed = |why: BootError| Failure::Measure(why.to_string());
+    if options.unit_base.is_none() {
+        match launch.learn(server) {
+            Ok(base) => return Ok(base),
+            Err(why @ (BootError::Table(_) | BootError::Write { .. })) => return Err(failed(why)),
+            Err(why) => Voice::say(&format!(
+                "where firmware places the unit is not known ({why}); the table says {USUAL_BASE:#x}: see --unit-base"
+            )),
+        }
+    }
+    let base = options.unit_base.unwrap_or(USUAL_BASE);
+    launch.write_table(server, base).map_err(failed)?;
+    Ok(base)
 }
 
 fn unwritten(file: &std::path::Path, why: &std::io::Error) -> Failure {

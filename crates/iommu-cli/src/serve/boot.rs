@@ -12,6 +12,7 @@ use crate::exit::{Failure, Verdict};
 pub(super) fn run(server: &Server, launch: &Launch, voice: &Voice) -> Result<Verdict, Failure> {
     let failed = |why: BootError| Failure::Measure(why.to_string());
     let base = launch.learn(server).map_err(failed)?;
+    voice.expect(base);
     let mut running = launch.start(server, Stdio::inherit()).map_err(failed)?;
     let status = running
         .child()

@@ -18,6 +18,8 @@ struct Counts {
     faults: AtomicU64,
     findings: AtomicU64,
     refusals: AtomicU64,
+    /// Where the table says that the unit is; 0 before there is a table.
+    base: AtomicU64,
 }
 
 /// Prints and counts.
@@ -33,6 +35,11 @@ impl Voice {
     /// Broken rules so far.
     pub(crate) fn findings(&self) -> u64 {
         self.0.findings.load(Ordering::Relaxed)
+    }
+
+    /// The table says that the unit's registers are at `base`.
+    pub(crate) fn expect(&self, base: u64) {
+        self.0.base.store(base, Ordering::Relaxed);
     }
 
     pub(crate) fn say(text: &str) {
@@ -84,5 +91,15 @@ impl Notices for Voice {
     fn refused(&self, slot: &str, refusal: &Refusal) {
         self.0.refusals.fetch_add(1, Ordering::Relaxed);
         Self::say(&format!("{slot}: {refusal}"));
+    }
+
+    fn placed(&self, base: u64) {
+        let expected = self.0.base.load(Ordering::Relaxed);
+        if expected != 0 && expected != base {
+            Self::say(&format!(
+                "firmware placed the unit at {base:#x}, but the table says {expected:#x}: the guest cannot find it; \
+                 serve again with --unit-base {base:#x}"
+            ));
+        }
     }
 }
