@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use iommu_devices::{Bar, Bus, ConfigSpace, Function, ResetKind};
 use proptest::prelude::*;
@@ -205,6 +206,7 @@ fn a_function_that_cannot_be_reset_after_a_panic_serves_nobody_and_says_so() {
     provoke(&rig);
     // Nobody is there any more: a client is let in by the system at most, and not answered.
     if let Ok(mut client) = UnixStream::connect(rig.socket("beside")) {
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut rest = Vec::new();
         let _ = client.read_to_end(&mut rest);
         assert!(rest.is_empty());
