@@ -207,7 +207,7 @@ impl Rig {
         let said = Arc::new(Said::default());
         let options = VirtioBlkOptions {
             require_access_platform: false,
-            indirect: true,
+            indirect: false,
             ..VirtioBlkOptions::default()
         };
         let back = |disk: &Path| {
