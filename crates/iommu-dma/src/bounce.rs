@@ -47,8 +47,9 @@ pub struct BouncePool {
     areas: Vec<Mutex<Area>>,
 }
 
-/// Which slots of an area are in use, one bit each.
+/// Which slots of an area are in use, one bit each. On lines of its own: cores with areas of their own share nothing.
 #[derive(Debug)]
+#[repr(align(128))]
 struct Area {
     used: Vec<u64>,
     slots: u64,

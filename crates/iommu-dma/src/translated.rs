@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use iommu_iova::{AllocError, IovaAllocator, IovaRequest, Lease};
+use iommu_types::omission::{Step, kept};
 use iommu_types::{AddrRange, AddressSpace, HostPhys, Iova, Perms, Piece};
 use thiserror::Error;
 
@@ -160,7 +161,7 @@ where
             return Err(TranslatedError::NoMemory { pieces: pieces.len() }.into());
         };
         if let Err((done, error)) = self.space.map_pieces(base, pieces, perms) {
-            let lost = S::may_be_reachable(&error);
+            let lost = in_doubt::<S>(&error);
             let undone = self.undo(core, lease, lost, pieces.get(..done).unwrap_or(pieces));
             return Err(NotMapped {
                 error: TranslatedError::Space(error),
@@ -240,6 +241,11 @@ where
     }
 }
 
+/// Whether devices may use what was to be mapped.
+fn in_doubt<S: AddressSpace>(error: &S::Error) -> bool {
+    S::may_be_reachable(error) && kept(Step::DoubtKept)
+}
+
 /// The parts of a block that pieces map, adjacent ones joined; empty if they map all `len` bytes.
 fn parts(base: Iova, len: u64, pieces: &[Piece]) -> Option<Vec<AddrRange<Iova>>> {
     let end = pieces
@@ -313,7 +319,7 @@ where
         let lease = self.iovas.allocate(&mut core.iova, request).map_err(|_| None)?;
         let base = lease.iova();
         if let Err(error) = self.space.map(base, phys, len, perms) {
-            let lost = S::may_be_reachable(&error);
+            let lost = in_doubt::<S>(&error);
             self.undo(core, lease, lost, &[]);
             return Err(lost.then_some(TranslatedError::Space(error)));
         }

@@ -83,6 +83,8 @@ steps! {
     LeaseWaits 4 "lease-waits",
     /// Table pages are freed after the invalidation that covers them.
     TablesWait 4 "tables-wait",
+    /// Addresses and copies of a mapping that hardware did not confirm stay out of use.
+    DoubtKept 4 "doubt-kept",
     /// A wait has a status slot and a number of its own, and a unit that lost one is not trusted again.
     WaitsStayApart 5 "waits-stay-apart",
     /// Every unit of a memory map is asked to flush, also when one does not confirm.

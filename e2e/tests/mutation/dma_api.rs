@@ -5,7 +5,7 @@ use iommu_iova::{IovaSpace, ReferenceAllocator};
 use iommu_types::{HostPhys, PAGE_SIZE};
 use vtd_driver::{DomainOptions, FunctionId, Requester, quirks_of};
 
-use crate::machine::Machine;
+use crate::machine::{Break, Machine};
 use crate::rig::{How, Miss, Must, TestDomain, Verdict, blocked, board, ensure, miss, reaches, silicon, source, up};
 
 type Api<'m> = DmaApi<Translated<TestDomain<'m>, ReferenceAllocator>, iommu_testkit::HardwareView<'m>>;
@@ -54,6 +54,35 @@ pub(crate) fn an_untrusted_device_sees_its_bytes_only() -> Verdict {
         Ok(_) => Ok(()),
         Err(reason) => miss(How::Blocked, format_args!("fault {reason:#x}")),
     }
+}
+
+pub(crate) fn a_copy_that_a_device_may_reach_is_not_used_again() -> Verdict {
+    let machine = board(silicon().caching_mode(true));
+    let api = api(&machine)?;
+    let mut core = api.new_core();
+    let mut next = |at: u64| {
+        let buffer = Buffer::new(HostPhys::new(at), 0x100);
+        api.map(&mut core, &nic(), buffer, Direction::ToDevice)
+    };
+    // The device reads where the next mapping will be, and so sees it before the unit has confirmed it.
+    let first = next(0x9100).must()?;
+    let here = first.segment().ok_or("one segment").must()?.address.page();
+    let below = here.checked_sub(PAGE_SIZE).ok_or("an address").must()?;
+    let nic_source = source("02:00.0");
+    machine.busy.set(Some((nic_source, below)));
+    machine.breaks.set(Some((0, Break::LoseWait)));
+    ensure(next(0x9500).is_err(), How::Refused, "mapped without confirmation")?;
+    machine.busy.set(None);
+    let copy = machine.dma(nic_source, below, iommu_types::Access::Read);
+    let copy = copy
+        .map_err(|reason| format!("the device saw nothing: {reason:#x}"))
+        .must()?;
+    // One page of slots for what is mapped, one for what the device may reach.
+    let used = api.pool().ok_or("a pool").must()?.used_slots();
+    if used >= 2 * PAGE_SIZE / iommu_dma::SLOT {
+        return Ok(());
+    }
+    miss(How::Reached, format_args!("{copy} is free for the next copy"))
 }
 
 pub(crate) fn a_device_cannot_claim_a_quirk() -> Verdict {

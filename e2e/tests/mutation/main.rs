@@ -69,6 +69,7 @@ cases! {
     d03_write_buffers: WriteBuffersFlushed, Blocked, protocol::what_lies_in_write_buffers_is_seen;
     d04_lease: LeaseWaits, Reached, pages::a_lease_comes_back_when_nobody_uses_it;
     d04_tables: TablesWait, Reached, pages::a_table_is_not_another_domains_while_it_is_walked;
+    d04_doubt: DoubtKept, Reached, dma_api::a_copy_that_a_device_may_reach_is_not_used_again;
     d05_late_status: WaitsStayApart, Reached, protocol::a_late_status_write_confirms_nothing_else;
     d05_every_unit: EveryUnitAsked, Reached, protocol::a_unit_that_is_stuck_does_not_keep_the_others_from_flushing;
     d06_status_write: StatusWrite, Reached, protocol::fetched_is_not_carried_out;

@@ -255,7 +255,9 @@ where
 
     pub(super) fn free_slots(&self, bounces: Vec<Bounce>) {
         if let Some(pool) = &self.pool {
-            for bounce in bounces {
+            // The last one first: the next mapping then begins to look where the first of these was, finds all of them
+            // in turn, and their memory is still in the caches.
+            for bounce in bounces.into_iter().rev() {
                 pool.free(bounce.slots);
             }
         }
