@@ -67,7 +67,7 @@
 //! * Memory that a client does not share is reached by messages, by functions only; the unit's tables have to be shared. A
 //!   read of such memory fails if the client asks for something meanwhile: both would wait for each other.
 //! * Files that can shrink are not mapped: a client could end the server by shrinking one.
-//! * Migration, regions mapped by the client, notification by file descriptors.
+//! * Migration, regions mapped by the client, notification by file descriptors, a second socket for the server's own commands.
 //!
 //! # Where the protocol is described
 //!

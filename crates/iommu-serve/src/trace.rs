@@ -25,7 +25,8 @@
 //! | `broken RULE …` | effect: the sanitizer finds a rule broken; the rest of the line is for people |
 //!
 //! `word` lines hold what the unit read during the operation that follows them, so a trace has no more of the guest's memory
-//! than its tables and descriptors. A unit with the sanitizer reads more, and only its traces can be judged again.
+//! than its tables and descriptors. An operation and its effects are in the file once they are done: a trace can be replayed
+//! whatever ended the server. A unit with the sanitizer reads more, and only its traces can be judged again.
 
 mod record;
 mod recorder;
