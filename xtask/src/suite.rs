@@ -71,7 +71,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     });
     report.check("groups against Linux", 500, || linux::check(depth));
     report.check("VFIO against Linux", 90, vfio::check);
-    let boots = if depth == Depth::Default { 1 } else { 15 };
+    let boots = if depth == Depth::Default { 2 } else { 28 };
     report.check("Linux on our unit", boots, || serve::check(depth, None));
     if depth >= Depth::Full {
         report.check("fuzzing", 9, || fuzz(depth));
