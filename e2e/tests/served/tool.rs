@@ -11,6 +11,57 @@ use crate::{check_disk, programs};
 const PATIENCE: &str = "300";
 
 #[test]
+fn the_tool_prints_each_broken_rule_with_its_entry_and_the_accesses_before() {
+    let Some(programs) = programs(true) else { return };
+    let Some(hostile) = std::env::var_os("PORTCULLIS_HOSTILE") else {
+        println!("compared: nothing, since no hostile kernel is named");
+        return;
+    };
+    let mut rig = Rig::new(&programs, unit());
+    rig.finish();
+    let sockets = std::env::temp_dir().join(format!("served-rules-{}", std::process::id()));
+    // A guest that breaks every rule there is.
+    let output = Command::new("timeout")
+        .arg(PATIENCE)
+        .arg(&programs.tools.iommu)
+        .args([
+            "serve",
+            "--engine",
+            "--sanitize",
+            "--append",
+            "hostile=5 seed=1",
+            "--disk",
+        ])
+        .arg(rig.disk())
+        .arg("--sockets")
+        .arg(&sockets)
+        .arg("--boot")
+        .arg(hostile)
+        .arg("--qemu")
+        .arg(&programs.tools.qemu)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // The exit status that says so.
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let mut reports = said.split("iommu: rule broken: ").skip(1);
+    let named = reports.clone().count();
+    let whole = reports.any(|report| {
+        let mut lines = report.lines();
+        lines.next().is_some_and(|rule| rule.contains(" by 00:0"))
+            && lines
+                .next()
+                .is_some_and(|entry| entry.contains("    the entry at 0x") && entry.ends_with(" now"))
+            && lines
+                .next()
+                .is_some_and(|access| access.contains("    write") || access.contains("    read"))
+    });
+    assert!(whole, "{said}");
+    println!("also: {named} broken rules of a hostile guest printed by the tool");
+}
+
+#[test]
 fn the_command_that_the_tool_prints_boots_linux_and_the_trace_of_it_replays() {
     let Some(programs) = programs(true) else { return };
     // For its guest and its disk; the server is the tool.
