@@ -259,6 +259,8 @@ fn disk(word: &str) -> Result<Box<dyn Function>, Failure> {
     // A guest that does not know the unit, or leaves it off, may drive the disk too: addresses pass then.
     let options = VirtioBlkOptions {
         require_access_platform: false,
+        // A guest's driver would map the table of each request, and in strict mode wait for one invalidation more.
+        indirect: false,
         ..VirtioBlkOptions::default()
     };
     let config = VirtioBlk::describe(options)
