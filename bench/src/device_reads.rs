@@ -97,7 +97,8 @@ fn reference(setup: Setup) -> Rows {
     let name = "page by page, no hint (Linux)";
     let reads = [ours, linux].map(|outcome| outcome.reference_reads_per_page());
     let mut counted = Row::counted("B11", case("reads per 4 KiB"), reads, name, TARGET);
-    if flows == 40 {
+    // No more than four can be saved, and that only where nothing but the one read is left.
+    if flows == 40 && ring == 256 {
         counted.target = format!("{} and >= {FEWER}x", counted.target);
         counted.met = counted.met.map(|met| met && reads[1] >= FEWER * reads[0]);
     }

@@ -2,6 +2,7 @@
 
 mod crossover;
 
+use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -403,6 +404,7 @@ fn head_and_tail(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
     let kept = split.map(&mut core, &untrusted, beside, Direction::ToDevice)?;
     let buffer = Buffer::new(HostPhys::new(BUFFERS + 0x200), 65_536);
     let copied = judge_parts(&split, memory, &untrusted, buffer)?;
+    let pool_pages = pool_pages(&split, &untrusted, buffer)?;
 
     let mut failed = 0_u64;
     let mut rows = Vec::new();
@@ -435,7 +437,35 @@ fn head_and_tail(quick: bool, memory: &FlatMemory) -> Outcome<Vec<Row>> {
     let case = "bytes copied of 65536 at 0x200, head and tail".to_owned();
     let counts = [copied, buffer.len].map(|bytes| f64::from(u32::try_from(bytes).unwrap_or(u32::MAX)));
     rows.push(Row::counted("B12", case, counts, "all of it", 2.0 * 4096.0));
+    let case = "pages of the pool in 100 mappings, head and tail".to_owned();
+    rows.push(Row::counted(
+        "B12",
+        case,
+        [number(pool_pages), 200.0],
+        "new ones each time",
+        2.0,
+    ));
     Ok(rows)
+}
+
+/// How many pages of the pool a hundred mappings of a buffer use, one after the other: used again, they stay in caches.
+fn pool_pages(api: &DmaApi<super::Ours, &FlatMemory>, device: &Device, buffer: Buffer) -> Outcome<u64> {
+    let mut core = api.new_core();
+    let mut pages = BTreeSet::new();
+    for _ in 0..100 {
+        let mapping = api.map(&mut core, device, buffer, Direction::ToDevice)?;
+        let segment = mapping.segment().ok_or("more than one segment")?;
+        let space = api.backend().space();
+        for at in [segment.address, Iova::new(segment.address.raw() + buffer.len - 1)] {
+            let found = space
+                .table
+                .lookup(&space.memory, at.page())
+                .ok_or("a page is missing")?;
+            pages.insert(found.phys.raw());
+        }
+        api.unmap(&mut core, mapping).map_err(|error| format!("{error:?}"))?;
+    }
+    Ok(pages.len() as u64)
 }
 
 /// The device finds every byte of the buffer and none beside it, and what it writes arrives. Tells how many bytes were
