@@ -359,7 +359,12 @@ impl Rig {
 
     /// Ends the server; what was served is on the disk.
     pub(crate) fn finish(&mut self) {
-        drop(self.server.take());
+        let Some(server) = self.server.take() else { return };
+        let socket = server.sockets().next().map(Path::to_path_buf);
+        drop(server);
+        if let Some(folder) = socket.as_deref().and_then(Path::parent) {
+            let _ = fs::remove_dir(folder);
+        }
     }
 
     /// The block of 4 KiB number `index` of the disk.
@@ -375,15 +380,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let sockets: Vec<PathBuf> = self
-            .server
-            .iter()
-            .flat_map(|server| server.sockets().map(Path::to_path_buf))
-            .collect();
         self.finish();
-        if let Some(folder) = sockets.first().and_then(|socket| socket.parent()) {
-            let _ = fs::remove_dir(folder);
-        }
     }
 }
 

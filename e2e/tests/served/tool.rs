@@ -42,6 +42,7 @@ fn the_tool_prints_each_broken_rule_with_its_entry_and_the_accesses_before() {
         .stdin(Stdio::null())
         .output()
         .unwrap();
+    let _ = std::fs::remove_dir_all(&sockets);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     // The exit status that says so.
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -95,7 +96,7 @@ fn the_command_that_the_tool_prints_boots_linux_and_the_trace_of_it_replays() {
     // Only what to boot is added.
     let guest = format!(
         "{command} -kernel '{}' -initrd '{}' -append 'console=ttyS0 quiet panic=-1 intel_iommu=on intremap=off \
-         served=disk iommu.strict=1'",
+         no_timer_check served=disk iommu.strict=1'",
         programs.tools.kernel.display(),
         file("initramfs").display()
     );
@@ -106,6 +107,7 @@ fn the_command_that_the_tool_prints_boots_linux_and_the_trace_of_it_replays() {
     // However it ends: the trace has to be whole.
     server.kill().unwrap();
     server.wait().unwrap();
+    let _ = std::fs::remove_dir_all(&sockets);
     let console = String::from_utf8_lossy(&run.unwrap().stdout).into_owned();
     let said = std::fs::read_to_string(&errors).unwrap();
     let all = format!("{said}\n{console}");
