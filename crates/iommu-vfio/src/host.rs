@@ -1,6 +1,6 @@
 //! Memory maps of the host's own drivers.
 
-use iommu_types::{AddrRange, AddressSpace, Bdf, HostPhys, Iova, Perms, UnmapRefused};
+use iommu_types::{AddrRange, AddressSpace, Bdf, HostPhys, Iova, Perms, Piece, UnmapRefused};
 use vtd_driver::{DomainOptions, IoasPending, Requester, SpaceError};
 
 use crate::error::VfioError;
@@ -102,6 +102,17 @@ impl AddressSpace for HostSpace {
         }
     }
 
+    fn map_pieces(&self, base: Iova, pieces: &[Piece], perms: Perms) -> Result<(), (usize, SpaceError)> {
+        match self.space() {
+            Some(space) => AddressSpace::map_pieces(space, base, pieces, perms),
+            None => Ok(()),
+        }
+    }
+
+    fn may_be_reachable(error: &SpaceError) -> bool {
+        <Space as AddressSpace>::may_be_reachable(error)
+    }
+
     fn unmap<L>(&self, range: AddrRange<Iova>, lease: L) -> Result<IoasPending<L>, UnmapRefused<SpaceError, L>> {
         match self.space() {
             Some(space) => AddressSpace::unmap(space, range, lease),
@@ -116,6 +127,21 @@ impl AddressSpace for HostSpace {
         match self.space() {
             Some(space) => AddressSpace::flush(space, pending),
             None => Err((SpaceError::Flush(vtd_driver::FlushError::OtherDomain), pending)),
+        }
+    }
+
+    fn flush_all<L>(
+        &self,
+        pending: impl Iterator<Item = IoasPending<L>>,
+        confirmed: impl FnMut(L),
+        mut kept: impl FnMut(IoasPending<L>),
+    ) -> Result<(), SpaceError> {
+        match self.space() {
+            Some(space) => AddressSpace::flush_all(space, pending, confirmed, kept),
+            None => {
+                pending.for_each(&mut kept);
+                Err(SpaceError::Flush(vtd_driver::FlushError::OtherDomain))
+            }
         }
     }
 }

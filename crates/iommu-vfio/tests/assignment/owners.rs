@@ -1,10 +1,14 @@
 //! Who gets groups, devices and pages, and what is left when they go.
 
-use iommu_types::{Iova, Perms};
+use iommu_types::{Iova, Perms, Registers};
 use iommu_vfio::{Container, Driver, Errno, Platform, PlatformOptions, Uncontained, VfioError};
-use soft_platform::{Machine, MachineDescription, PageRequest, TWO_SOCKET};
+use soft_platform::{Machine, MachineDescription, MachineOptions, PageRequest, TWO_SOCKET};
+use vtd_spec::register::{GSTS_PERSISTENT, offset};
 
 use crate::{GPU, MIB, NIC0, NIC1, NVME, SD, SERIAL, bdf, container, platform, store, viable};
+
+/// GCMD_REG and GSTS_REG: queued invalidation is on (VT-d §11.4.4).
+const QUEUED_INVALIDATION: u32 = 1 << 26;
 
 #[test]
 fn a_group_is_given_as_a_whole_or_not_at_all() {
@@ -160,6 +164,35 @@ fn a_device_can_be_reset_and_keeps_its_addresses() {
         assert!(device.region_read(0, size - 2, &mut value).is_err());
         assert!(device.region_read(9, 0, &mut value).is_err());
     }
+}
+
+#[test]
+fn memory_of_a_mapping_that_no_unit_confirmed_stays_with_its_user() {
+    let description = MachineDescription::two_socket().expect("sound");
+    let table = description.to_dmar().expect("fits");
+    let mut machine = MachineOptions::default();
+    // With caching mode the unit is told of new mappings too.
+    machine.unit = machine.unit.caching_mode(true);
+    let machine = Machine::build_with(&description, &table, machine).expect("builds");
+    let mut options = PlatformOptions::default();
+    options.timeouts.invalidation_ns = 1_000_000;
+    let platform = Platform::bring_up(machine, options).expect("has a table");
+    let user = platform.user("guest");
+    let owned = container(&platform, user, NVME);
+    let memory = platform.allocate(user, PageRequest::contiguous(MIB)).expect("memory");
+    for unit in 0..platform.report().units.len() {
+        let registers = platform.machine().registers(unit).expect("there");
+        // Somebody stops the queue: what is in it is not carried out any more (VT-d §11.4.4, GCMD_REG.QIE).
+        let running = registers.read32(offset::GSTS) & GSTS_PERSISTENT;
+        registers.write32(offset::GCMD, running & !QUEUED_INVALIDATION);
+    }
+    let failed = owned.dma_map(Iova::new(MIB), &memory, 0, MIB, Perms::READ_WRITE);
+    assert!(matches!(failed, Err(VfioError::Map { .. })), "{failed:?}");
+    let (refused, memory) = memory.release().expect_err("devices may reach it");
+    assert!(matches!(refused, VfioError::Pinned { .. }), "{refused}");
+    drop(owned);
+    let (refused, _) = memory.release().expect_err("nobody confirmed meanwhile either");
+    assert!(matches!(refused, VfioError::Pinned { .. }), "{refused}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The mappings of a container: made, found, looked through for dirty pages, and taken away.
 
 use iommu_types::{AddrRange, HostPhys, Iova, PAGE_SIZE, Perms, UnmapRefused};
+use vtd_driver::MapError;
 
 use super::{Inner, Mapping, Runs, State};
 use crate::container::{Found, MAX_MAPPINGS, MappingInfo};
@@ -156,7 +157,8 @@ impl Inner {
         }
     }
 
-    /// Maps run by run; on failure takes back what was mapped and tells whether that was confirmed.
+    /// Maps run by run; on failure takes back what was mapped and tells whether the units confirmed that nothing is left of
+    /// it, the run that failed included.
     fn map_runs(
         &self,
         range: AddrRange<Iova>,
@@ -170,6 +172,7 @@ impl Inner {
         for run in runs {
             let len = run.page_count() * PAGE_SIZE;
             if let Err(cause) = space.map(next, run.first(), len, perms) {
+                let doubt = matches!(cause, MapError::Unconfirmed(_));
                 let error = VfioError::Map { range, perms, cause };
                 let done = next.checked_sub(1).and_then(|last| AddrRange::new(range.first(), last));
                 let confirmed = match done {
@@ -179,7 +182,7 @@ impl Inner {
                         Err(_) => false,
                     },
                 };
-                return Err((error, confirmed));
+                return Err((error, confirmed && !doubt));
             }
             // The last run may end at the last address, after which nothing is mapped.
             next = next.checked_add(len).unwrap_or(Iova::MAX);
