@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::report::Outcome;
+use crate::target;
 use crate::tools::{self, Selection, output, workspace};
 
 /// How long one run may take; it takes two seconds.
@@ -88,35 +89,40 @@ pub(crate) fn check(selection: Selection, runs: &[Run]) -> Outcome {
 
 /// Clippy and rustfmt on the kernel, which those of the workspace do not see.
 pub(crate) fn lints() -> Outcome {
-    let format = output(&mut cargo(&["fmt", "--check"]));
-    let clippy = output(&mut cargo(&["clippy", "--quiet", "--release", "--", "-D", "warnings"]));
+    let run = |arguments: &[&str]| cargo(arguments).and_then(|mut command| output(&mut command));
+    let format = run(&["fmt", "--check"]);
+    let clippy = run(&["clippy", "--quiet", "--release", "--", "-D", "warnings"]);
     match format.and(clippy) {
         Ok(_) => Outcome::passed(1, "rustfmt and clippy have nothing to say"),
         Err(why) => Outcome::Failed(why),
     }
 }
 
+/// A folder of the kernel's own below the target folder.
+fn folder() -> Result<PathBuf, String> {
+    Ok(target::folder()?.join("bare-metal"))
+}
+
 /// A `cargo` command for the kernel. Its flags are in the configuration beside it.
-fn cargo(arguments: &[&str]) -> Command {
+fn cargo(arguments: &[&str]) -> Result<Command, String> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(workspace().join("bare-metal"))
-        .env("CARGO_TARGET_DIR", workspace().join("target/bare-metal"))
+        .env("CARGO_TARGET_DIR", folder()?)
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .args(arguments);
-    command
+    Ok(command)
 }
 
 /// Builds the kernel; where it is.
 pub(crate) fn build() -> Result<PathBuf, String> {
-    output(&mut cargo(&["build", "--quiet", "--release"]))?;
-    Ok(workspace().join("target/bare-metal/x86_64-unknown-linux-gnu/release/bare-metal"))
+    target::build(&mut cargo(&["build", "--quiet", "--release"])?)
 }
 
 /// Runs the kernel on a new disk; how many checks passed, those of the disk's contents included.
 fn one(launcher: &Path, kernel: &Path, run: Run) -> Result<usize, String> {
-    let image = workspace().join(format!("target/bare-metal/disk-{}.img", std::process::id()));
+    let image = folder()?.join(format!("disk-{}.img", std::process::id()));
     std::fs::write(&image, disk::given()).map_err(|e| format!("cannot write {}: {e}", image.display()))?;
     let passed = start(launcher, kernel, &image, run).and_then(|text| judge(&text));
     let left = std::fs::read(&image).map_err(|e| format!("cannot read {}: {e}", image.display()));

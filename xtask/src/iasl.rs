@@ -12,7 +12,8 @@ use serde_json::Value;
 
 use crate::report::Outcome;
 use crate::samples;
-use crate::tools::{self, Unpacked, output, workspace};
+use crate::target;
+use crate::tools::{self, Unpacked, output};
 
 /// Runs the comparison on the sample machine's table and on the real tables.
 pub(crate) fn check() -> Outcome {
@@ -20,11 +21,13 @@ pub(crate) fn check() -> Outcome {
         Ok(unpacked) => unpacked,
         Err(why) => return Outcome::Skipped(why),
     };
-    let folder = workspace().join("target/iasl");
+    let (tool, folder) = match target::tool().and_then(|tool| Ok((tool, target::folder()?.join("iasl")))) {
+        Ok(both) => both,
+        Err(why) => return Outcome::Failed(why),
+    };
     if let Err(why) = fs::create_dir_all(&folder) {
         return Outcome::Failed(format!("{}: {why}", folder.display()));
     }
-    let tool = workspace().join("target/release/iommu");
     let built = folder.join("sample.bin");
     if let Err(why) = output(Command::new(&tool).args(["dmar", "build", "--output"]).arg(&built)) {
         return Outcome::Failed(why);

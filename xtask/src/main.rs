@@ -1,7 +1,8 @@
 //! Development tasks of Portcullis, started as `cargo xtask <task>`.
 //!
 //! `test` is the one to know: it runs every check and judge that this machine can run, and ends with a table of
-//! what ran, what was skipped and why. Nothing outside `target/` is written and no root is needed.
+//! what ran, what was skipped and why. Nothing outside cargo's target folder and
+//! `target/tools` is written, and no root is needed.
 
 mod bare_metal;
 mod bench;
@@ -15,6 +16,7 @@ mod report;
 mod samples;
 mod serve;
 mod suite;
+mod target;
 mod tools;
 mod vfio;
 

@@ -4,6 +4,7 @@
 //! of them pulled in `std`, there would be two panic handlers and the build would fail.
 
 use crate::report::Outcome;
+use crate::target;
 use crate::tools::{output, workspace};
 
 /// Crates that the check covers, for its message.
@@ -22,7 +23,10 @@ const COVERED: [&str; 9] = [
 /// Builds the freestanding library.
 pub(crate) fn check() -> Outcome {
     let folder = workspace().join("no-std-check");
-    let target = workspace().join("target/no-std-check");
+    let target = match target::folder() {
+        Ok(folder) => folder.join("no-std-check"),
+        Err(why) => return Outcome::Failed(why),
+    };
     let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(&folder)

@@ -5,7 +5,8 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::report::Outcome;
-use crate::tools::{output, workspace};
+use crate::target;
+use crate::tools::output;
 
 /// Bytes that a run on the sample machine moves through translated DMA at least.
 const BYTES: u64 = 1 << 30;
@@ -14,8 +15,7 @@ const FORBIDDEN: u64 = 40;
 
 /// `iommu run` with its defaults.
 pub(crate) fn check() -> Outcome {
-    let tool = workspace().join("target/release/iommu");
-    let text = match output(Command::new(tool).args(["run", "--json"])) {
+    let text = match target::tool().and_then(|tool| output(Command::new(tool).args(["run", "--json"]))) {
         Ok(text) => text,
         Err(why) => return Outcome::Failed(why),
     };

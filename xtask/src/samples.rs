@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::report::Outcome;
-use crate::tools::workspace;
+use crate::target;
 
 /// The environment variable that names the folder with real tables.
 pub(crate) const VARIABLE: &str = "PORTCULLIS_SAMPLES";
@@ -32,7 +32,10 @@ pub(crate) fn check() -> Outcome {
     let Some(folder) = folder() else {
         return Outcome::Skipped(format!("{VARIABLE} names no folder with real tables"));
     };
-    let tool = workspace().join("target/release/iommu");
+    let tool = match target::tool() {
+        Ok(tool) => tool,
+        Err(why) => return Outcome::Failed(why),
+    };
     let tables = tables(&folder);
     let mut rehearsed = 0;
     let mut problems = Vec::new();

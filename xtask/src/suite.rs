@@ -2,7 +2,7 @@
 
 use crate::report::{Outcome, Report};
 use crate::tools::{cargo, output};
-use crate::{bare_metal, bench, iasl, layers, linux, no_std, qemu, rehearsal, samples, serve, tools, vfio};
+use crate::{bare_metal, bench, iasl, layers, linux, no_std, qemu, rehearsal, samples, serve, target, tools, vfio};
 
 /// How much to run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -51,11 +51,9 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     });
     report.check("documentation", 1, documentation);
     report.check("no_std", 9, no_std::check);
-    report.check("build of the tool", 1, || {
-        command(
-            &["build", "--quiet", "--release", "--bin", "iommu"],
-            "target/release/iommu",
-        )
+    report.check("build of the tool", 1, || match target::tool() {
+        Ok(tool) => Outcome::passed(1, tool.display().to_string()),
+        Err(why) => Outcome::Failed(why),
     });
     report.check("rehearsal on the sample", 1, rehearsal::check);
     report.check("real tables", 60, samples::check);

@@ -3,13 +3,25 @@
 //! Packages come from the Debian mirror that this machine's own apt is configured for, through a private apt
 //! state, and are unpacked with `dpkg -x`.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::target;
+
 /// The folder of the workspace.
+///
+/// Cargo tells where it is when it starts this program. What it told at compile time is the second choice: a tree that was
+/// moved, or copied with its target folder, is not compiled anew, and would work on the tree that it came from.
 pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    workspace_of(std::env::var_os("CARGO_MANIFEST_DIR"))
+}
+
+/// The same, where cargo told this folder of our package.
+fn workspace_of(told: Option<OsString>) -> PathBuf {
+    let package = told.unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package)
         .parent()
         .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
@@ -61,6 +73,11 @@ impl Selection {
     /// The folder below `target/tools`, which tells people what it is.
     pub(crate) const fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Where the packages are. It does not follow cargo's target folder: they are the same for every build, and are fetched once.
+    fn folder(&self) -> PathBuf {
+        workspace().join("target/tools").join(self.name)
     }
 }
 
@@ -128,58 +145,59 @@ impl Unpacked {
 
     /// A command for a program of the packages, run with their own C library.
     pub(crate) fn command(&self, program: &str) -> Command {
-        let [loader, libraries] = self.loader();
-        let mut command = Command::new(loader);
+        let libraries = LIBRARIES.map(|folder| self.root.join(folder));
+        let mut command = Command::new(self.root.join(self.loader()));
         command
             .arg("--library-path")
-            .arg(libraries)
+            .arg(std::env::join_paths(libraries).unwrap_or_default())
             .arg(self.root.join(program));
         command
     }
 
-    /// The dynamic loader and the library path of the packages. Older suites keep them in `/lib`.
-    fn loader(&self) -> [std::ffi::OsString; 2] {
-        let folders = [
-            self.root.join("usr/lib/x86_64-linux-gnu"),
-            self.root.join("lib/x86_64-linux-gnu"),
-        ];
-        let loader = folders
-            .iter()
-            .map(|f| f.join("ld-linux-x86-64.so.2"))
-            .find(|f| f.exists())
-            .unwrap_or_default();
-        [
-            loader.into_os_string(),
-            std::env::join_paths(&folders).unwrap_or_default(),
-        ]
+    /// The dynamic loader of the packages, below their root.
+    fn loader(&self) -> String {
+        let places = LIBRARIES.map(|folder| format!("{folder}/ld-linux-x86-64.so.2"));
+        let there = places.iter().find(|place| self.root.join(place).exists());
+        there.cloned().unwrap_or_default()
     }
 
     /// A small script that starts a program of the packages like [`Self::command`], for programs that take the
-    /// path of another one.
+    /// path of another one. It looks for the packages beside itself, so that a tree can be moved with it.
     pub(crate) fn launcher(&self, program: &str) -> Result<PathBuf, String> {
         use std::os::unix::fs::PermissionsExt;
         let script = self.root.with_file_name("launch");
-        let [loader, libraries] = self.loader();
-        let (loader, libraries) = (loader.to_string_lossy(), libraries.to_string_lossy());
-        let root = self.root.display();
+        let (loader, libraries) = (
+            self.loader(),
+            LIBRARIES.map(|folder| format!("$root/{folder}")).join(":"),
+        );
         // QEMU keeps its accelerators in modules and its firmware in `share`.
         let text = format!(
-            "#!/bin/sh\nexport QEMU_MODULE_DIR='{root}/usr/lib/x86_64-linux-gnu/qemu'\n\
-             exec '{loader}' --library-path '{libraries}' '{root}/{program}' -L '{root}/usr/share/qemu' \
-             -L '{root}/usr/share/seabios' \"$@\"\n"
+            "#!/bin/sh\nroot=$(dirname \"$(readlink -f \"$0\")\")/root\n\
+             export QEMU_MODULE_DIR=\"$root/usr/lib/x86_64-linux-gnu/qemu\"\n\
+             exec \"$root/{loader}\" --library-path \"{libraries}\" \"$root/{program}\" -L \"$root/usr/share/qemu\" \
+             -L \"$root/usr/share/seabios\" \"$@\"\n"
         );
+        // A script that somebody may be starting is left alone, or replaced as a whole.
+        if fs::read_to_string(&script).is_ok_and(|there| there == text) {
+            return Ok(script);
+        }
+        let new = script.with_extension(std::process::id().to_string());
         let failed = |e: std::io::Error| format!("{}: {e}", script.display());
-        fs::write(&script, text).map_err(failed)?;
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        fs::write(&new, text).map_err(failed)?;
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+        fs::rename(&new, &script).map_err(failed)?;
         Ok(script)
     }
 }
+
+/// Where packages keep their libraries, below their root; older suites have them in the second.
+const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
 
 /// Unpacks a selection, or finds it unpacked.
 ///
 /// The error says why it cannot be had; that is a reason to skip, not a failure of the project.
 pub(crate) fn unpack(selection: Selection) -> Result<Unpacked, String> {
-    let folder = workspace().join("target/tools").join(selection.name);
+    let folder = selection.folder();
     let root = folder.join("root");
     let complete = folder.join("complete");
     if !complete.exists() {
@@ -215,15 +233,14 @@ pub(crate) fn unpack(selection: Selection) -> Result<Unpacked, String> {
 pub(crate) fn static_program(package: &str, program: &str) -> Result<PathBuf, String> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     // A folder of its own: other flags would make cargo build everything anew each time.
-    let folder = workspace().join("target/static");
+    let folder = target::folder()?.join("static");
     let mut command = cargo(&["build", "--quiet", "--release", "--package", package, "--bin", program]);
     command
         .args(["--target", TARGET, "--target-dir"])
-        .arg(&folder)
+        .arg(folder)
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    output(&mut command)?;
-    Ok(folder.join(TARGET).join("release").join(program))
+    target::build(&mut command)
 }
 
 /// A folder below `target/tools` with these modules of a kernel and those that they need, as `insmod` takes them. What the
@@ -231,7 +248,7 @@ pub(crate) fn static_program(package: &str, program: &str) -> Result<PathBuf, St
 pub(crate) fn modules(kernel: Selection, root: &Unpacked, busybox: &Path, names: &[&str]) -> Result<PathBuf, String> {
     /// More than any module needs.
     const MOST: usize = 32;
-    let folder = workspace().join("target/tools").join(kernel.name).join("modules");
+    let folder = kernel.folder().join("modules");
     fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let mut files = Vec::new();
     for place in ["usr/lib/modules", "lib/modules"] {
@@ -375,8 +392,41 @@ fn debian_mirror() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{dependencies, module_name};
+    use super::{Unpacked, dependencies, module_name, output, workspace_of};
+    use crate::target;
+    use std::fs;
     use std::path::Path;
+    use std::process::Command;
+
+    #[test]
+    fn a_launcher_starts_what_lies_beside_it_after_a_move() {
+        let folder = target::folder()
+            .unwrap()
+            .join("tmp")
+            .join(format!("launcher-{}", std::process::id()));
+        let (old, new) = (folder.join("an old place"), folder.join("new"));
+        let libraries = old.join("root/lib/x86_64-linux-gnu");
+        fs::create_dir_all(&libraries).unwrap();
+        // For a loader, a program that prints what it was given.
+        std::os::unix::fs::symlink("/bin/echo", libraries.join("ld-linux-x86-64.so.2")).unwrap();
+        let unpacked = Unpacked { root: old.join("root") };
+        let script = unpacked.launcher("usr/bin/program").unwrap();
+        let said = |script: &Path| output(Command::new("sh").arg(script).arg("a b")).unwrap();
+        let before = said(&script);
+        fs::rename(&old, &new).unwrap();
+        let after = said(&new.join("launch"));
+        fs::remove_dir_all(&folder).unwrap();
+        let (old, new) = (old.to_string_lossy(), new.to_string_lossy());
+        assert!(before.contains(&format!(" {old}/root/usr/bin/program ")), "{before}");
+        assert_eq!(after, before.replace(&*old, &new));
+        assert!(after.ends_with(" a b\n"), "{after}");
+    }
+
+    #[test]
+    fn a_moved_tree_works_on_itself_not_on_where_it_was_compiled() {
+        assert_eq!(workspace_of(Some("/moved/xtask".into())), Path::new("/moved"));
+        assert!(workspace_of(None).join("xtask/Cargo.toml").exists());
+    }
 
     #[test]
     fn a_module_names_itself_and_what_it_needs() {
