@@ -3,7 +3,8 @@
 //! One guest has two equal disks, one behind the unit and one beside it, and reads them in turns of a few milliseconds, so
 //! that whatever else the machine does meets both; what is told is the middle of the pairs. The server's part of the time is
 //! what its threads spend on a processor; the rest is the guest, whose driver maps and unmaps each buffer, and QEMU. With an
-//! identity domain the unit answers each request still, but the driver has nothing to map: what is slower then is ours.
+//! identity domain the unit answers each request still, but the driver has nothing to map, and one answer covers a whole
+//! buffer: what is slower then are messages and locks, and what lazy mode loses besides is mapping and answers page by page.
 
 use std::collections::BTreeMap;
 use std::fmt;
