@@ -106,7 +106,15 @@ fn the_shell_of_a_guest_carries_out_the_plan_and_its_undoing() {
     let (groups, wrong) = judge(&record);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert!(groups >= MINIMUM, "only {groups} groups changed hands");
-    let late = record.statuses.iter().filter(|(name, _)| name.starts_with("late ")).count();
-    assert_eq!(late, groups / 2, "every second way back is asked for after the plan was carried out");
+    let late = record
+        .statuses
+        .iter()
+        .filter(|(name, _)| name.starts_with("late "))
+        .count();
+    assert_eq!(
+        late,
+        groups / 2,
+        "every second way back is asked for after the plan was carried out"
+    );
     println!("also: {groups} groups given away and taken back by iommu plan");
 }
