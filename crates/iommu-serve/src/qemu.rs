@@ -172,9 +172,9 @@ impl Default for Guest {
     }
 }
 
-/// What a Linux guest has to be told: use the unit, leave interrupts to QEMU, which delivers them, and do not judge the timer by
-/// the speed of an emulated processor: on a busy host that ends the boot.
-const KERNEL_WORDS: &str = "console=ttyS0 panic=-1 intel_iommu=on intremap=off no_timer_check";
+/// What a Linux guest has to be told on its kernel's command line: use the unit, and leave interrupts to QEMU, which delivers
+/// them. Without the second, Linux claims the unit's registers before PCI devices have theirs, moves them, and panics.
+pub const LINUX_WORDS: &str = "intel_iommu=on intremap=off";
 
 /// The arguments of `qemu-system-x86_64`, its name not included. `table` is the file with the DMAR table.
 ///
@@ -205,7 +205,8 @@ pub fn arguments(server: &Server, guest: &Guest, table: &Path) -> Vec<String> {
     }
     if let Some(kernel) = &guest.kernel {
         push("-kernel", kernel.clone());
-        let words = format!("{KERNEL_WORDS} {}", guest.append);
+        // The timer is not judged by the speed of an emulated processor: on a busy host that ends the boot.
+        let words = format!("console=ttyS0 panic=-1 {LINUX_WORDS} no_timer_check {}", guest.append);
         push("-append", words.trim_end().to_owned());
     }
     if let Some(initrd) = &guest.initrd {
