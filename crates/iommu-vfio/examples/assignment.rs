@@ -96,7 +96,8 @@ fn assign<B: Backend + 'static>(backend: &B, functions: &[Bdf]) -> Result<(), Bo
         }
         device.set_bus_master(true);
         let regions = (0..6).filter_map(|bar| device.region_size(bar)).count();
-        println!("{function}: {regions} regions, {} interrupts ({kind:?})", events.len());
+        let kind = kind.map_or("none", InterruptKind::name);
+        println!("{function}: {regions} regions, {} interrupts ({kind})", events.len());
         devices.push((device, events));
     }
 

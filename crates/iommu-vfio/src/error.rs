@@ -159,7 +159,7 @@ pub enum VfioError {
     /// Interrupts of the group could be forged.
     #[error(
         "group {0} cannot be assigned: its unit does not remap interrupts, so a guest could raise any interrupt of the \
-         host; enable interrupt remapping in the firmware, or accept it with `unsafe_interrupts`"
+         host; enable interrupt remapping in the firmware, or, where every guest is trusted, allow it"
     )]
     UnsafeInterrupts(GroupId),
     /// A type is chosen when there is a group.
