@@ -250,9 +250,7 @@ fn verdict(culprit: Culprit, address: AddressKind, reason: Option<FaultReason>) 
 
 impl fmt::Display for AddressKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let range = |f: &mut fmt::Formatter<'_>, range: &AddrRange<HostPhys>| {
-            write!(f, "{:#x}-{:#x}", range.first().raw(), range.last().raw())
-        };
+        let range = |f: &mut fmt::Formatter<'_>, range: &AddrRange<HostPhys>| write!(f, "{range}");
         match self {
             Self::OwnReserved(region) => {
                 f.write_str("in the reserved region ")?;

@@ -209,11 +209,7 @@ fn reserved(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BT
         if let Some(Knowledge::Known(regions)) = group.map(|group| &group.reserved) {
             asked = true;
             if let Some(region) = regions.iter().find(|region| region.kind == DIRECT) {
-                let text = format!(
-                    "the group of {bdf} has {:#x}-{:#x}",
-                    region.range.first().raw(),
-                    region.range.last().raw()
-                );
+                let text = format!("the group of {bdf} has {}", region.range);
                 return Item::hard("reserved", QUESTION, Answer::No, text).advise(ADVICE);
             }
         }
@@ -239,7 +235,7 @@ fn reserved(machine: &Machine, topology: &Topology, chosen: &[Bdf], members: &BT
                         Applies::No => {}
                         Applies::Yes { at } if is_relaxable(machine, bdf) == Some(false) => {
                             let text = format!(
-                                "{bdf} is named for {:#x}-{:#x} (table offset {at:#x})",
+                                "{bdf} is named for {:#x}..={:#x} (table offset {at:#x})",
                                 rmrr.base().raw(),
                                 rmrr.limit().raw()
                             );
