@@ -35,6 +35,8 @@ pub(crate) enum Failure {
     Input(String),
     /// Something could not be read, written or measured.
     Measure(String),
+    /// There is nothing here that this version can work with.
+    Nothing(String),
 }
 
 impl Failure {
@@ -43,6 +45,7 @@ impl Failure {
         ExitCode::from(match self {
             Self::Input(_) => 2,
             Self::Measure(_) => 3,
+            Self::Nothing(_) => 4,
         })
     }
 }
@@ -50,8 +53,18 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Input(text) | Self::Measure(text) => f.write_str(text),
+            Self::Input(text) | Self::Measure(text) | Self::Nothing(text) => f.write_str(text),
         }
+    }
+}
+
+/// Why what was named on the command line could not be read: a mistake in the name, or the lack of something else.
+pub(crate) fn unread(name: &dyn fmt::Display, why: &std::io::Error) -> Failure {
+    match why.kind() {
+        ErrorKind::NotFound => Failure::Input(format!("{name}: there is no such file; check the name")),
+        ErrorKind::IsADirectory => Failure::Input(format!("{name}: this is a folder; name a file")),
+        ErrorKind::NotADirectory => Failure::Input(format!("{name}: a part of this path is no folder; check the name")),
+        _ => Failure::Measure(format!("{name}: {why}")),
     }
 }
 
@@ -65,15 +78,15 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>, Failure> {
 
 /// Reads a whole file of `limit` bytes at most.
 pub(crate) fn read_up_to(file: &Path, limit: u64) -> Result<Vec<u8>, Failure> {
-    let failed = |why: &dyn fmt::Display| Failure::Measure(format!("{}: {why}", file.display()));
     let mut bytes = Vec::new();
     // The length that a device or a pipe states means nothing: the reading itself is bounded.
     std::fs::File::open(file)
         .and_then(|opened| opened.take(limit + 1).read_to_end(&mut bytes))
-        .map_err(|why| failed(&why))?;
+        .map_err(|why| unread(&file.display(), &why))?;
     if bytes.len() as u64 > limit {
-        return Err(failed(&format!(
-            "longer than {} MiB, which nothing that is meant here is; give another file",
+        return Err(Failure::Input(format!(
+            "{}: longer than {} MiB, which nothing that is meant here is; give another file",
+            file.display(),
             limit >> 20
         )));
     }

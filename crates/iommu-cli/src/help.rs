@@ -39,8 +39,8 @@ or the text of `lspci -nnvvv` or `lspci -nnxxxx` with dmesg and acpidump in the 
 Exit codes, the same for all commands:
   0  yes: as it should be, or as predicted
   1  findings: the answer is no, or something differs from what was predicted or expected
-  2  a mistake on the command line or in a file that was given
-  3  something could not be read or measured, for lack of rights or files
+  2  a mistake on the command line or in a file that was given, or no such file
+  3  something could not be read, written or measured, mostly for lack of rights
   4  not supported: there is nothing here that this version can work with";
 
 /// Examples and exit codes of one command.
@@ -129,13 +129,14 @@ after!(
   iommu run --disk disk.img                         with a user-space driver's disk behind the unit
   iommu run --backend linux --device 3b:00.0        the same driver on a virtio disk of this machine
 
---backend linux uses a real device, which has to be on vfio-pci already (`iommu plan` prints how). Its first
-4 MiB are overwritten, compared and put back, 64 KiB at a time; what is being overwritten is lost if the machine
-stops or the command is killed at that moment, so use a disk whose content you can do without.
+--backend linux uses a real device, which has to be on vfio-pci already (`iommu plan` prints how). \
+Its first 4 MiB are overwritten, compared and put back, 64 KiB at a time; what is being overwritten is \
+lost if the machine stops or the command is killed at that moment, so use a disk whose content you can \
+do without.
 ",
     "everything came out as predicted; the disk was left as it was",
     "something came out otherwise, or differs from a kept matrix",
-    "there is nothing to rehearse: no unit, no /dev/vfio, a device that is no virtio disk or not on vfio-pci"
+    "nothing to rehearse: no table, no unit, no /dev/vfio, no virtio disk on vfio-pci"
 );
 after!(
     SERVE,

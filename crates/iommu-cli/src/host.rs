@@ -114,15 +114,13 @@ impl Answer {
 impl Source {
     /// The machine.
     pub(crate) fn open(&self) -> Result<Machine, Failure> {
-        let opened = match &self.root {
-            Some(path) => Machine::open(path),
-            None => Machine::live(),
-        };
-        opened.map_err(|why| match why {
-            OpenError::NoMachine { .. } if self.root.is_some() => Failure::Input(why.to_string()),
-            OpenError::NoMachine { .. } => Failure::Measure(NO_FUNCTION.to_owned()),
-            why => Failure::Measure(why.to_string()),
-        })
+        match &self.root {
+            Some(path) => open(path),
+            None => Machine::live().map_err(|why| match why {
+                OpenError::NoMachine { .. } => Failure::Measure(NO_FUNCTION.to_owned()),
+                why => Failure::Measure(why.to_string()),
+            }),
+        }
     }
 
     /// The same machine again, at the end of a command to try next.
@@ -155,6 +153,15 @@ impl Source {
             "{option} goes behind the command, as in `iommu groups {option}`"
         )))
     }
+}
+
+/// The machine that `--root` names.
+pub(crate) fn open(path: &Path) -> Result<Machine, Failure> {
+    Machine::open(path).map_err(|why| match why {
+        OpenError::Read { why, .. } => exit::unread(&path.display(), &why),
+        // A file or folder that is there and is no machine.
+        why => Failure::Input(why.to_string()),
+    })
 }
 
 /// Why there is nothing to say about this machine.

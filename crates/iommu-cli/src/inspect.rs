@@ -22,7 +22,7 @@ use self::tables::{Context, Reader, Route, Run, Stage};
 use crate::exit::{Failure, Verdict, print};
 use crate::run::source::Wanted;
 use crate::run::{SMALLEST_GUEST, SetUp, set_up};
-use crate::size;
+use crate::{size, style};
 
 /// Version of the JSON's shape.
 const SCHEMA: &str = "portcullis-inspect-1";
@@ -372,10 +372,14 @@ fn text(report: &Report, set_up: &SetUp) -> String {
     }
     text.push('\n');
     if report.findings.is_empty() {
-        text.push_str("the tables say what was set up, no more and no less\n");
+        let _ = writeln!(
+            text,
+            "{}",
+            style::good("the tables say what was set up, no more and no less")
+        );
     }
     for finding in &report.findings {
-        let _ = writeln!(text, "FINDING {finding}");
+        let _ = writeln!(text, "{} {finding}", style::bad("FINDING"));
     }
     text
 }

@@ -42,7 +42,7 @@ use self::outcome::{DifferenceRow, GroupRow, Outcome};
 use self::source::{Source, Wanted};
 use self::transcript::Transcript;
 use crate::exit::{Failure, Verdict, print, read_text};
-use crate::size;
+use crate::{size, style};
 
 /// The choice of `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -159,8 +159,11 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
             "{option}: nothing can be assigned without isolation; it goes with --iommu vtd"
         )));
     }
-    // A mistake in it is said before anything is done.
+    // A mistake in them is said before anything is done.
     expectation(options)?;
+    if let Some(file) = &options.disk {
+        disk::open(file)?;
+    }
     let source = Source::load(&Wanted {
         file: options.machine.as_deref(),
         dmar: options.dmar.as_deref(),
@@ -176,13 +179,13 @@ fn rehearse(options: &Options, outcome: &mut Outcome) -> Result<Verdict, Failure
     survey::table(&mut transcript, &source.dmar, &source.table_origin)?;
     if options.iommu != Kind::Vtd {
         let bare = Bench::bare(&source.description).map_err(Failure::Measure)?;
-        survey::functions(&mut transcript, &bare.machine, &source.notes)?;
+        survey::functions(&mut transcript, &bare.machine, options.iommu, &source.notes)?;
         return without::rehearse(options, &source, &mut transcript, outcome);
     }
     let machine = source.machine()?;
     guests::check_wishes(&machine, &options.assign).map_err(Failure::Input)?;
     survey::units(&mut transcript, &machine)?;
-    survey::functions(&mut transcript, &machine, &source.notes)?;
+    survey::functions(&mut transcript, &machine, Kind::Vtd, &source.notes)?;
     let platform_options = PlatformOptions {
         unsafe_interrupts: options.unsafe_interrupts,
         ..PlatformOptions::default()
@@ -343,7 +346,8 @@ fn conclude(
     }
     let cells_hold = cells.iter().all(Cell::holds);
     let as_kept = outcome.differences.as_ref().is_none_or(Vec::is_empty);
-    outcome.summary.ok = cells_hold && as_kept && outcome.summary.failed_checks.is_empty();
+    outcome.summary.as_predicted = cells_hold && outcome.summary.failed_checks.is_empty();
+    outcome.summary.ok = outcome.summary.as_predicted && as_kept;
     survey::verdict(transcript, outcome)?;
     if let Some(file) = &options.keep {
         std::fs::write(file, expect::keep(cells, &source.origin))
@@ -358,7 +362,7 @@ fn conclude(
 
 /// Notes a check that did not come out as predicted.
 fn fail(transcript: &Transcript, outcome: &mut Outcome, problem: String) -> Result<(), Failure> {
-    transcript.line(&format!("MISMATCH {problem}"))?;
+    transcript.line(&format!("{} {problem}", style::bad("MISMATCH")))?;
     outcome.summary.failed_checks.push(problem);
     Ok(())
 }

@@ -4,7 +4,8 @@ mod boot;
 mod voice;
 
 use std::fs::{self, OpenOptions};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
@@ -87,7 +88,8 @@ pub(crate) struct Options {
     /// Write the DMAR table that goes with the unit
     #[arg(long, value_name = "FILE")]
     write_dmar: Option<PathBuf>,
-    /// Where the guest's firmware will place the unit's registers; without it, a short start of QEMU shows it
+    /// Where the guest's firmware will place the unit's registers [default: what a short start of --qemu shows, or
+    /// 0xfeb10000 where that cannot be started]
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
     unit_base: Option<u64>,
     /// Print the QEMU command line that goes with the sockets, and serve
@@ -125,6 +127,11 @@ fn address(text: &str) -> Result<u64, String> {
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let config = config(options)?;
+    for (option, file) in [("--boot", &options.boot), ("--initrd", &options.initrd)] {
+        if let Some(file) = file {
+            readable(option, file)?;
+        }
+    }
     let voice = Voice::default();
     let machine = machine(options, config, &voice)?;
     if let Some(file) = &options.trace {
@@ -152,7 +159,7 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
         }
         return verdict;
     }
-    let base = place_unit(options, &server, &launch)?;
+    let (base, learned) = place_unit(options, &server, &launch)?;
     voice.expect(base);
     let mut text = String::new();
     for (slot, socket) in server.machine().slots().iter().zip(server.sockets()) {
@@ -164,16 +171,50 @@ pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
         text.push('\n');
     }
     exit::print(&text)?;
+    if options.print_qemu {
+        Voice::say(&by_hand(options, base, learned));
+    }
+    let sockets: Vec<String> = server.sockets().map(|socket| socket.display().to_string()).collect();
+    Voice::say(&format!("waiting for a VMM on {}; Ctrl-C ends it", sockets.join(", ")));
     server.wait();
     Ok(Verdict::Yes)
 }
 
-/// Writes the table, with the unit where it will be: as told, or as a short start of QEMU shows. Returns the address.
-fn place_unit(options: &Options, server: &Server, launch: &Launch) -> Result<u64, Failure> {
+/// What somebody who starts QEMU by hand has to know.
+fn by_hand(options: &Options, base: u64, learned: bool) -> String {
+    let source = match (learned, options.unit_base) {
+        (true, _) => "as a short start of this command line showed",
+        (false, Some(_)) => "as --unit-base says",
+        (false, None) => "which is a GUESS: no QEMU was started to see",
+    };
+    format!(
+        "the DMAR table says that the unit is at {base:#x}, {source}\n    \
+         Firmware places it, and more devices, more memory or another QEMU move it: Linux then runs without the unit.\n    \
+         To find the address, start QEMU with -monitor stdio instead of -serial stdio, type `info pci`, and look for\n    \
+         device {UNIT_DEVICE}, BAR0; then give it with --unit-base. A warning comes here when it is elsewhere.\n    \
+         A Linux guest needs these words on its kernel's command line: {}\n    \
+         Without intremap=off it moves the unit's registers while it boots, and panics.",
+        qemu::LINUX_WORDS
+    )
+}
+
+/// A file that QEMU will read is there: that is said before anything is started.
+fn readable(option: &str, file: &Path) -> Result<(), Failure> {
+    let name = format!("{option} {}", file.display());
+    let unread = |why: std::io::Error| exit::unread(&name, &why);
+    if fs::metadata(file).map_err(unread)?.is_dir() {
+        return Err(exit::unread(&name, &ErrorKind::IsADirectory.into()));
+    }
+    fs::File::open(file).map(|_| ()).map_err(unread)
+}
+
+/// Writes the table, with the unit where it will be: as told, or as a short start of QEMU shows. Returns the address, and
+/// whether it was shown.
+fn place_unit(options: &Options, server: &Server, launch: &Launch) -> Result<(u64, bool), Failure> {
     let failed = |why: BootError| Failure::Measure(why.to_string());
     if options.unit_base.is_none() {
         match launch.learn(server) {
-            Ok(base) => return Ok(base),
+            Ok(base) => return Ok((base, true)),
             Err(why @ (BootError::Table(_) | BootError::Write { .. })) => return Err(failed(why)),
             Err(why) => Voice::say(&format!(
                 "where firmware places the unit is not known ({why}); the table says {USUAL_BASE:#x}: see --unit-base"
@@ -182,10 +223,10 @@ fn place_unit(options: &Options, server: &Server, launch: &Launch) -> Result<u64
     }
     let base = options.unit_base.unwrap_or(USUAL_BASE);
     launch.write_table(server, base).map_err(failed)?;
-    Ok(base)
+    Ok((base, false))
 }
 
-fn unwritten(file: &std::path::Path, why: &std::io::Error) -> Failure {
+fn unwritten(file: &Path, why: &std::io::Error) -> Failure {
     Failure::Measure(format!("{}: {why}", file.display()))
 }
 
@@ -254,7 +295,7 @@ fn disk(word: &str) -> Result<Box<dyn Function>, Failure> {
         .read(true)
         .write(!read_only)
         .open(name)
-        .map_err(|why| failed(&why))?;
+        .map_err(|why| exit::unread(&format!("--disk {name}"), &why))?;
     let disk = FileDisk::new(file, read_only).map_err(|why| failed(&why))?;
     // A guest that does not know the unit, or leaves it off, may drive the disk too: addresses pass then.
     let options = VirtioBlkOptions {

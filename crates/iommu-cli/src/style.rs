@@ -73,6 +73,13 @@ pub(crate) struct Styled<T> {
     text: T,
 }
 
+impl<T: AsRef<str>> Styled<T> {
+    /// Columns that the text takes.
+    pub(crate) fn width(&self) -> usize {
+        self.text.as_ref().chars().count()
+    }
+}
+
 impl<T: AsRef<str>> fmt::Display for Styled<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.style.render())?;

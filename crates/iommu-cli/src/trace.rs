@@ -1,9 +1,9 @@
 //! `iommu trace`: a recorded unit, shown and replayed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use iommu_serve::trace::{Story, replay, show};
+use iommu_serve::trace::{Story, TraceError, replay, show};
 use serde_json::json;
 
 use crate::exit::{self, Failure, Verdict};
@@ -29,12 +29,33 @@ pub(crate) struct Options {
     json: bool,
 }
 
+/// The trace in a file.
+fn story(file: &Path) -> Result<Story, Failure> {
+    let name = file.display();
+    let none = |why: &dyn std::fmt::Display| {
+        Failure::Input(format!(
+            "{name}: this is not a trace: {why}; expected a file that `iommu serve --trace FILE` has written"
+        ))
+    };
+    let bytes = std::fs::read(file).map_err(|why| exit::unread(&name, &why))?;
+    let text = String::from_utf8(bytes).map_err(|why| {
+        let at = why.utf8_error().valid_up_to();
+        none(&format!("it is no text, see the byte at offset {at}"))
+    })?;
+    let content = |line: &str| !line.trim().is_empty() && !line.trim().starts_with('#');
+    let first = text.lines().position(content).map_or(1, |index| index + 1);
+    Story::parse(&text).map_err(|why| match why {
+        TraceError::Line { line, .. } if line <= first => none(&why),
+        // It begins as one.
+        why => Failure::Input(format!("{name}: {why}")),
+    })
+}
+
 /// Runs the command.
 pub(crate) fn run(options: &Options) -> Result<Verdict, Failure> {
     let name = options.file.display();
-    let text = std::fs::read_to_string(&options.file).map_err(|why| Failure::Measure(format!("{name}: {why}")))?;
     let wrong = |why: &dyn std::fmt::Display| Failure::Input(format!("{name}: {why}"));
-    let story = Story::parse(&text).map_err(|why| wrong(&why))?;
+    let story = story(&options.file)?;
     if !options.replay {
         exit::print(&show(&story))?;
         return Ok(Verdict::Yes);

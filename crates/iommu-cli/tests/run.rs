@@ -238,8 +238,16 @@ fn units_are_modelled_as_the_machine_reports_them() {
 fn what_is_not_known_of_a_machine_is_said() {
     let root = root_folder("root-without-table", false);
     let run = short_run(&["--root", path(&root)]);
-    assert!(matches!(run.status.code(), Some(2 | 3)), "{}", text(&run.stdout));
-    assert!(text(&run.stderr).contains("DMAR table"), "{}", text(&run.stderr));
+    assert_eq!(run.status.code(), Some(4), "{}", text(&run.stdout));
+    let said = text(&run.stderr);
+    assert!(
+        said.contains("no DMAR table") && said.contains("iommu doctor"),
+        "{said}"
+    );
+    assert_eq!(iommu(&["inspect", "--root", path(&root)]).status.code(), Some(4));
+    // The same answer as of the command about tables.
+    let shown = iommu(&["dmar", "show", "--root", path(&root)]);
+    assert_eq!(shown.status.code(), Some(4));
     let run = short_run(&["--root", path(&scratch("nowhere"))]);
     assert_eq!(run.status.code(), Some(2));
     assert!(text(&run.stderr).contains("nowhere"), "{}", text(&run.stderr));
@@ -291,7 +299,21 @@ fn a_disk_is_written_and_read_through_vfio_and_left_as_it_was() {
 
     let run = short_run(&["--disk", path(&scratch("no-disk"))]);
     assert_eq!(run.status.code(), Some(2));
-    assert!(text(&run.stderr).contains("no-disk"), "{}", text(&run.stderr));
+    let said = text(&run.stderr);
+    assert!(
+        said.contains("no-disk: there is no such file") && said.contains("truncate"),
+        "{said}"
+    );
+    assert!(
+        run.stdout.is_empty(),
+        "it is said before anything is done: {}",
+        text(&run.stdout)
+    );
+    let short = scratch("short.img");
+    std::fs::write(&short, [0; 511]).expect("writable");
+    let run = short_run(&["--disk", path(&short)]);
+    assert_eq!((run.status.code(), run.stdout.len()), (Some(2), 0));
+    assert!(text(&run.stderr).contains("512 bytes"), "{}", text(&run.stderr));
     let run = short_run(&["--disk", path(&file), "--iommu", "none"]);
     assert_eq!(run.status.code(), Some(2));
 }
@@ -353,7 +375,12 @@ fn a_kept_matrix_is_a_gate() {
     assert_eq!(words[0], changed.to_string(), "{shown}");
     let named = words.iter().filter(|word| word.starts_with("0000:")).count();
     assert!(named < changed, "{shown}");
-    assert!(words.join(" ").ends_with(&format!(" and {} more, marked CHANGED above.", changed - named)), "{shown}");
+    assert!(
+        words
+            .join(" ")
+            .ends_with(&format!(" and {} more, marked CHANGED above.", changed - named)),
+        "{shown}"
+    );
 
     std::fs::write(&kept, "0000:03:00.0 host-memory perhaps\n").expect("writable");
     let run = short_run(&["--expect", path(&kept)]);
@@ -449,11 +476,10 @@ fn without_interrupt_remapping_nothing_is_assigned_unless_it_is_asked_for() {
     });
     let run = short_run(&["--dmar", path(&file)]);
     assert_eq!(run.status.code(), Some(4), "{}", text(&run.stderr));
-    assert!(
-        text(&run.stdout).contains("does not remap interrupts"),
-        "{}",
-        text(&run.stdout)
-    );
+    let shown = text(&run.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(shown.contains("does not remap interrupts"), "{shown}");
+    assert!(shown.contains("allow it with --unsafe-interrupts"), "{shown}");
+    assert!(!shown.contains("unsafe_interrupts"), "{shown}");
     let run = short_run(&["--dmar", path(&file), "--unsafe-interrupts"]);
     assert_eq!(run.status.code(), Some(0), "{}", text(&run.stdout));
 }
@@ -499,8 +525,63 @@ fn not_a_table_at_all_is_a_clear_message() {
     assert!(text(&run.stderr).contains("noise.bin"), "{}", text(&run.stderr));
     assert_eq!(
         iommu(&["dmar", "show", path(&scratch("missing"))]).status.code(),
-        Some(3)
+        Some(2)
     );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_a_mistake_for_every_command() {
+    let missing = scratch("nowhere-at-all");
+    let name = path(&missing);
+    for command in [
+        &["run", name][..],
+        &["run", "--dmar", name],
+        &["run", "--root", name],
+        &["run", "--disk", name],
+        &["run", "--expect", name],
+        &["inspect", name],
+        &["trace", name],
+        &["faults", name],
+        &["groups", "--root", name],
+        &["groups", "--pci-ids", name],
+        &["snapshot", "--root", name, "/dev/null"],
+        &["dmar", "show", name],
+        &["dmar", "build", name, "--output", "/dev/null"],
+        &["dmar", "build", "--root", name, "--output", "/dev/null"],
+        &["--root", name],
+    ] {
+        let output = iommu(command);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {said}");
+        assert!(
+            said.contains(&format!("{name}: there is no such file")),
+            "{command:?}: {said}"
+        );
+        assert!(output.stdout.is_empty(), "{command:?}: {}", text(&output.stdout));
+    }
+    // A part of the path that is a file, and a folder where a file is expected.
+    let below = format!("{}/x", env!("CARGO_MANIFEST_DIR").to_owned() + "/Cargo.toml");
+    for (file, why) in [(below.as_str(), "no folder"), (env!("CARGO_MANIFEST_DIR"), "a folder")] {
+        let output = iommu(&["trace", file]);
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(why), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn what_is_no_trace_is_said_to_be_none() {
+    let file = scratch("no.trace");
+    for bytes in [&b"\xff\xfe\x00"[..], b"", b"# a table\nunit\n", b"[general]\nx = 1\n"] {
+        std::fs::write(&file, bytes).expect("writable");
+        let output = iommu(&["trace", path(&file)]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{bytes:?}: {said}");
+        assert!(said.contains("no.trace: this is not a trace: "), "{bytes:?}: {said}");
+        assert!(said.contains("iommu serve --trace"), "{bytes:?}: {said}");
+    }
+    std::fs::write(&file, "portcullis-trace 1\nunit colour=1\n").expect("writable");
+    let said = text(&iommu(&["trace", path(&file)]).stderr);
+    assert!(said.contains("no.trace: line 2: "), "{said}");
 }
 
 #[test]
@@ -515,10 +596,19 @@ fn verdicts_have_colours_where_they_are_asked_for() {
     ] {
         assert!(coloured.contains(part), "{part:?}: {coloured:?}");
     }
+    let inspected = text(&iommu(&["inspect", "--mem", "4M", "--color", "always"]).stdout);
+    assert!(
+        inspected.contains("\u{1b}[32mthe tables say what was set up"),
+        "{inspected:?}"
+    );
     let plain = text(&short_run(&[]).stdout);
     assert!(!plain.contains('\u{1b}'), "{plain:?}");
     // The columns stay where they are.
-    let row = |text: &str| text.lines().find(|line| line.contains("NVMe disk (guest A)")).map(str::to_owned);
+    let row = |text: &str| {
+        text.lines()
+            .find(|line| line.contains("NVMe disk (guest A)"))
+            .map(str::to_owned)
+    };
     let stripped = anstream::adapter::strip_str(&coloured).to_string();
     assert_eq!(row(&stripped), row(&plain));
     assert!(row(&plain).is_some_and(|row| row.ends_with("blocked  –")), "{plain}");
@@ -527,12 +617,7 @@ fn verdicts_have_colours_where_they_are_asked_for() {
 #[test]
 fn what_was_not_worked_with_has_no_figures() {
     // Every function of this machine is assigned, so that the host has none to show the DMA API with.
-    let file = table("one-function.bin", |bytes| {
-        // The header and the unit of root port A, which names one function then.
-        bytes.truncate(72);
-        bytes[4..8].copy_from_slice(&72_u32.to_le_bytes());
-        fix_checksum(bytes);
-    });
+    let file = table("all-assigned.bin", |_| ());
     let run = short_run(&["--dmar", path(&file)]);
     let shown = text(&run.stdout);
     let figures = |what: &str| {
@@ -540,7 +625,11 @@ fn what_was_not_worked_with_has_no_figures() {
         line.map(|rest| rest.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
     };
     for what in ["segments of a list of 8 pages", "bytes bounced for a 32-bit function"] {
-        assert_eq!(figures(what).as_deref(), Some(&["–", "–", "–"].map(str::to_owned)[..]), "{shown}");
+        assert_eq!(
+            figures(what).as_deref(),
+            Some(&["–", "–", "–"].map(str::to_owned)[..]),
+            "{shown}"
+        );
     }
 }
 
@@ -621,5 +710,27 @@ fn the_help_warns_of_what_a_real_device_risks() {
     let help = text(&iommu(&["run", "--help"]).stdout);
     for part in ["--backend linux", "overwritten, compared and put back", "Exit codes:"] {
         assert!(help.contains(part), "{part}: {help}");
+    }
+}
+
+#[test]
+fn paragraphs_of_the_help_fill_their_lines_on_narrow_terminals() {
+    for width in [60_usize, 80, 100] {
+        let help = Command::new(env!("CARGO_BIN_EXE_iommu"))
+            .args(["run", "--help"])
+            .env("COLUMNS", width.to_string())
+            .output()
+            .expect("the binary starts");
+        let help = text(&help.stdout);
+        let paragraph = help.split("\n\n").find(|part| part.starts_with("--backend linux uses"));
+        let lines: Vec<&str> = paragraph.expect("the warning").lines().collect();
+        for pair in lines.windows(2) {
+            let next = pair[1].split(' ').next().expect("a word").len();
+            assert!(pair[0].len() <= width, "{help}");
+            assert!(
+                pair[0].len() + 1 + next > width,
+                "broken too early at {width} columns: {help}"
+            );
+        }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::names::{Names, printable, short};
 use super::select::Filter;
 use super::{Answer, Source, count};
-use crate::exit::{Failure, Verdict};
+use crate::exit::{self, Failure, Verdict};
 use crate::style;
 
 /// Grows when a key changes its meaning.
@@ -101,7 +101,7 @@ fn only(filter: &Filter, machine: &Machine) -> Result<Option<Vec<Bdf>>, Failure>
 }
 
 fn read_log(path: &std::path::Path) -> Result<Vec<u8>, Failure> {
-    let failed = |why: std::io::Error| Failure::Measure(format!("{}: {why}", path.display()));
+    let failed = |why: std::io::Error| exit::unread(&path.display(), &why);
     let mut bytes = Vec::new();
     if path.as_os_str() == "-" {
         std::io::stdin()

@@ -8,7 +8,7 @@ mod hal;
 pub(crate) mod linux;
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 
 use super::guests;
 use super::source::Source;
-use crate::exit::Failure;
+use crate::exit::{self, Failure};
 use crate::size;
 
 /// Sectors of one request.
@@ -92,6 +92,29 @@ pub(crate) fn place(platform: &Platform, groups: &[GroupInfo]) -> Option<Bdf> {
     found.map(|function| function.bdf)
 }
 
+/// The disk in a file. What is no disk is said before anything else is done.
+///
+/// # Errors
+/// Why it cannot be used, and what to do.
+pub(crate) fn open(file: &Path) -> Result<FileDisk, Failure> {
+    let name = format!("--disk {}", file.display());
+    let opened = OpenOptions::new().read(true).write(true).open(file);
+    let mut opened = opened.map_err(|why| match why.kind() {
+        ErrorKind::NotFound => Failure::Input(format!(
+            "{name}: there is no such file; name a file to use as a disk, such as one that `truncate -s 64M {}` makes",
+            file.display()
+        )),
+        _ => exit::unread(&name, &why),
+    })?;
+    let failed = |why: std::io::Error| Failure::Input(format!("{name}: {why}; name a file or a block device"));
+    if opened.seek(SeekFrom::End(0)).map_err(failed)? < SECTOR_SIZE as u64 {
+        return Err(Failure::Input(format!(
+            "{name}: the file is shorter than a sector of {SECTOR_SIZE} bytes; name a longer one"
+        )));
+    }
+    FileDisk::new(opened, false).map_err(failed)
+}
+
 /// Runs it on a machine of its own, with the disk at `function`.
 ///
 /// # Errors
@@ -104,9 +127,7 @@ pub(crate) fn rehearse(
 ) -> Result<DiskRow, Failure> {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let name = file.display().to_string();
-    let opened = OpenOptions::new().read(true).write(true).open(file);
-    let opened = opened.map_err(|why| Failure::Input(format!("--disk {name}: {why}")))?;
-    let disk = FileDisk::new(opened, false).map_err(|why| Failure::Input(format!("--disk {name}: {why}")))?;
+    let disk = open(file)?;
     let mut row = DiskRow {
         file: name.clone(),
         function: function.to_string(),

@@ -45,6 +45,8 @@ pub(crate) struct Outcome {
 pub(crate) struct Summary {
     /// Every result equals its prediction, and the kept matrix where one was given.
     pub(crate) ok: bool,
+    /// Every result equals its prediction, whatever was kept.
+    pub(crate) as_predicted: bool,
     /// Bytes that DMA engines copied through translated addresses, each compared.
     pub(crate) bytes_moved: u64,
     /// Seconds that the copying took, comparing included.
@@ -169,7 +171,7 @@ impl ComparisonRow {
 }
 
 /// A cell that is not as it was kept.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct DifferenceRow {
     /// Who.
     pub(crate) requester: String,

@@ -25,7 +25,7 @@ const WINDOW: u64 = 1 << 24;
 
 /// The machine at `path`.
 pub(crate) fn load(path: &Path) -> Result<Source, Failure> {
-    let host = Host::open(path).map_err(|why| Failure::Input(why.to_string()))?;
+    let host = crate::host::open(path)?;
     describe(&host, &path.display().to_string())
 }
 
@@ -33,8 +33,9 @@ fn describe(host: &Host, name: &str) -> Result<Source, Failure> {
     let dmar = match &host.dmar {
         Knowledge::Known(bytes) => bytes.clone(),
         Knowledge::Absent => {
-            return Err(Failure::Input(format!(
-                "{name}: the machine has no DMAR table, so it has no VT-d, or firmware hides it; nothing can be rehearsed"
+            return Err(Failure::Nothing(format!(
+                "{name}: the machine has no DMAR table: VT-d is off in its firmware setup, or it has none (`iommu doctor \
+                 --root {name}` tells); nothing can be rehearsed on it. `iommu run` without --root takes a sample machine"
             )));
         }
         Knowledge::Unknown(obstacle) => {

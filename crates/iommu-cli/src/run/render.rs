@@ -7,6 +7,7 @@ use iommu_types::Bdf;
 
 use super::matrix::{Cell, Target, Verdict};
 use super::transcript::wrap;
+use crate::style::{self, Styled};
 
 /// A requester's row heading.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ const EXAMPLE_STEP: usize = 11;
 const LABEL: usize = 36;
 /// Width of a column.
 const COLUMN: usize = 9;
+/// Column at which the reason of a cell begins, behind its target and verdict.
+const REASON: usize = 2 + 15 + 1 + 8 + 1;
 
 /// The table and, below it, the reasons of its cells.
 pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
@@ -61,12 +64,12 @@ pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
     for requester in requesters {
         let _ = write!(text, "  {:width$}", label(requester));
         for target in Target::ALL {
-            let word = match by_place.get(&(requester.bdf, target)) {
-                None => "–".to_owned(),
-                Some(cell) if cell.holds() => cell.seen.name().to_owned(),
-                Some(cell) => format!("{}!", cell.seen),
-            };
-            let _ = write!(text, "{word:COLUMN$}");
+            let word = by_place
+                .get(&(requester.bdf, target))
+                .map_or_else(|| style::plainly("–".to_owned()), |cell| word(cell));
+            // The room after a word has no colour: at the end of a line it is left out.
+            let room = COLUMN.saturating_sub(word.width());
+            let _ = write!(text, "{word}{:room$}", "");
         }
         text.truncate(text.trim_end().len());
         text.push('\n');
@@ -76,9 +79,26 @@ pub(crate) fn matrix(requesters: &[Requester], cells: &[Cell]) -> String {
     text
 }
 
+/// What was seen, with a colour: as it should be, open as predicted, or not as predicted.
+fn word(cell: &Cell) -> Styled<String> {
+    let seen = cell.seen.name();
+    if !cell.holds() {
+        return style::bad(format!("{seen}!"));
+    }
+    shade(cell.target, cell.seen, seen.to_owned())
+}
+
+/// Green is what should be: a function reaches its own and nothing else. What else is open stands out.
+fn shade<T>(target: Target, verdict: Verdict, text: T) -> Styled<T> {
+    match (verdict, target) {
+        (Verdict::Blocked, _) | (Verdict::Allowed, Target::OwnMapping) => style::good(text),
+        (Verdict::Allowed | Verdict::Unknown, _) => style::doubt(text),
+    }
+}
+
 /// Why the cells are as they are: one line for each column and reason, with the requesters it holds for.
 fn reasons(cells: &[Cell]) -> String {
-    let mut lines: BTreeMap<(Target, &'static str, &str), Vec<&Cell>> = BTreeMap::new();
+    let mut lines: BTreeMap<(Target, &'static str, &str), (Verdict, Vec<&Cell>)> = BTreeMap::new();
     for cell in cells {
         // Where either is possible, what was seen is what there is to say.
         let verdict = if cell.predicted == Verdict::Unknown {
@@ -88,19 +108,16 @@ fn reasons(cells: &[Cell]) -> String {
         };
         lines
             .entry((cell.target, verdict.name(), &cell.because))
-            .or_default()
+            .or_insert_with(|| (verdict, Vec::new()))
+            .1
             .push(cell);
     }
     let mut text = String::new();
-    for ((target, verdict, because), cells) in lines {
+    for ((target, name, because), (verdict, cells)) in lines {
         let who: Vec<String> = cells.iter().map(|cell| cell.requester.source.to_string()).collect();
-        let head = format!("  {:<15} {verdict:<8} ", target.name());
-        let _ = writeln!(text, "{}", wrap(&format!("{head}{because}"), head.len()));
-        let _ = writeln!(
-            text,
-            "{}",
-            wrap(&format!("{:1$}{2}", "", head.len(), who.join(" ")), head.len())
-        );
+        let head = format!("  {:<15} {:<8} ", target.name(), shade(target, verdict, name));
+        let _ = writeln!(text, "{}", wrap(&format!("{head}{because}"), REASON));
+        let _ = writeln!(text, "{}", wrap(&format!("{:REASON$}{}", "", who.join(" ")), REASON));
     }
     let records = cells.iter().filter_map(|cell| Some((cell, cell.logged.as_ref()?)));
     if records.clone().next().is_some() {
@@ -120,8 +137,13 @@ fn reasons(cells: &[Cell]) -> String {
             ""
         };
         let line = format!(
-            "  MISMATCH {} {}: predicted {}, seen {}: {}{log}",
-            cell.requester, cell.target, cell.predicted, cell.seen, cell.evidence
+            "  {} {} {}: predicted {}, seen {}: {}{log}",
+            style::bad("MISMATCH"),
+            cell.requester,
+            cell.target,
+            cell.predicted,
+            cell.seen,
+            cell.evidence
         );
         let _ = writeln!(text, "{}", wrap(&line, 6));
     }
@@ -167,7 +189,10 @@ mod tests {
             cell(Target::HostMemory, Verdict::Blocked, Verdict::Blocked),
             cell(Target::Rmrr, Verdict::Blocked, Verdict::Allowed),
         ];
-        let text = matrix(&who, &cells);
+        let coloured = matrix(&who, &cells);
+        assert!(coloured.contains(&style::bad("allowed!").to_string()), "{coloured:?}");
+        assert!(coloured.contains(&style::good("blocked").to_string()), "{coloured:?}");
+        let text = style::plain(&coloured);
         assert!(text.contains("0000:03:00.0 disk (guest A)"));
         assert!(text.contains("allowed!"));
         assert!(text.contains("MISMATCH 0000:03:00.0 rmrr: predicted blocked, seen allowed"));

@@ -43,7 +43,7 @@ pub(super) fn assign(
             }
             Err(why) => {
                 let accept = match why {
-                    VfioError::UnsafeInterrupts(_) => " (--unsafe-interrupts)",
+                    VfioError::UnsafeInterrupts(_) => " with --unsafe-interrupts",
                     _ => "",
                 };
                 return Ok(Err(format!("{name} cannot have what it should: {why}{accept}")));
@@ -194,7 +194,8 @@ pub(super) fn use_device(function: Bdf, options: &Options, outcome: &mut Outcome
     for problem in &row.failed {
         fail(&transcript, outcome, format!("{function}: {problem}"))?;
     }
-    outcome.summary.ok = row.failed.is_empty();
+    outcome.summary.as_predicted = row.failed.is_empty();
+    outcome.summary.ok = outcome.summary.as_predicted;
     outcome.disk = Some(row);
     Ok(if outcome.summary.ok {
         Verdict::Yes

@@ -3,18 +3,21 @@
 use acpi_dmar::lint::{self, Machine as LintMachine};
 use acpi_dmar::{Dmar, Severity};
 use iommu_vfio::{GroupInfo, Platform};
-use soft_platform::{Machine, Service};
+use soft_platform::Machine;
 use vtd_model::Counters;
 
+use super::dma_api::LIST;
 use super::guests::{self, Guest};
 use super::kind::Kind;
 use super::outcome::{ComparisonRow, DifferenceRow, Outcome};
 use super::transcript::Transcript;
 use crate::exit::Failure;
-use crate::size;
+use crate::{size, style};
 
 /// Findings that are shown in a run; `iommu dmar show` has them all.
 const SHOWN_FINDINGS: usize = 6;
+/// Cells that are not as they were kept and that the last line names; all have a line of their own.
+const SHOWN_CHANGES: usize = 4;
 
 /// Step: read and check the table.
 pub(crate) fn table(transcript: &mut Transcript, bytes: &[u8], origin: &str) -> Result<(), Failure> {
@@ -75,20 +78,32 @@ pub(crate) fn units(transcript: &mut Transcript, machine: &Machine) -> Result<()
 }
 
 /// Step: the functions and who serves each.
-pub(crate) fn functions(transcript: &mut Transcript, machine: &Machine, notes: &[String]) -> Result<(), Failure> {
-    transcript.step("Functions: the unit that serves each, explicit scopes first")?;
+pub(crate) fn functions(
+    transcript: &mut Transcript,
+    machine: &Machine,
+    kind: Kind,
+    notes: &[String],
+) -> Result<(), Failure> {
+    let units_used = kind == Kind::Vtd;
+    if units_used {
+        transcript.step("Functions: the unit that serves each, explicit scopes first")?;
+    } else {
+        let kind = kind.name();
+        transcript.step(&format!(
+            "Functions: none is served, with --iommu {kind} the units of the table are not used"
+        ))?;
+    }
     let width = machine.functions().map(|f| f.name.chars().count()).max().unwrap_or(0);
     for function in machine.functions() {
-        let served = match function.service {
-            Service::Unit(index, why) => format!("unit {index}: {why}"),
-            other => other.to_string(),
+        let served = if units_used {
+            function.service.to_string()
+        } else {
+            String::new()
         };
         let unsaid = function.synthetic && !function.name.starts_with("synthetic");
         let synthetic = if unsaid { " (synthetic)" } else { "" };
-        transcript.line(&format!(
-            "{} {:width$}{synthetic}  {served}",
-            function.bdf, function.name
-        ))?;
+        let line = format!("{} {:width$}{synthetic}  {served}", function.bdf, function.name);
+        transcript.line(line.trim_end())?;
     }
     for note in notes {
         transcript.line(&format!("assumed: {note}"))?;
@@ -177,25 +192,32 @@ pub(crate) fn comparison(transcript: &mut Transcript, rows: &[ComparisonRow]) ->
         tried => format!("{} of {tried}", row.forbidden_blocked),
     })?;
     line("blocked accesses recorded", &|row| row.faults_recorded.to_string())?;
-    let pages = rows.iter().map(|row| row.scatter_pages).max().unwrap_or(0);
-    let list = format!("segments of a list of {pages} pages");
-    line(&list, &|row| row.scatter_segments.to_string())?;
+    // Without a list of its own nothing was shown with the DMA API: no function was left for it.
+    let worked = |row: &ComparisonRow, value: u64| match row.scatter_pages {
+        0 => "–".to_owned(),
+        _ => value.to_string(),
+    };
+    let list = format!("segments of a list of {LIST} pages");
+    line(&list, &|row| worked(row, row.scatter_segments))?;
     line("bytes bounced for a 32-bit function", &|row| {
-        row.bytes_bounced.to_string()
+        worked(row, row.bytes_bounced)
     })?;
-    line("waits for the hardware to forget", &|row| row.invalidations.to_string())?;
+    line("waits for the hardware to forget", &|row| {
+        worked(row, row.invalidations)
+    })?;
     line("DMAs issued", &|row| row.dmas.to_string())
 }
 
 /// What is not as it was kept.
 pub(crate) fn differences(transcript: &Transcript, differences: &[DifferenceRow]) -> Result<(), Failure> {
-    transcript.line("")?;
     if differences.is_empty() {
-        return transcript.line("the access matrix is as it was kept");
+        return Ok(());
     }
+    transcript.line("")?;
     for difference in differences {
         transcript.line(&format!(
-            "CHANGED {} {}: kept {}, now {}",
+            "{} {} {}: kept {}, now {}",
+            style::bad("CHANGED"),
             difference.requester,
             difference.target,
             difference.kept.unwrap_or("not there"),
@@ -209,10 +231,10 @@ pub(crate) fn differences(transcript: &Transcript, differences: &[DifferenceRow]
 pub(crate) fn verdict(transcript: &Transcript, outcome: &Outcome) -> Result<(), Failure> {
     let summary = &outcome.summary;
     let forbidden = summary.forbidden;
-    let result = match (summary.ok, outcome.iommu == Kind::Vtd.name()) {
-        (true, true) => "as groups and mappings predict",
-        (true, false) => "as predicted: nothing is protected",
-        (false, _) => "NOT as predicted",
+    let result = match (summary.as_predicted, outcome.iommu == Kind::Vtd.name()) {
+        (true, true) => style::good("as groups and mappings predict"),
+        (true, false) => style::doubt("as predicted: nothing is protected"),
+        (false, _) => style::bad("NOT as predicted"),
     };
     transcript.block(&format!(
         "{}: {} moved in {:.2} s; {} of {} forbidden accesses blocked, {} logged.\n",
@@ -222,5 +244,32 @@ pub(crate) fn verdict(transcript: &Transcript, outcome: &Outcome) -> Result<(), 
         forbidden.blocked,
         forbidden.tried,
         forbidden.logged
-    ))
+    ))?;
+    match outcome.differences.as_deref() {
+        None => Ok(()),
+        Some([]) => transcript.bare(&format!("{}\n", style::good("as the kept matrix has it"))),
+        Some(changed) => transcript.bare(&format!(
+            "{}: {}.\n",
+            style::bad("NOT as the kept matrix has it"),
+            changes(changed)
+        )),
+    }
+}
+
+/// How many cells are not as they were kept, and the first of them.
+fn changes(changed: &[DifferenceRow]) -> String {
+    let cells: Vec<String> = changed
+        .iter()
+        .take(SHOWN_CHANGES)
+        .map(|change| format!("{} {}", change.requester, change.target))
+        .collect();
+    let more = match changed.len().saturating_sub(SHOWN_CHANGES) {
+        0 => String::new(),
+        more => format!(" and {more} more, marked CHANGED above"),
+    };
+    let differ = match changed.len() {
+        1 => "1 cell differs".to_owned(),
+        many => format!("{many} cells differ"),
+    };
+    format!("{differ}: {}{more}", cells.join(", "))
 }

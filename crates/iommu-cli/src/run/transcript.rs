@@ -1,6 +1,9 @@
 //! What a run says while it goes.
 
+use anstream::adapter::strip_str;
+
 use crate::exit::{Failure, print};
+use crate::style;
 
 /// Columns that a line of words may take.
 const WIDTH: usize = 120;
@@ -12,7 +15,7 @@ pub(crate) fn wrap(text: &str, indent: usize) -> String {
     let mut column = 0;
     // Spaces at the beginning and between columns of a table stay as they are: each word brings those before it.
     for piece in text.split_inclusive(' ') {
-        let len = piece.trim_end().chars().count();
+        let len = visible(piece.trim_end());
         if column + len > WIDTH && column > indent {
             wrapped.truncate(wrapped.trim_end().len());
             wrapped.push('\n');
@@ -23,9 +26,14 @@ pub(crate) fn wrap(text: &str, indent: usize) -> String {
             }
         }
         wrapped.push_str(piece);
-        column += piece.chars().count();
+        column += visible(piece);
     }
     wrapped
+}
+
+/// Columns that a text takes: colours take none.
+fn visible(text: &str) -> usize {
+    strip_str(text).to_string().chars().count()
 }
 
 /// Numbered steps on standard output; silent when the result is asked for as JSON.
@@ -45,9 +53,10 @@ impl Transcript {
     pub(crate) fn step(&mut self, title: &str) -> Result<(), Failure> {
         self.step += 1;
         self.put(&format!(
-            "{}{:2}  {title}\n",
+            "{}{:2}  {}\n",
             if self.step > 1 { "\n" } else { "" },
-            self.step
+            self.step,
+            style::title(title)
         ))
     }
 
@@ -63,6 +72,11 @@ impl Transcript {
     /// A block of its own, printed as it is.
     pub(crate) fn block(&self, text: &str) -> Result<(), Failure> {
         self.put(&format!("\n{text}"))
+    }
+
+    /// A line that is not below a heading.
+    pub(crate) fn bare(&self, text: &str) -> Result<(), Failure> {
+        self.put(&wrap(text, 4))
     }
 
     fn put(&self, text: &str) -> Result<(), Failure> {
@@ -85,5 +99,7 @@ mod tests {
         assert_eq!(text.split_whitespace().count(), 60);
         let long = "x".repeat(200);
         assert_eq!(wrap(&format!("a {long} b"), 0), format!("a\n{long}\nb"));
+        let coloured = format!("{} {}", style::bad("x".repeat(60)), "y".repeat(59));
+        assert_eq!(wrap(&coloured, 4), coloured, "colours take no room");
     }
 }

@@ -39,7 +39,10 @@ struct Why(Stop);
 
 impl From<VfioError> for Why {
     fn from(why: VfioError) -> Self {
-        let text = why.to_string();
+        let mut text = why.to_string();
+        if matches!(why, VfioError::UnsafeInterrupts(_)) {
+            text.push_str(" (`modprobe vfio_iommu_type1 allow_unsafe_interrupts=1`)");
+        }
         Self(match why {
             VfioError::NoFunction(function) => Stop::Failed(Failure::Input(format!(
                 "no such function {function} on this machine; `iommu groups` lists them"
@@ -94,6 +97,7 @@ pub(crate) fn drive(function: Bdf) -> Result<DiskRow, Stop> {
         Stop::Unsupported(why) => Stop::Unsupported(named(why)),
         Stop::Failed(Failure::Input(why)) => Stop::Failed(Failure::Input(named(why))),
         Stop::Failed(Failure::Measure(why)) => Stop::Failed(Failure::Measure(named(why))),
+        Stop::Failed(Failure::Nothing(why)) => Stop::Failed(Failure::Nothing(named(why))),
     })?;
     Ok(row)
 }
