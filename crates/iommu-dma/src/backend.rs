@@ -6,6 +6,7 @@ use iommu_iova::IovaRequest;
 use iommu_types::{HostPhys, Iova, Perms, Piece};
 
 use crate::device::{Buffer, Device};
+use crate::direct::Unprotected;
 
 /// What kind of protection and translation devices have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +34,7 @@ impl fmt::Display for Kind {
             Self::Aperture => {
                 "aperture: NO ISOLATION; addresses in the window are translated, all other memory is open"
             }
-            Self::Direct => "direct: NO IOMMU, NO ISOLATION; the device can read and write all memory it can address",
+            Self::Direct => return write!(f, "direct: {}", Unprotected::FACT),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! No IOMMU.
 
 use core::convert::Infallible;
+use core::fmt;
 
 use iommu_iova::IovaRequest;
 use iommu_types::{Iova, Perms, Piece};
@@ -15,6 +16,32 @@ use crate::device::{Buffer, Device};
 /// only where the device cannot address them.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Direct;
+
+/// What a program says, as loudly as it can, when it goes on with [`Direct`] because it found no IOMMU.
+///
+/// ```
+/// use iommu_dma::{Kind, Unprotected};
+///
+/// let said = Unprotected.to_string();
+/// assert!(said.starts_with(Unprotected::FACT) && said.ends_with(Unprotected::REMEDY));
+/// assert!(Kind::Direct.to_string().contains(Unprotected::FACT));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unprotected;
+
+impl Unprotected {
+    /// What holds without an IOMMU.
+    pub const FACT: &'static str = "NO IOMMU, NO ISOLATION: every device reaches all memory that it can address";
+    /// What to do about it.
+    pub const REMEDY: &'static str =
+        "turn on the IOMMU (VT-d) in the firmware's setup, or give the virtual machine one (QEMU: -device intel-iommu)";
+}
+
+impl fmt::Display for Unprotected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", Self::FACT, Self::REMEDY)
+    }
+}
 
 impl Backend for Direct {
     type Core = ();

@@ -85,7 +85,7 @@ pub use backend::{Backend, Kind, NotMapped, When};
 pub use bounce::{BouncePool, MAX_RUN, PoolError, SLOT};
 pub use counters::Counters;
 pub use device::{Buffer, Device, Direction, DmaSegment, Trust};
-pub use direct::{Direct, NotTranslated};
+pub use direct::{Direct, NotTranslated, Unprotected};
 pub use error::DmaError;
 pub use iommu_types::Piece;
 pub use mapping::{Mapping, Unconfirmed, UnmapError};
