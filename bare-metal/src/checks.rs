@@ -16,7 +16,7 @@ use crate::memory::{BOARD, BUFFERS};
 use crate::pci::{Buses, Function};
 use crate::rig::{Checked, Expected, Rig, Running, SOURCE, ensure, text};
 use crate::virtio::Disk;
-use crate::{console, disk, firmware, interrupts, translation};
+use crate::{console, disk, firmware, interrupts, lending, translation, unprotected};
 
 /// What the checks came to.
 #[derive(Debug, Default)]
@@ -44,9 +44,9 @@ impl Report {
 }
 
 /// The devices of all checks.
-struct Devices {
-    edus: [Edu; 2],
-    disk: Disk,
+pub(crate) struct Devices {
+    pub(crate) edus: [Edu; 2],
+    pub(crate) disk: Disk,
 }
 
 /// What the firmware table says about the unit.
@@ -70,8 +70,20 @@ pub(crate) fn run(report: &mut Report, expected: Expected) {
     let (Some(devices), Some(apic)) = (devices, apic) else {
         return;
     };
+    let table = firmware::dmar();
+    report.check(
+        "the machine has a DMAR table, or has none, as this run says",
+        || match (table, expected.unit) {
+            (None, true) => Err(String::from("there is no DMAR table")),
+            (Some(_), false) => Err(String::from("there is a DMAR table")),
+            _ => Ok(()),
+        },
+    );
+    let Some(table) = table else {
+        return unprotected::run(report, &devices, &apic);
+    };
     let found = report.check("the firmware table names the unit of the devices", || {
-        read_table(&devices, expected)
+        read_table(table, &devices, expected)
     });
     let Some(found) = found else { return };
     report.check("a unit that nobody used is given up", || {
@@ -89,8 +101,7 @@ pub(crate) fn run(report: &mut Report, expected: Expected) {
 }
 
 /// Reads the DMAR table as a kernel would.
-fn read_table(devices: &Devices, expected: Expected) -> Result<Found, String> {
-    let bytes = firmware::dmar().ok_or("there is no DMAR table")?;
+fn read_table(bytes: &[u8], devices: &Devices, expected: Expected) -> Result<Found, String> {
     let table = Dmar::parse(bytes).map_err(text)?;
     ensure(table.checksum_ok(), "the checksum of the DMAR table is wrong")?;
     if let Some(malformed) = table.first_malformed() {
@@ -166,7 +177,7 @@ fn with_unit(report: &mut Report, unit: &Running, found: Found, devices: &Device
     if attached.is_none() {
         return;
     }
-    for (name, check) in translation::CHECKS {
+    for (name, check) in translation::CHECKS.iter().chain(lending::CHECKS) {
         report.check(name, || check(&rig));
     }
     for (name, check) in interrupts::CHECKS.iter().chain(disk::CHECKS) {

@@ -1,28 +1,30 @@
 //! Checks with a disk: `virtio-drivers` drives it, its buffers go through the DMA interface over a domain of its own.
 //!
-//! The image begins with sectors that the host filled; the kernel fills those after it, and the host compares all of
-//! them when the run is over.
+//! Requests and the plan of the disk are in `requests`.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
-use alloc::vec::Vec;
 
 use iommu_dma::{Counters, Direction, Invalidation, Trust};
-use iommu_types::{Clock, HostPhys, Iova, PAGE_SIZE, Perms, SystemMemory};
-use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use iommu_types::{Clock, HostPhys, Iova, PAGE_SIZE, Perms};
+use virtio_drivers::device::blk::SECTOR_SIZE;
 use virtio_drivers::transport::{DeviceStatus, Transport};
 use vtd_driver::{DomainOptions, FaultReport, InterruptSource, InterruptTarget, Requester};
 use vtd_spec::fault::FaultReason;
 use vtd_spec::register::FaultedRequest;
 
 use crate::dma::{self, FIXED, Policy, Use};
-use crate::hardware::{Dma, Ended, Lent, Order, Request};
+use crate::hardware::{Ended, Order};
 use crate::memory::{BOARD, BUFFERS};
+use crate::requests::{
+    Author, DEFERRED, END, PATIENCE_NS, SECOND, STRICT, Session, TRUSTED, UNTRUSTED, WITHHELD, content, exchange,
+    one_page, settled,
+};
 use crate::rig::{Checked, Rig, SOURCE, Space, ensure, page, text};
 use crate::translation::Check;
-use crate::virtio::{Platform, Translated};
+use crate::virtio::Platform;
 
 /// In the order in which they run.
 pub(crate) const CHECKS: &[Check] = &[
@@ -42,70 +44,6 @@ pub(crate) const CHECKS: &[Check] = &[
     ("a disk's interrupts are remapped, and end with their entry", interrupts),
 ];
 
-/// Sectors that the host filled, from 0 on.
-const GIVEN: usize = 1024;
-/// Where the parts begin that checks fill.
-const STRICT: usize = GIVEN;
-const DEFERRED: usize = STRICT + PART;
-const UNTRUSTED: usize = DEFERRED + PART;
-const WITHHELD: usize = UNTRUSTED + PART;
-const SECOND: usize = WITHHELD + 8;
-/// The first one that stays zero.
-const END: usize = SECOND + 56;
-/// Sectors of a part.
-const PART: usize = 256;
-/// Sectors of the disk.
-const CAPACITY: u64 = 2048;
-
-/// Who wrote a sector.
-#[derive(Clone, Copy)]
-enum Author {
-    Host = 1,
-    Kernel = 2,
-}
-
-/// What `sectors` sectors from `first` on hold, in the way the host knows too.
-fn content(author: Author, first: usize, sectors: usize) -> Vec<u8> {
-    let bytes = first * SECTOR_SIZE..(first + sectors) * SECTOR_SIZE;
-    bytes
-        .map(|at| {
-            let position = u64::try_from(at).unwrap_or(0) | (author as u64) << 40;
-            let [.., high] = position.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
-            high
-        })
-        .collect()
-}
-
-const TRUSTED: Policy = Policy {
-    invalidation: Invalidation::Strict,
-    trust: Trust::Trusted,
-};
-
-/// How long a request may take. With 256 ns an instruction, that is seconds of real time.
-const PATIENCE_NS: u64 = 400_000_000_000;
-/// How long after a fault: what is blocked need not end.
-const AFTER_FAULT_NS: u64 = 200_000_000;
-/// Faults of one request, in drains of the fault registers.
-const DRAINS: u32 = 64;
-/// Faults are looked for once in so many polls.
-const POLLS: u32 = 1024;
-
-/// A disk in use.
-struct Session<'a> {
-    rig: &'a Rig<'a>,
-    domain: &'a Arc<Space>,
-    driver: Option<VirtIOBlk<Dma, Translated>>,
-    faults: Vec<FaultReport>,
-}
-
-/// What a request left behind.
-struct Left {
-    /// The data, where the device was told to put them or to take them from.
-    data: Vec<u8>,
-    /// Where they lie.
-    at: HostPhys,
-}
-
 /// Requester of the disk.
 fn requester(rig: &Rig<'_>) -> Requester {
     Requester::new(rig.disk.source())
@@ -117,7 +55,7 @@ fn session(
     rig: &Rig<'_>,
     policy: Policy,
     attached: bool,
-    body: impl FnOnce(&mut Session<'_>) -> Checked,
+    body: impl FnOnce(&mut Session<'_>, &Space) -> Checked,
 ) -> Result<(usize, Counters), String> {
     let options = DomainOptions {
         stage: rig.expected.stage,
@@ -128,13 +66,8 @@ fn session(
     if attached {
         rig.unit.attach(&requester(rig), &domain).map_err(text)?;
     }
-    let mut session = Session {
-        rig,
-        domain: &domain,
-        driver: None,
-        faults: Vec::new(),
-    };
-    let done = body(&mut session);
+    let mut session = Session::new(rig.disk, Some(rig.unit));
+    let done = body(&mut session, &domain);
     // The device is reset first: it may still own buffers.
     drop(session);
     let removed = dma::remove();
@@ -146,128 +79,6 @@ fn session(
     }
     done?;
     removed
-}
-
-impl Session<'_> {
-    /// Resets the disk and starts it with a new driver.
-    fn start(&mut self, vector: Option<u16>) -> Checked {
-        self.driver = None;
-        let transport = self.rig.disk.transport(Platform { accept: true, vector })?;
-        let driver = VirtIOBlk::new(transport).map_err(text)?;
-        ensure(driver.capacity() == CAPACITY, "the disk has another size")?;
-        self.driver = Some(driver);
-        Ok(())
-    }
-
-    /// Looks for faults, and keeps them. The disk works at the same time, so that new ones may come meanwhile.
-    fn look(&mut self) -> Checked {
-        for _ in 0..DRAINS {
-            let drained = self.rig.unit.drain_faults(|report| self.faults.push(report));
-            if !drained.map_err(text)?.more {
-                return Ok(());
-            }
-        }
-        Err(String::from("faults do not end"))
-    }
-
-    /// One request. The data begin at byte `from` of `data`.
-    fn run(&mut self, order: Order, sector: usize, data: Vec<u8>, from: usize) -> Result<Ended, String> {
-        let mut driver = self.driver.take().ok_or("the disk was not started")?;
-        let (start, mut polls, mut fault, mut trouble) = (BOARD.now_ns(), 0, None, None);
-        let tired = || {
-            polls += 1;
-            if polls % POLLS != 0 {
-                return false;
-            }
-            if let Err(why) = self.look() {
-                trouble = Some(why);
-                return true;
-            }
-            let now = BOARD.now_ns();
-            if !self.faults.is_empty() {
-                fault.get_or_insert(now);
-            }
-            fault.is_some_and(|fault| now - fault > AFTER_FAULT_NS) || now - start > PATIENCE_NS
-        };
-        let ended = Request::new(data, from).run(&mut driver, order, sector, tired);
-        self.driver = Some(driver);
-        if let Some(why) = trouble {
-            return Err(why);
-        }
-        self.look()?;
-        ended.map_err(text)
-    }
-
-    /// One request that has to be done, without a fault; the data.
-    fn transfer(&mut self, order: Order, sector: usize, data: Vec<u8>, from: usize) -> Result<Vec<u8>, String> {
-        let ended = self.run(order, sector, data, from)?;
-        if let Some(fault) = self.faults.first() {
-            return Err(format!("a fault where there should be none: {:x?}", fault.record));
-        }
-        match ended {
-            Ended::Done(Ok(()), data) => Ok(data.get(from..).unwrap_or_default().to_vec()),
-            Ended::Done(Err(error), _) => Err(text(error)),
-            Ended::Never(_) => Err(String::from("the disk did not answer")),
-        }
-    }
-
-    fn read(&mut self, sector: usize, sectors: usize, from: usize) -> Result<Vec<u8>, String> {
-        self.transfer(Order::Read, sector, vec![0; from + sectors * SECTOR_SIZE], from)
-    }
-
-    fn write(&mut self, sector: usize, content: &[u8], from: usize) -> Checked {
-        let mut data = vec![0; from];
-        data.extend_from_slice(content);
-        self.transfer(Order::Write, sector, data, from).map(|_| ())
-    }
-
-    /// A request of one sector that the unit has to stop: the disk is reset, and the memory is as it was left.
-    fn stopped(&mut self, order: Order, sector: usize, data: Vec<u8>, from: usize) -> Result<Left, String> {
-        let ended = self.run(order, sector, data, from)?;
-        self.driver = None;
-        self.look()?;
-        match ended {
-            Ended::Done(_, data) => {
-                let data = data.get(from..).unwrap_or_default();
-                let at = data.as_ptr().expose_provenance();
-                Ok(Left {
-                    data: data.to_vec(),
-                    at: HostPhys::new(u64::try_from(at).map_err(text)?),
-                })
-            }
-            Ended::Never(at) => {
-                let mut data = vec![0; SECTOR_SIZE];
-                Lent.read(at, &mut data).map_err(text)?;
-                Ok(Left { data, at })
-            }
-        }
-    }
-
-    /// All faults so far are the disk's, of this kind, at this page; there is at least one.
-    fn faulted(&mut self, at: Iova, request: FaultedRequest, reason: FaultReason) -> Checked {
-        let expected = (self.rig.disk.source(), at.page(), request, reason);
-        ensure(!self.faults.is_empty(), "no fault was recorded")?;
-        for FaultReport { record, .. } in core::mem::take(&mut self.faults) {
-            let found = (
-                record.source(),
-                record.address().page(),
-                record.request(),
-                record.reason(),
-            );
-            if found != expected {
-                return Err(format!("the fault record says {found:x?}, expected {expected:x?}"));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// One sector of data on one page, and the byte at which it begins.
-fn one_page(fill: u8) -> (Vec<u8>, usize) {
-    let mut data: Vec<u8> = Vec::with_capacity(2 * 4096);
-    let from = data.as_ptr().align_offset(4096);
-    data.resize(from + SECTOR_SIZE, fill);
-    (data, from)
 }
 
 /// The device decides: it takes the features or not (virtio 1.2 §3.1.1).
@@ -290,7 +101,7 @@ fn insists(rig: &Rig<'_>) -> Checked {
 }
 
 fn never_attached(rig: &Rig<'_>) -> Checked {
-    session(rig, TRUSTED, false, |session| {
+    session(rig, TRUSTED, false, |session, _| {
         session.start(None)?;
         let left = session.stopped(Order::Read, 0, vec![0xa5; SECTOR_SIZE], 0)?;
         ensure(!session.faults.is_empty(), "no fault was recorded")?;
@@ -305,37 +116,8 @@ fn never_attached(rig: &Rig<'_>) -> Checked {
     .map(|_| ())
 }
 
-/// Reads what the host wrote and fills a part, in requests of several sizes that begin on and off page boundaries.
-fn exchange(session: &mut Session<'_>, part: usize) -> Checked {
-    session.start(None)?;
-    let shapes = [(1, 0), (8, 0), (128, 24), (PART - 137, 4093)];
-    let mut sector = 0;
-    for (sectors, from) in shapes {
-        let read = session.read(sector, sectors, from)?;
-        ensure(
-            read == content(Author::Host, sector, sectors),
-            "what was read is not what the host wrote",
-        )?;
-        let written = part + sector;
-        let content = content(Author::Kernel, written, sectors);
-        session.write(written, &content, from)?;
-        let back = session.read(written, sectors, 8)?;
-        ensure(back == content, "what was written does not come back")?;
-        sector += sectors;
-    }
-    ensure(sector == PART, "the part is not full")
-}
-
-/// All buffers came back, and the counters are plausible.
-fn settled((left, counters): (usize, Counters)) -> Result<Counters, String> {
-    ensure(left == 0, "the driver left buffers mapped")?;
-    // Header, data and answer of twelve requests, their descriptors, and two parts of the queue.
-    ensure(counters.unmaps >= 50, "the buffers did not go through the interface")?;
-    Ok(counters)
-}
-
 fn strict(rig: &Rig<'_>) -> Checked {
-    let done = session(rig, TRUSTED, true, |session| exchange(session, STRICT))?;
+    let done = session(rig, TRUSTED, true, |session, _| exchange(session, STRICT))?;
     let counters = settled(done)?;
     ensure(counters.invalidations == counters.unmaps, "an unmap was not waited for")?;
     ensure(counters.bounced_bytes == 0, "a trusted disk was given copies")
@@ -347,7 +129,7 @@ fn deferred(rig: &Rig<'_>) -> Checked {
         invalidation: Invalidation::Deferred { entries: ENTRIES },
         ..TRUSTED
     };
-    let done = session(rig, policy, true, |session| {
+    let done = session(rig, policy, true, |session, _| {
         exchange(session, DEFERRED)?;
         let before = dma::counters();
         dma::flush()?;
@@ -387,7 +169,7 @@ fn untrusted(rig: &Rig<'_>) -> Checked {
         trust: Trust::Untrusted,
         ..TRUSTED
     };
-    let done = session(rig, policy, true, |session| exchange(session, UNTRUSTED))?;
+    let done = session(rig, policy, true, |session, _| exchange(session, UNTRUSTED))?;
     let counters = settled(done)?;
     ensure(counters.bounced_buffers > 0, "parts of pages were not copied")?;
     ensure(counters.bounced_bytes < counters.bytes, "whole pages were copied")
@@ -395,7 +177,7 @@ fn untrusted(rig: &Rig<'_>) -> Checked {
 
 /// As a driver that knows no IOMMU: the buffer is not mapped.
 fn read_as_it_is(rig: &Rig<'_>) -> Checked {
-    session(rig, TRUSTED, true, |session| {
+    session(rig, TRUSTED, true, |session, _| {
         session.start(None)?;
         dma::use_data(Use::AsItIs);
         let (data, from) = one_page(0xa5);
@@ -410,7 +192,7 @@ fn read_as_it_is(rig: &Rig<'_>) -> Checked {
 /// The other way: nothing of the buffer may reach the disk.
 fn written_as_it_is(rig: &Rig<'_>) -> Checked {
     const SECRET: u8 = 0x5e;
-    session(rig, TRUSTED, true, |session| {
+    session(rig, TRUSTED, true, |session, _| {
         session.start(None)?;
         dma::use_data(Use::AsItIs);
         let (data, from) = one_page(SECRET);
@@ -428,12 +210,12 @@ fn written_as_it_is(rig: &Rig<'_>) -> Checked {
 
 /// The same command, address and buffer; only the mapping is gone.
 fn unmapped(rig: &Rig<'_>) -> Checked {
-    session(rig, TRUSTED, true, |session| {
+    session(rig, TRUSTED, true, |session, domain| {
         session.start(None)?;
         let (data, from) = one_page(0xa5);
         let at = data.as_ptr().expose_provenance() + from;
         let at = HostPhys::new(u64::try_from(at).map_err(text)?);
-        let mapped = session.domain.map(FIXED, at, PAGE_SIZE, Perms::WRITE);
+        let mapped = domain.map(FIXED, at, PAGE_SIZE, Perms::WRITE);
         mapped.map_err(text)?;
         dma::use_data(Use::At(FIXED));
         let Ended::Done(Ok(()), mut data) = session.run(Order::Read, 3, data, from)? else {
@@ -441,9 +223,9 @@ fn unmapped(rig: &Rig<'_>) -> Checked {
         };
         let arrived = data.get(from..) == Some(content(Author::Host, 3, 1).as_slice());
         ensure(arrived, "the data are not in the mapped buffer")?;
-        let pending = session.domain.unmap(page(FIXED), ());
+        let pending = domain.unmap(page(FIXED), ());
         let pending = pending.map_err(|refused| text(refused.error))?;
-        session.domain.flush(pending).map_err(|(error, _)| text(error))?;
+        domain.flush(pending).map_err(|(error, _)| text(error))?;
         data.fill(0xa5);
         let left = session.stopped(Order::Read, 3, data, from)?;
         ensure(left.at == at, "another buffer was used")?;
@@ -454,12 +236,12 @@ fn unmapped(rig: &Rig<'_>) -> Checked {
 }
 
 fn read_only(rig: &Rig<'_>) -> Checked {
-    session(rig, TRUSTED, true, |session| {
+    session(rig, TRUSTED, true, |session, domain| {
         session.start(None)?;
         let (data, from) = one_page(0xa5);
         let at = data.as_ptr().expose_provenance() + from;
         let at = HostPhys::new(u64::try_from(at).map_err(text)?);
-        session.domain.map(FIXED, at, PAGE_SIZE, Perms::READ).map_err(text)?;
+        domain.map(FIXED, at, PAGE_SIZE, Perms::READ).map_err(text)?;
         dma::use_data(Use::At(FIXED));
         let left = session.stopped(Order::Read, 0, data, from)?;
         session.faulted(FIXED, FaultedRequest::Write, rig.expected.write_denied)?;
@@ -471,11 +253,10 @@ fn read_only(rig: &Rig<'_>) -> Checked {
 /// The other device cannot use the disk's mapping, nor the disk that of the other device.
 fn of_another(rig: &Rig<'_>) -> Checked {
     const BUFFER: usize = 8;
-    session(rig, TRUSTED, true, |session| {
+    session(rig, TRUSTED, true, |session, domain| {
         session.start(None)?;
         rig.load(0x61)?;
-        session
-            .domain
+        domain
             .map(FIXED, BUFFERS.at(BUFFER), PAGE_SIZE, Perms::READ_WRITE)
             .map_err(text)?;
         rig.write_blocked(FIXED, BUFFER, rig.expected.unmapped_write)?;
@@ -512,7 +293,7 @@ fn interrupts(rig: &Rig<'_>) -> Checked {
         }
         true
     };
-    session(rig, TRUSTED, true, |session| {
+    session(rig, TRUSTED, true, |session, _| {
         rig.disk.set_message(message)?;
         for vector in VECTORS {
             rig.unit.set_interrupt(&block, 0, target(vector)).map_err(text)?;
@@ -533,7 +314,7 @@ fn interrupts(rig: &Rig<'_>) -> Checked {
         };
         ensure(data == content(Author::Host, 0, 1), "other data arrived")?;
         // The message follows the data.
-        session.driver = None;
+        session.stop();
         session.look()?;
         ensure(
             !rig.apic.requested(unused),
@@ -557,7 +338,7 @@ fn interrupts(rig: &Rig<'_>) -> Checked {
 
 /// The disk as the next owner of the unit finds it.
 pub(crate) fn after_take_over(rig: &Rig<'_>) -> Checked {
-    session(rig, TRUSTED, true, |session| {
+    session(rig, TRUSTED, true, |session, _| {
         session.start(None)?;
         let content = content(Author::Kernel, SECOND, END - SECOND);
         session.write(SECOND, &content, 0)?;

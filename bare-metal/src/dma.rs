@@ -3,14 +3,15 @@
 //!
 //! `virtio-drivers` knows its machine by functions without a receiver, so the adapter in use stands in a static.
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use iommu_dma::{
-    BouncePool, Buffer, Counters, Device, Direction, DmaApi, DmaCore, Invalidation, Mapping, Translated,
-    TranslatedCore, Trust,
+    Backend, BouncePool, Buffer, Counters, Device, Direct, Direction, DmaApi, DmaCore, Invalidation, Mapping,
+    Translated, Trust,
 };
 use iommu_iova::{CachedAllocator, IovaSpace};
 use iommu_types::{AddrRange, AddressSpace, HostPhys, Iova, PAGE_SIZE, Perms, Piece, UnmapRefused};
@@ -75,8 +76,6 @@ impl AddressSpace for Shared {
     }
 }
 
-type Backend = Translated<Shared, CachedAllocator>;
-
 /// What a driver does with buffers of data. Rings, headers and answers are always mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
@@ -93,20 +92,34 @@ pub(crate) enum Use {
 pub(crate) struct Policy {
     pub(crate) invalidation: Invalidation,
     pub(crate) trust: Trust,
+    /// Address lines of the device.
+    pub(crate) address_bits: u32,
 }
 
-/// The DMA interface of one device.
-struct Adapter {
-    api: DmaApi<Backend, Lent>,
-    core: DmaCore<TranslatedCore<Shared, CachedAllocator>>,
+/// The DMA interface of one device, over what this machine has to put between devices and memory.
+struct Adapter<B: Backend> {
+    api: DmaApi<B, Lent>,
+    core: DmaCore<B::Core>,
     device: Device,
-    live: Vec<(Iova, Mapping<Backend>)>,
+    live: Vec<(Iova, Mapping<B>)>,
     rings: [bool; RING_PAGES],
     data: Use,
     trouble: Option<String>,
 }
 
-static ADAPTER: Mutex<Option<Adapter>> = Mutex::new(None);
+/// An adapter, whatever it stands on.
+trait Interface: Send {
+    fn use_data(&mut self, data: Use);
+    fn counters(&self) -> Counters;
+    fn flush(&mut self) -> Checked;
+    fn allocate(&mut self, pages: usize) -> Option<(Iova, HostPhys)>;
+    fn release(&mut self, address: u64, at: HostPhys) -> Option<bool>;
+    fn share(&mut self, buffer: Buffer, direction: Direction) -> Option<Iova>;
+    fn end(&mut self, address: u64) -> bool;
+    fn finish(self: Box<Self>) -> Result<(usize, Counters), String>;
+}
+
+static ADAPTER: Mutex<Option<Box<dyn Interface>>> = Mutex::new(None);
 
 /// Puts an adapter into place that maps in `domain`.
 pub(crate) fn install(domain: &Arc<Space>, policy: Policy) -> Checked {
@@ -118,66 +131,64 @@ pub(crate) fn install(domain: &Arc<Space>, policy: Policy) -> Checked {
         .reserve(range(FIXED.raw(), FIXED_LEN)?)
         .reserve(range(INTERRUPTS.0, INTERRUPTS.1)?);
     let backend = Translated::new(Shared(domain.clone()), CachedAllocator::new(space), policy.invalidation);
+    install_on(backend, policy)
+}
+
+/// Puts an adapter into place for a machine without a unit: devices use memory's own addresses.
+pub(crate) fn install_direct(policy: Policy) -> Checked {
+    install_on(Direct, policy)
+}
+
+fn install_on<B>(backend: B, policy: Policy) -> Checked
+where
+    B: Backend<Core: Send, Held: Send, Error: 'static> + Send + 'static,
+{
     let pool = BouncePool::new(BOUNCE.at(0), BOUNCE.bytes(), 1).map_err(text)?;
     let api = DmaApi::new(backend, Lent).with_pool(pool);
     let core = api.new_core();
-    *ADAPTER.lock() = Some(Adapter {
+    *ADAPTER.lock() = Some(Box::new(Adapter {
         api,
         core,
-        device: Device::with_address_bits(64).trust(policy.trust),
+        device: Device::with_address_bits(policy.address_bits).trust(policy.trust),
         live: Vec::new(),
         rings: [false; RING_PAGES],
         data: Use::Mapped,
         trouble: None,
-    });
+    }));
     Ok(())
 }
 
 /// What the driver does with data from now on.
 pub(crate) fn use_data(data: Use) {
     with(|adapter| {
-        adapter.data = data;
+        adapter.use_data(data);
         Some(())
     });
 }
 
 /// What was counted so far.
 pub(crate) fn counters() -> Counters {
-    with(|adapter| Some(adapter.api.counters(&adapter.core))).unwrap_or_default()
+    with(|adapter| Some(adapter.counters())).unwrap_or_default()
 }
 
 /// Has every unmap confirmed that was put off.
 pub(crate) fn flush() -> Checked {
-    let flushed = with(|adapter| Some(adapter.api.flush(&mut adapter.core).map_err(text)));
-    flushed.unwrap_or(Ok(()))
+    with(|adapter| Some(adapter.flush())).unwrap_or(Ok(()))
 }
 
 /// Takes the adapter away, with the mappings that are left; how many those were, and what it did.
 pub(crate) fn remove() -> Result<(usize, Counters), String> {
-    let Some(mut adapter) = ADAPTER.lock().take() else {
-        return Err(String::from("there is no adapter"));
-    };
-    let left = adapter.live.len();
-    while let Some((_, mapping)) = adapter.live.pop() {
-        adapter.unmap(mapping);
-    }
-    if let Some(trouble) = adapter.trouble {
-        return Err(trouble);
-    }
-    let slots = adapter.api.pool().map_or(0, BouncePool::used_slots);
-    ensure(slots == 0, "bounce buffers are still in use")?;
-    let counters = adapter.api.retire(adapter.core).map_err(text)?;
-    ensure(counters.maps == counters.unmaps, "not everything mapped was unmapped")?;
-    Ok((left, counters))
+    let adapter = ADAPTER.lock().take();
+    adapter.ok_or("there is no adapter")?.finish()
 }
 
-fn with<T>(run: impl FnOnce(&mut Adapter) -> Option<T>) -> Option<T> {
-    ADAPTER.lock().as_mut().and_then(run)
+fn with<T>(run: impl FnOnce(&mut dyn Interface) -> Option<T>) -> Option<T> {
+    ADAPTER.lock().as_mut().and_then(|adapter| run(&mut **adapter))
 }
 
-impl Adapter {
+impl<B: Backend<Error: 'static>> Adapter<B> {
     /// Notes a mapping under its one address.
-    fn note(&mut self, made: Result<Mapping<Backend>, String>) -> Option<Iova> {
+    fn note(&mut self, made: Result<Mapping<B>, String>) -> Option<Iova> {
         let mapping = match made {
             Ok(mapping) => mapping,
             Err(why) => {
@@ -194,19 +205,54 @@ impl Adapter {
         Some(segment.address)
     }
 
-    fn unmap(&mut self, mapping: Mapping<Backend>) {
+    fn unmap(&mut self, mapping: Mapping<B>) {
         if let Err(error) = self.api.unmap(&mut self.core, mapping) {
             self.trouble = Some(text(error));
         }
     }
+}
 
-    /// Ends the mapping at an address; whether there was one.
-    fn end(&mut self, address: u64) -> bool {
-        let position = self.live.iter().position(|(at, _)| at.raw() == address);
-        let Some(position) = position else { return false };
-        let (_, mapping) = self.live.swap_remove(position);
-        self.unmap(mapping);
-        true
+impl<B> Interface for Adapter<B>
+where
+    B: Backend<Core: Send, Held: Send, Error: 'static> + Send,
+{
+    fn use_data(&mut self, data: Use) {
+        self.data = data;
+    }
+
+    fn counters(&self) -> Counters {
+        self.api.counters(&self.core)
+    }
+
+    fn flush(&mut self) -> Checked {
+        self.api.flush(&mut self.core).map_err(text)
+    }
+
+    fn allocate(&mut self, pages: usize) -> Option<(Iova, HostPhys)> {
+        let first = (0..RING_PAGES).find(|first| {
+            let run = self.rings.get(*first..first + pages);
+            run.is_some_and(|run| !run.contains(&true))
+        })?;
+        for index in first..first + pages {
+            RINGS.clear(index);
+        }
+        let at = RINGS.at(first);
+        let len = PAGE_SIZE * u64::try_from(pages).ok()?;
+        let made = self
+            .api
+            .map_coherent(&mut self.core, &self.device, &[Buffer::new(at, len)]);
+        let address = self.note(made.map_err(text))?;
+        self.rings.get_mut(first..first + pages)?.fill(true);
+        Some((address, at))
+    }
+
+    fn release(&mut self, address: u64, at: HostPhys) -> Option<bool> {
+        let first = RINGS.index(at)?;
+        let position = self.live.iter().position(|(iova, _)| iova.raw() == address)?;
+        let pages = self.live.get(position)?.1.byte_len() / PAGE_SIZE;
+        let pages = usize::try_from(pages).ok()?;
+        self.rings.get_mut(first..first + pages)?.fill(false);
+        Some(self.end(address))
     }
 
     fn share(&mut self, buffer: Buffer, direction: Direction) -> Option<Iova> {
@@ -220,40 +266,40 @@ impl Adapter {
             }
         }
     }
+
+    /// Ends the mapping at an address; whether there was one.
+    fn end(&mut self, address: u64) -> bool {
+        let position = self.live.iter().position(|(at, _)| at.raw() == address);
+        let Some(position) = position else { return false };
+        let (_, mapping) = self.live.swap_remove(position);
+        self.unmap(mapping);
+        true
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<(usize, Counters), String> {
+        let left = self.live.len();
+        while let Some((_, mapping)) = self.live.pop() {
+            self.unmap(mapping);
+        }
+        if let Some(trouble) = self.trouble {
+            return Err(trouble);
+        }
+        let slots = self.api.pool().map_or(0, BouncePool::used_slots);
+        ensure(slots == 0, "bounce buffers are still in use")?;
+        let counters = self.api.retire(self.core).map_err(text)?;
+        ensure(counters.maps == counters.unmaps, "not everything mapped was unmapped")?;
+        Ok((left, counters))
+    }
 }
 
 /// Pages for a ring, zeroed: the address for the device, and where they are.
 pub(crate) fn allocate(pages: usize) -> Option<(Iova, HostPhys)> {
-    with(|adapter| {
-        let first = (0..RING_PAGES).find(|first| {
-            let run = adapter.rings.get(*first..first + pages);
-            run.is_some_and(|run| !run.contains(&true))
-        })?;
-        for index in first..first + pages {
-            RINGS.clear(index);
-        }
-        let at = RINGS.at(first);
-        let len = PAGE_SIZE * u64::try_from(pages).ok()?;
-        let made = adapter
-            .api
-            .map_coherent(&mut adapter.core, &adapter.device, &[Buffer::new(at, len)]);
-        let address = adapter.note(made.map_err(text))?;
-        adapter.rings.get_mut(first..first + pages)?.fill(true);
-        Some((address, at))
-    })
+    with(|adapter| adapter.allocate(pages))
 }
 
 /// Takes the pages of a ring back; whether they had been given.
 pub(crate) fn release(address: u64, at: HostPhys) -> bool {
-    let released = with(|adapter| {
-        let first = RINGS.index(at)?;
-        let position = adapter.live.iter().position(|(iova, _)| iova.raw() == address)?;
-        let pages = adapter.live.get(position)?.1.byte_len() / PAGE_SIZE;
-        let pages = usize::try_from(pages).ok()?;
-        adapter.rings.get_mut(first..first + pages)?.fill(false);
-        Some(adapter.end(address))
-    });
-    released.unwrap_or(false)
+    with(|adapter| adapter.release(address, at)).unwrap_or(false)
 }
 
 /// Lends a buffer to the device: the address to use, which leads nowhere if there was trouble.

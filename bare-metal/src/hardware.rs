@@ -13,14 +13,14 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use iommu_dma::Direction;
-use iommu_types::{BusError, HostPhys, Registers, SourceId, SystemMemory};
+use iommu_types::{BusError, HostPhys, PAGE_SIZE, Registers, SourceId, SystemMemory};
 use spin::Mutex;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, VirtIOBlk};
 use virtio_drivers::transport::Transport;
 use virtio_drivers::transport::pci::bus::{ConfigurationAccess, DeviceFunction};
 use virtio_drivers::{BufferDirection, Hal, PhysAddr};
 
-use crate::memory::BOUNCE;
+use crate::memory::{BOUNCE, Pages};
 use crate::pci::Function;
 use crate::{console, dma};
 
@@ -31,6 +31,10 @@ const MAPPED: u64 = 1 << 32;
 
 /// Where the kernel and all its memory lie: from 1 MiB on, far less than this.
 const KERNEL: core::ops::Range<u64> = 0x10_0000..0x200_0000;
+
+/// Memory of the same size at the first address that takes 29 bits: nothing of the kernel's is there.
+const FAR: core::ops::Range<u64> = 1 << 28..(1 << 28) + KERNEL.end;
+const FAR_PAGES: usize = (KERNEL.end / PAGE_SIZE) as usize;
 
 /// Bytes of the heap.
 const HEAP: usize = 8 << 20;
@@ -98,7 +102,8 @@ pub(crate) fn halt() -> ! {
 /// For tables that nobody writes any more.
 pub(crate) fn firmware_bytes(at: u64, len: usize) -> Option<&'static [u8]> {
     let end = at.checked_add(u64::try_from(len).ok()?)?;
-    if at == 0 || end > MAPPED || (at < KERNEL.end && end > KERNEL.start) {
+    let used = |range: &core::ops::Range<u64>| at < range.end && end > range.start;
+    if at == 0 || end > MAPPED || used(&KERNEL) || used(&FAR) {
         return None;
     }
     let start = with_exposed_provenance::<u8>(usize::try_from(at).ok()?);
@@ -233,6 +238,19 @@ impl Playground {
 
 const _: () = assert!(Playground::FIRST >= KERNEL.end && Playground::FIRST + Playground::LEN <= MAPPED);
 
+/// Memory that devices with 28 address lines cannot address: `at(page)` is 256 MiB above that page of the first 32 MiB.
+///
+/// A machine with less than 288 MiB has none there: what is written does not come back then.
+pub(crate) fn far() -> &'static Pages<FAR_PAGES> {
+    let at = with_exposed_provenance::<Pages<FAR_PAGES>>(1 << 28);
+    // SAFETY: page aligned, mapped, and neither firmware (`firmware_bytes`) nor any other object is there; its words
+    // are atomic, and valid with any bits.
+    unsafe { &*at }
+}
+
+const _: () = assert!(size_of::<Pages<FAR_PAGES>>() as u64 == FAR.end - FAR.start);
+const _: () = assert!(Playground::FIRST + Playground::LEN <= FAR.start);
+
 /// Memory for the heap, aligned for anything that is allocated.
 #[repr(C, align(4096))]
 struct HeapBytes(UnsafeCell<[u8; HEAP]>);
@@ -280,7 +298,7 @@ static ALLOCATOR: Heap = Heap {
     used: AtomicUsize::new(0),
 };
 
-/// Memory that the DMA interface may copy: the bounce pool, and what a driver has lent to its device.
+/// Memory that the DMA interface may copy: the bounce pool, far memory, and what a driver has lent to its device.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lent;
 
@@ -295,9 +313,10 @@ impl Lent {
             at.raw() >= first && at.raw() - first <= bytes && len <= bytes - (at.raw() - first)
         };
         let pool = inside(BOUNCE.at(0).raw(), BOUNCE.bytes());
+        let far = inside(FAR.start, FAR.end - FAR.start);
         let lent = || LENT.lock().iter().any(|&(first, bytes)| inside(first, bytes));
         match usize::try_from(at.raw()) {
-            Ok(address) if at.raw().is_multiple_of(align) && (pool || lent()) => Ok(address),
+            Ok(address) if at.raw().is_multiple_of(align) && (pool || far || lent()) => Ok(address),
             _ => Err(BusError { at }),
         }
     }

@@ -4,7 +4,9 @@
 //! and interrupts of two `edu` devices and of a virtio disk at it: what is mapped has to arrive, everything else has to
 //! be blocked and recorded. The disk is driven by `virtio-drivers` through the DMA interface of `iommu-dma`. Each check prints `PASS name` or `FAIL name: why`; the last line is `END passed failed`.
 //!
-//! Words of the command line: `scalable` drives the unit in scalable mode with second-stage tables, `first-stage`
+//! On a machine without a DMAR table the kernel says so, and uses the same devices unprotected (`unprotected`).
+//!
+//! Words of the command line: `no-unit` says that this machine has no remapping unit; `scalable` drives the unit in scalable mode with second-stage tables, `first-stage`
 //! with first-stage ones; `silent-interrupts` says that this QEMU drops blocked interrupts without a record.
 //! `hostile=SECONDS` with `seed=N` makes no checks, but attacks the functions that `iommu serve` offers (`hostile`).
 #![no_std]
@@ -22,10 +24,14 @@ mod firmware;
 mod hardware;
 mod hostile;
 mod interrupts;
+mod lending;
 mod memory;
 mod pci;
+
+mod requests;
 mod rig;
 mod translation;
+mod unprotected;
 mod virtio;
 
 use core::panic::PanicInfo;

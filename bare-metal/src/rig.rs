@@ -31,6 +31,8 @@ const SOURCE_PAGE: usize = 0;
 /// How this run is to be judged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expected {
+    /// The machine has a remapping unit.
+    pub(crate) unit: bool,
     pub(crate) mode: TableMode,
     pub(crate) stage: Stage,
     /// Blocked interrupts are recorded as faults.
@@ -48,6 +50,7 @@ impl Expected {
     pub(crate) fn of(line: &str) -> Self {
         let has = |word: &str| line.split_ascii_whitespace().any(|other| other == word);
         let legacy = Self {
+            unit: !has("no-unit"),
             mode: TableMode::Legacy,
             stage: Stage::Second,
             interrupt_faults: !has("silent-interrupts"),

@@ -25,8 +25,8 @@ const FAILURE: i32 = 0x11 << 1 | 1;
 pub(crate) struct Run {
     /// For people.
     name: &'static str,
-    /// Properties of `intel-iommu`, besides those of all runs.
-    unit: &'static str,
+    /// Properties of `intel-iommu`, besides those of all runs; `None` is a machine without it.
+    unit: Option<&'static str>,
     /// The kernel's command line.
     command_line: &'static str,
 }
@@ -35,10 +35,20 @@ pub(crate) struct Run {
 const fn run(name: &'static str, unit: &'static str, command_line: &'static str) -> Run {
     Run {
         name,
-        unit,
+        unit: Some(unit),
         command_line,
     }
 }
+
+/// No unit: the kernel has to say so, and devices reach everything.
+const NO_UNIT: Run = Run {
+    name: "no unit",
+    unit: None,
+    command_line: "no-unit",
+};
+
+/// What begins a line with which the kernel says that nothing protects the machine.
+const WARNING: &str = "WARNING ";
 
 /// QEMU 7.2 has second-stage tables only, and drops blocked interrupts without a fault record.
 pub(crate) const RUNS_7: &[Run] = &[
@@ -50,6 +60,7 @@ pub(crate) const RUNS_7: &[Run] = &[
         "aw-bits=48,x-scalable-mode=on",
         "scalable silent-interrupts",
     ),
+    NO_UNIT,
 ];
 
 /// QEMU 11.1 has first-stage tables too.
@@ -59,6 +70,7 @@ pub(crate) const RUNS_11: &[Run] = &[
     run("39 bits", "aw-bits=39", ""),
     run("scalable", "aw-bits=48,scalable-mode=on", "scalable"),
     run("first stage", "aw-bits=48,scalable-mode=on,fsts=on", "first-stage"),
+    NO_UNIT,
 ];
 
 /// Builds the kernel and runs it in every way on one QEMU.
@@ -124,7 +136,7 @@ pub(crate) fn build() -> Result<PathBuf, String> {
 fn one(launcher: &Path, kernel: &Path, run: Run) -> Result<usize, String> {
     let image = folder()?.join(format!("disk-{}.img", std::process::id()));
     std::fs::write(&image, disk::given()).map_err(|e| format!("cannot write {}: {e}", image.display()))?;
-    let passed = start(launcher, kernel, &image, run).and_then(|text| judge(&text));
+    let passed = start(launcher, kernel, &image, run).and_then(|text| judge(&text, run.unit.is_some()));
     let left = std::fs::read(&image).map_err(|e| format!("cannot read {}: {e}", image.display()));
     let _ = std::fs::remove_file(&image);
     let (passed, left) = (passed?, left?);
@@ -134,7 +146,15 @@ fn one(launcher: &Path, kernel: &Path, run: Run) -> Result<usize, String> {
 
 /// Runs the kernel; what it printed, if it ended by itself.
 fn start(launcher: &Path, kernel: &Path, image: &Path, run: Run) -> Result<String, String> {
-    let unit = format!("intel-iommu,intremap=on,eim=off,{}", run.unit);
+    // Behind a unit the devices have all address lines. Without one, `edu` has its 28, and some memory is beyond them.
+    let (unit, edu, disk) = match run.unit {
+        Some(unit) => (
+            vec!["-device".to_owned(), format!("intel-iommu,intremap=on,eim=off,{unit}")],
+            ",dma_mask=0xffffffffffffffff",
+            ",iommu_platform=on",
+        ),
+        None => (Vec::new(), "", ""),
+    };
     let mut command = Command::new(launcher);
     // 256 ns an instruction: the device's 100 ms timers then take no real time.
     command
@@ -142,23 +162,20 @@ fn start(launcher: &Path, kernel: &Path, image: &Path, run: Run) -> Result<Strin
             "-M",
             "q35",
             "-m",
-            "256",
+            "512",
             "-accel",
             "tcg",
             "-icount",
             "shift=8,sleep=off",
         ])
         .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
-        .args(["-device", &unit])
-        .args(["-device", "edu,dma_mask=0xffffffffffffffff"])
+        .args(unit)
+        .args(["-device", &format!("edu{edu}")])
         .args(["-device", "pcie-root-port,id=below,chassis=1"])
-        .args(["-device", "edu,bus=below,dma_mask=0xffffffffffffffff"])
+        .args(["-device", &format!("edu,bus=below{edu}")])
         .arg("-drive")
         .arg(format!("if=none,id=disk,format=raw,file={}", image.display()))
-        .args([
-            "-device",
-            "virtio-blk-pci,drive=disk,iommu_platform=on,disable-legacy=on",
-        ])
+        .args(["-device", &format!("virtio-blk-pci,drive=disk,disable-legacy=on{disk}")])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"])
         .args(["-append", run.command_line, "-kernel"])
         .arg(kernel);
@@ -190,9 +207,20 @@ fn start(launcher: &Path, kernel: &Path, image: &Path, run: Run) -> Result<Strin
     }
 }
 
-/// How many checks passed, if none failed and the kernel came to its end.
-fn judge(text: &str) -> Result<usize, String> {
+/// How many checks passed, if none failed, the kernel came to its end, and it said once what is not protected.
+fn judge(text: &str, protected: bool) -> Result<usize, String> {
     let lines = || text.lines().map(str::trim_end);
+    let warnings: Vec<&str> = lines().filter(|line| line.starts_with(WARNING)).collect();
+    let loud = match warnings.as_slice() {
+        [] => protected,
+        [one] => !protected && one.contains("NO ISOLATION"),
+        _ => false,
+    };
+    if !loud {
+        return Err(format!(
+            "one warning was due without a unit, and none with one: {warnings:?}"
+        ));
+    }
     let failed: Vec<&str> = lines().filter(|line| line.starts_with("FAIL ")).collect();
     if !failed.is_empty() {
         return Err(failed.join("\n"));
@@ -211,12 +239,27 @@ mod tests {
 
     #[test]
     fn a_run_counts_only_with_its_end_and_without_failures() {
-        assert_eq!(judge("hello\r\nPASS one\r\nPASS two\r\nEND 2 0\r\n"), Ok(2));
-        assert!(judge("PASS one\nPASS two\n").is_err(), "no end");
-        assert!(judge("PASS one\nEND 2 0\n").is_err(), "a line is missing");
+        assert_eq!(judge("hello\r\nPASS one\r\nPASS two\r\nEND 2 0\r\n", true), Ok(2));
+        assert!(judge("PASS one\nPASS two\n", true).is_err(), "no end");
+        assert!(judge("PASS one\nEND 2 0\n", true).is_err(), "a line is missing");
         assert_eq!(
-            judge("PASS one\nFAIL two: why\nEND 1 1\n"),
+            judge("PASS one\nFAIL two: why\nEND 1 1\n", true),
             Err("FAIL two: why".to_owned())
         );
+    }
+
+    #[test]
+    fn a_machine_without_a_unit_has_to_say_so_once() {
+        let said = "WARNING NO IOMMU, NO ISOLATION: all memory\r\n";
+        let end = "PASS one\r\nEND 1 0\r\n";
+        assert_eq!(judge(&format!("{said}{end}"), false), Ok(1));
+        for text in [
+            end.to_owned(),
+            format!("{said}{said}{end}"),
+            format!("WARNING\r\n{end}"),
+        ] {
+            assert!(judge(&text, false).is_err(), "{text}");
+        }
+        assert!(judge(&format!("{said}{end}"), true).is_err(), "there is a unit");
     }
 }

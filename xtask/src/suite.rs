@@ -64,7 +64,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
         Depth::Nightly => 1_000_000,
     };
     report.check("model against QEMU 11.1", 10_000, || qemu::check(tools::QEMU_11, dmas));
-    report.check("driver on QEMU 11.1, bare metal", 255, || {
+    report.check("driver on QEMU 11.1, bare metal", 282, || {
         bare_metal::check(tools::QEMU_11, bare_metal::RUNS_11)
     });
     report.check("groups against Linux", 500, || linux::check(depth));
@@ -74,7 +74,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     if depth >= Depth::Full {
         report.check("fuzzing", 9, || fuzz(depth));
         report.check("model against QEMU 7.2", 50_000, || qemu::check(tools::QEMU_7, dmas));
-        report.check("driver on QEMU 7.2, bare metal", 204, || {
+        report.check("driver on QEMU 7.2, bare metal", 229, || {
             bare_metal::check(tools::QEMU_7, bare_metal::RUNS_7)
         });
         report.check("lints, bare metal", 1, bare_metal::lints);
