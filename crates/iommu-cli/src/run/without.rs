@@ -1,5 +1,6 @@
 //! `iommu run --iommu aperture|none`: the rehearsal of a machine whose units are not there.
 
+use iommu_dma::Unprotected;
 use soft_platform::Machine;
 
 use super::kind::{Bench, Kind, extent};
@@ -47,7 +48,7 @@ pub(super) fn rehearse(
             ))?;
             transcript.line("NO ISOLATION: outside of the window every device reaches all memory")?;
         }
-        None => transcript.line("NO IOMMU, NO ISOLATION: every device reaches all memory that it can address")?,
+        None => transcript.line(Unprotected::FACT)?,
     }
     transcript.line("nothing can be given to a guest: VFIO refuses a group that no unit contains (--iommu vtd)")?;
     let Some(function) = narrowest(&bench.machine) else {
