@@ -11,6 +11,10 @@ const SLOTS_MAX: usize = 62;
 const INSIDE: u64 = 2;
 /// A drain has looked at this slot since it was last entered: who leaves tells the drain.
 const WATCHED: u64 = 1;
+/// Nobody was ever in this slot, so drains leave it out.
+const UNUSED: u64 = 1 << 63;
+/// The shared slots among the bits of slots.
+const SHARED: u64 = 0b11 << SLOTS_MAX;
 
 #[derive(Debug)]
 #[repr(align(128))]
@@ -32,12 +36,16 @@ impl Ticket {
 /// The readers of one unit.
 ///
 /// A reader enters by an atomic read-modify-write of a slot of its own and leaves by another. A drain does one
-/// read-modify-write on every slot. On each slot these form one order, which is the whole proof:
+/// read-modify-write on every slot that was ever used. On each slot these form one order, which is the whole proof:
 ///
 /// * a reader that enters after the drain was there reads from the drain's write, so it sees every invalidation made
 ///   before the drain began, and cannot find what was invalidated;
 /// * a reader that entered before is seen by the drain, which marks the slot; the reader finds the mark when it leaves,
 ///   and the last of them completes the drain, whose completer therefore sees everything they did.
+///
+/// The first reader of a slot announces it in a word of bits, which a drain reads by a read-modify-write too: either the drain
+/// sees the bit, or whoever enters sees every invalidation made before the drain began. So a drain costs as many
+/// operations as there are threads, not as there is room for.
 ///
 /// Nobody waits in here. Readers beyond the number of slots share two counted slots, of which new readers use one and
 /// the drain waits for the other, so that a stream of them cannot hold up a drain for ever.
@@ -47,6 +55,8 @@ pub struct Readers<W> {
     shared: [Slot<W>; 2],
     /// Which shared slot new readers use: the parity.
     phase: W,
+    /// Slots that were ever used, one bit each.
+    used: W,
     /// Slots that the drain under way still waits for, one bit each; 0 when there is none.
     awaited: Slot<W>,
 }
@@ -56,9 +66,10 @@ impl<W: Word> Readers<W> {
     #[must_use]
     pub fn new(slots: usize) -> Self {
         Self {
-            slots: (0..slots.min(SLOTS_MAX)).map(|_| Slot(W::new(0))).collect(),
+            slots: (0..slots.min(SLOTS_MAX)).map(|_| Slot(W::new(UNUSED))).collect(),
             shared: [Slot(W::new(0)), Slot(W::new(0))],
             phase: W::new(0),
+            used: W::new(0),
             awaited: Slot(W::new(0)),
         }
     }
@@ -86,7 +97,7 @@ impl<W: Word> Readers<W> {
         let Slot(slot) = self.slots.get(index)?;
         let mut seen = slot.load(Ordering::Relaxed);
         // A drain may set the mark in between, once for each drain.
-        while seen & INSIDE == 0 {
+        while seen & (INSIDE | UNUSED) == 0 {
             match slot.compare_exchange(seen, INSIDE, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return Some(Ticket(u32::try_from(index).unwrap_or(0))),
                 Err(now) => seen = now,
@@ -95,17 +106,33 @@ impl<W: Word> Readers<W> {
         None
     }
 
-    /// A hint that is taken is rare: a section inside a section, or more threads than slots.
+    /// A hint that is taken is rare: a section inside a section, or more threads than slots. So is a slot's first reader.
     #[cold]
     fn enter_elsewhere(&self, first: usize) -> Ticket {
-        let others = (first + 1..self.slots.len()).chain(0..first);
-        others
-            .into_iter()
-            .find_map(|index| self.enter_at(index))
-            .unwrap_or_else(|| self.enter_shared())
+        let mut all = (first..self.slots.len()).chain(0..first);
+        all.find_map(|index| {
+            self.open(index);
+            self.enter_at(index)
+        })
+        .unwrap_or_else(|| self.enter_shared())
+    }
+
+    /// Tells drains of a slot before its first reader enters.
+    fn open(&self, index: usize) {
+        let Some(Slot(slot)) = self.slots.get(index) else {
+            return;
+        };
+        if slot.load(Ordering::Relaxed) & UNUSED != 0 {
+            self.used.fetch_or(1 << index, Ordering::AcqRel);
+            // Whoever sees the slot open has what this thread has seen by announcing it.
+            slot.fetch_and(!UNUSED, Ordering::AcqRel);
+        }
     }
 
     fn enter_shared(&self) -> Ticket {
+        if self.used.load(Ordering::Acquire) & SHARED != SHARED {
+            self.used.fetch_or(SHARED, Ordering::AcqRel);
+        }
         let [even, odd] = &self.shared;
         let (index, slot) = if self.phase.load(Ordering::Relaxed) & 1 == 0 {
             (SLOTS_MAX, even)
@@ -163,21 +190,30 @@ impl<W: Word> Readers<W> {
     #[must_use]
     pub fn begin_drain(&self) -> bool {
         self.phase.fetch_add(1, Ordering::AcqRel);
-        let own = 1u64
-            .checked_shl(u32::try_from(self.slots.len()).unwrap_or(0))
-            .map_or(u64::MAX, |bit| bit - 1);
-        let slots = self.slots.iter().chain(&self.shared);
-        let bits = (0..self.slots.len())
-            .chain(SLOTS_MAX..SLOTS_MAX + 2)
-            .map(|at| 1u64 << at);
+        // Changes nothing; a read-modify-write has its place in the order of those that announce.
+        let used = self.used.fetch_add(0, Ordering::AcqRel);
+        if used == 0 {
+            return true;
+        }
         // All bits first: a reader that leaves while the drain still looks strikes out its own.
-        self.awaited.0.store(own | 0b11 << SLOTS_MAX, Ordering::Relaxed);
+        self.awaited.0.store(used, Ordering::Relaxed);
         let mut idle = 0;
-        for (Slot(slot), bit) in slots.zip(bits) {
-            if slot.fetch_or(WATCHED, Ordering::AcqRel) < INSIDE {
+        let mut left = used;
+        while left != 0 {
+            let (index, bit) = (left.trailing_zeros(), left & left.wrapping_neg());
+            left &= !bit;
+            if self.slot(index).fetch_or(WATCHED, Ordering::AcqRel) & !UNUSED < INSIDE {
                 idle |= bit;
             }
         }
         self.tell(idle)
+    }
+
+    /// The slot of bit `index`.
+    fn slot(&self, index: u32) -> &W {
+        let [even, odd] = &self.shared;
+        let own = usize::try_from(index).ok().and_then(|index| self.slots.get(index));
+        let Slot(slot) = own.unwrap_or(if index & 1 == 0 { even } else { odd });
+        slot
     }
 }
