@@ -60,7 +60,11 @@ impl Default for PlatformOptions {
 #[non_exhaustive]
 pub enum PlatformError {
     /// The machine has no table.
-    #[error("the machine has no DMAR table, so there are no units to bring up; devices reach all memory")]
+    #[error(
+        "the machine has no DMAR table, so there are no units to bring up. NO IOMMU, NO ISOLATION: every device reaches \
+         all memory that it can address; turn on the IOMMU (VT-d) in the firmware's setup, or give the virtual machine \
+         one (QEMU: -device intel-iommu)"
+    )]
     NoTable,
 }
 

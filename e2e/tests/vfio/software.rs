@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::path::Path;
 
 use iommu_devices::virtio::{FileDisk, VirtioBlk, VirtioBlkOptions};
+use iommu_dma::Unprotected;
 use iommu_types::Bdf;
 use iommu_vfio::{Driver, Platform, PlatformOptions, Software};
 use soft_platform::{Machine, MachineDescription};
@@ -53,4 +54,14 @@ pub(crate) fn disk(image: &Path) -> (Software, Bdf) {
     start(PlatformOptions::default(), |machine, function| {
         machine.replace(function, Box::new(disk)).expect("it takes the place");
     })
+}
+
+#[test]
+fn a_machine_without_a_table_is_refused_with_the_words_of_the_dma_api() {
+    let description = MachineDescription::two_socket().expect("the embedded machine is sound");
+    let machine = Machine::without_iommu(&description).expect("it can be built");
+    let refused = Platform::bring_up(machine, PlatformOptions::default()).expect_err("there are no units");
+    let said = refused.to_string();
+    assert!(said.contains("no DMAR table"), "{said}");
+    assert!(said.ends_with(&Unprotected.to_string()), "{said}");
 }
