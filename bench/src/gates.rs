@@ -34,7 +34,7 @@ const COLD: &str = "45 ns of a mapping (a lock, a search, a list of slots); in t
 const SCATTERED: &str = "each piece is checked and placed by itself, and the list of them is made; the single pass zeroes no \
                          tables and checks nothing";
 /// What a strict pair with the unit is made of.
-const UNIT: &str = "6,070 instructions: 5,400 of them a doorbell, an invalidation and a wait with its drain under the unit's \
+const UNIT: &str = "5,100 instructions: 4,400 of them a doorbell, an invalidation and a wait with its drain under the unit's \
                     lock, and the driver's queue; what hardware does in 2,100 cycles";
 
 /// What limits a row: benchmark, how the case begins, the reason.

@@ -114,7 +114,7 @@ pub enum MapError {
         aperture: AddrRange<Iova>,
     },
     /// The addresses are interrupts on this platform, as input or as output.
-    #[error("{len:#x} bytes from {iova} to {phys} touch fee00000..=feefffff, where writes are interrupts")]
+    #[error("{len:#x} bytes from {iova} to {phys} touch 0xfee00000..=0xfeefffff, where writes are interrupts")]
     InterruptWindow {
         /// First input address.
         iova: Iova,
