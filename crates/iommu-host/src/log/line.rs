@@ -29,9 +29,9 @@ pub(super) struct Line<'a> {
 /// All lines of `bytes`.
 pub(super) fn clean_lines(bytes: &[u8]) -> impl Iterator<Item = Line<'_>> {
     // What follows the last newline is a line only if there is something.
-    let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let lines = bytes.split(|byte| *byte == b'\n').enumerate();
-    lines.filter(|_| !bytes.is_empty()).map(|(index, line)| {
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n').enumerate();
+    lines.map(|(index, line)| {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
         let line = line.get(..MAX_LINE).unwrap_or(line);
         let text = clean(line);
         let (stamp, start) = find_stamp(&text);

@@ -249,3 +249,18 @@ fn every_cut_of_a_fault_line_is_survived() {
         }
     }
 }
+
+#[test]
+fn lines_are_counted_as_editors_count_them() {
+    for (text, lines) in [
+        ("", 0),
+        ("\n", 1),
+        ("x", 1),
+        ("x\n", 1),
+        ("\n\n", 2),
+        ("x\n\n", 2),
+        ("x\ny", 2),
+    ] {
+        assert_eq!(super::read(text.as_bytes()).lines, lines, "{text:?}");
+    }
+}
