@@ -1,11 +1,11 @@
 //! The main job on the sample machine, judged by its own report and by what the project promises.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::report::Outcome;
-use crate::target;
 use crate::tools::output;
 
 /// Bytes that a run on the sample machine moves through translated DMA at least.
@@ -13,9 +13,9 @@ const BYTES: u64 = 1 << 30;
 /// Forbidden accesses that it tries at least.
 const FORBIDDEN: u64 = 40;
 
-/// `iommu run` with its defaults.
-pub(crate) fn check() -> Outcome {
-    let text = match target::tool().and_then(|tool| output(Command::new(tool).args(["run", "--json"]))) {
+/// `iommu run` with its defaults, by the program that `tool` builds.
+pub(crate) fn check(tool: impl FnOnce() -> Result<PathBuf, String>) -> Outcome {
+    let text = match tool().and_then(|tool| output(Command::new(tool).args(["run", "--json"]))) {
         Ok(text) => text,
         Err(why) => return Outcome::Failed(why),
     };

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::tools::{cargo, output};
+use crate::tools::{cargo, output, static_program};
 
 /// The target folder of the workspace, for builds of their own and for the files that checks write.
 pub(crate) fn folder() -> Result<PathBuf, String> {
@@ -20,8 +20,14 @@ pub(crate) fn folder() -> Result<PathBuf, String> {
         .ok_or_else(|| "cargo metadata names no target folder".to_owned())
 }
 
-/// Builds `iommu` as its users do, so that no check judges an old one; where it is.
+/// Builds `iommu` so that no check judges an old one; where it is. It is linked as guests need it, since one build is
+/// enough for them and for the checks here.
 pub(crate) fn tool() -> Result<PathBuf, String> {
+    static_program("iommu-cli", "iommu")
+}
+
+/// Builds `iommu` as its users do; where it is.
+pub(crate) fn users_tool() -> Result<PathBuf, String> {
     build(&mut cargo(&["build", "--quiet", "--release", "--bin", "iommu"]))
 }
 
