@@ -66,7 +66,7 @@ pub(crate) fn check(depth: Depth) -> Outcome {
         if share.rounds == 0 {
             continue;
         }
-        match compare(kernel, share, seed) {
+        match compare(kernel, share, seed, depth) {
             Outcome::Passed { count, detail } => {
                 functions += count;
                 lines.push(detail);
@@ -78,13 +78,16 @@ pub(crate) fn check(depth: Depth) -> Outcome {
 }
 
 /// Runs the tests with one kernel.
-fn compare(kernel: Selection, share: Share, seed: u64) -> Outcome {
+fn compare(kernel: Selection, share: Share, seed: u64, depth: Depth) -> Outcome {
     let guest = match Programs::unpack(kernel) {
         Ok(programs) => programs,
         Err(outcome) => return outcome,
     };
     let mut command = cargo(&["test", "--package", "e2e", "--test", "linux", "--", "--nocapture"]);
     guest.tell(&mut command);
+    if depth == Depth::Default {
+        command.env("PORTCULLIS_GUEST_PART", "1");
+    }
     command
         .env("PORTCULLIS_GUEST_ROUNDS", share.rounds.to_string())
         .env("PORTCULLIS_GUEST_TREES", share.trees.to_string())

@@ -73,7 +73,8 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
     report.check("driver on QEMU 11.1, bare metal", 282, || {
         bare_metal::check(tools::QEMU_11, bare_metal::RUNS_11)
     });
-    report.check("groups against Linux", 500, || linux::check(depth));
+    let functions = if depth == Depth::Default { 200 } else { 800 };
+    report.check("groups against Linux", functions, || linux::check(depth));
     report.check("VFIO against Linux", 90, vfio::check);
     let boots = if depth == Depth::Default { 2 } else { 28 };
     report.check("Linux on our unit", boots, || serve::check(depth, None));

@@ -8,7 +8,7 @@ use e2e::guest::record::Record;
 use e2e::guest::{Guest, Script};
 use iommu_types::{HostPhys, Segment};
 
-use super::{folder, tool, tools};
+use super::{folder, only_a_part, tool, tools};
 
 /// One way in which a machine can stand.
 struct Case {
@@ -157,12 +157,13 @@ fn doctor_tells_firmware_kernel_and_broken_tables_apart() {
             failures.lock().expect("no worker panics").push(text);
         }
     };
+    let cases = || CASES.iter().step_by(if only_a_part() { 3 } else { 1 });
     std::thread::scope(|scope| {
-        for (index, case) in CASES.iter().enumerate() {
+        for (index, case) in cases().enumerate() {
             scope.spawn(move || work(index, case));
         }
     });
     let failures = failures.into_inner().expect("no worker panics");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    println!("also: doctor in {} states of a machine", CASES.len());
+    println!("also: doctor in {} states of a machine", cases().count());
 }
