@@ -261,6 +261,6 @@ fn lines_are_counted_as_editors_count_them() {
         ("x\n\n", 2),
         ("x\ny", 2),
     ] {
-        assert_eq!(super::read(text.as_bytes()).lines, lines, "{text:?}");
+        assert_eq!(read(text.as_bytes()).lines, lines, "{text:?}");
     }
 }
