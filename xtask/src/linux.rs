@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::report::Outcome;
 use crate::suite::Depth;
-use crate::tools::{self, Selection, cargo, output};
+use crate::tools::{self, Selection, output};
 
 /// What one kernel is booted on.
 #[derive(Clone, Copy, Debug)]
@@ -83,7 +83,7 @@ fn compare(kernel: Selection, share: Share, seed: u64, depth: Depth) -> Outcome 
         Ok(programs) => programs,
         Err(outcome) => return outcome,
     };
-    let mut command = cargo(&["test", "--package", "e2e", "--test", "linux", "--", "--nocapture"]);
+    let mut command = tools::built_test("linux");
     guest.tell(&mut command);
     if depth == Depth::Default {
         command.env("PORTCULLIS_GUEST_PART", "1");

@@ -4,7 +4,7 @@ use crate::bare_metal;
 use crate::linux::Programs;
 use crate::report::Outcome;
 use crate::suite::Depth;
-use crate::tools::{self, Selection, cargo, output};
+use crate::tools::{self, Selection, output};
 
 /// The kernels, and whether each is booted by default, in full, and nightly.
 const KERNELS: [(Selection, [bool; 3]); 3] = [
@@ -59,9 +59,11 @@ fn drive(kernel: Selection, depth: Depth) -> Outcome {
         Err(why) => return Outcome::Failed(why),
     };
     // Figures are those of a product; the default form measures nothing and has no other release build of the tests.
-    let profile = if depth == Depth::Default { "test" } else { "release" };
-    let mut command = cargo(&["test", "--profile", profile, "--package", "e2e", "--test", "served"]);
-    command.args(["--", "--nocapture"]);
+    let mut command = if depth == Depth::Default {
+        tools::built_test("served")
+    } else {
+        tools::release_test("served")
+    };
     programs.tell(&mut command);
     let share = if depth == Depth::Default { "one" } else { "full" };
     let attack = if depth == Depth::Default { "30" } else { "120" };

@@ -45,12 +45,7 @@ pub(crate) fn run(depth: Depth, only: Option<String>) -> Result<(), String> {
             "clippy has no warning",
         )
     });
-    let mut all = vec!["test", "--workspace", "--all-targets"];
-    if depth == Depth::Default {
-        // Its peers take long to build; the lints have compiled it, and the full form runs it.
-        all.extend(["--exclude", "bench"]);
-    }
-    report.check("tests", 900, || tests(&all, depth));
+    report.check("tests", 900, || tests(&["test", "--workspace", "--all-targets"], depth));
     report.check("documentation examples", 20, || {
         tests(&["test", "--workspace", "--doc"], depth)
     });
@@ -126,16 +121,7 @@ fn tests(arguments: &[&str], depth: Depth) -> Outcome {
 /// The fuzz targets with time to spend on each; the default run gives them half a second as ordinary tests.
 fn fuzz(depth: Depth) -> Outcome {
     let seconds = if depth == Depth::Nightly { "600" } else { "30" };
-    let mut command = cargo(&[
-        "test",
-        "--release",
-        "--package",
-        "e2e",
-        "--test",
-        "fuzz",
-        "--",
-        "--nocapture",
-    ]);
+    let mut command = tools::release_test("fuzz");
     match output(command.env("PORTCULLIS_FUZZ_SECONDS", seconds)) {
         Ok(text) => {
             let targets = text.lines().filter(|line| line.contains("fuzzed: ")).count();

@@ -229,6 +229,26 @@ pub(crate) fn unpack(selection: Selection) -> Result<Unpacked, String> {
     Ok(Unpacked { root })
 }
 
+/// One of the tests of `e2e`, chosen so that cargo takes what the row "tests" has built: of one package alone, dependencies
+/// have other features, and nearly everything would be built again.
+pub(crate) fn built_test(name: &str) -> Command {
+    cargo(&["test", "--workspace", "--test", name, "--", "--nocapture"])
+}
+
+/// One of the tests of `e2e`, optimised.
+pub(crate) fn release_test(name: &str) -> Command {
+    cargo(&[
+        "test",
+        "--release",
+        "--package",
+        "e2e",
+        "--test",
+        name,
+        "--",
+        "--nocapture",
+    ])
+}
+
 /// Builds one of our programs so that it needs no library, for a guest that has none; returns where it is.
 pub(crate) fn static_program(package: &str, program: &str) -> Result<PathBuf, String> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";

@@ -4,7 +4,7 @@
 
 use crate::linux::Programs;
 use crate::report::Outcome;
-use crate::tools::{self, cargo, output};
+use crate::tools::{self, output};
 
 /// Boots the guest and compares.
 pub(crate) fn check() -> Outcome {
@@ -16,7 +16,7 @@ pub(crate) fn check() -> Outcome {
         Ok(program) => program,
         Err(why) => return Outcome::Failed(why),
     };
-    let mut command = cargo(&["test", "--package", "e2e", "--test", "vfio", "--", "--nocapture"]);
+    let mut command = tools::built_test("vfio");
     programs.tell(&mut command);
     match output(command.env("PORTCULLIS_VFIO_GUEST", guest)) {
         Ok(text) => {
