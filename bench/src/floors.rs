@@ -105,9 +105,9 @@ impl Strict {
         })
     }
 
-    /// The entry of a page, three steps down.
+    /// The table that has the entry of a page, three steps down.
     #[inline]
-    fn walk(&self, page: u64) -> Option<&AtomicU64> {
+    fn table_of(&self, page: u64) -> Option<&iommu_types::Table> {
         let mut table = self.root;
         for level in [27, 18, 9] {
             let entry = self
@@ -120,7 +120,13 @@ impl Strict {
             }
             table = HostPhys::new(word & !(PAGE - 1));
         }
-        self.arena.table(table)?.get(usize::try_from(page & 511).ok()?)
+        self.arena.table(table)
+    }
+
+    /// The entry of a page.
+    #[inline]
+    fn walk(&self, page: u64) -> Option<&AtomicU64> {
+        self.table_of(page)?.get(usize::try_from(page & 511).ok()?)
     }
 
     /// Two descriptors and the tail.
@@ -163,9 +169,7 @@ impl Strict {
         for &(at, bytes) in buffers {
             len += (at % PAGE + bytes).next_multiple_of(PAGE);
         }
-        let Some(entry) = self.walk(page) else { return false };
-        black_box(entry);
-        let Some(table) = self.walk_table(page) else {
+        let Some(table) = self.table_of(page) else {
             return false;
         };
         for (entry, &(at, _)) in table.iter().zip(buffers) {
@@ -176,18 +180,6 @@ impl Strict {
         }
         self.submit(page);
         black_box(len) > 0
-    }
-
-    fn walk_table(&self, page: u64) -> Option<&iommu_types::Table> {
-        let mut table = self.root;
-        for level in [27, 18, 9] {
-            let entry = self
-                .arena
-                .table(table)?
-                .get(usize::try_from(page >> level & 511).ok()?)?;
-            table = HostPhys::new(entry.load(Ordering::Acquire) & !(PAGE - 1));
-        }
-        self.arena.table(table)
     }
 }
 
